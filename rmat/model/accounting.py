@@ -1,0 +1,93 @@
+"""What a configuration costs: parameters, FLOPs, bytes of state, and how far its memory reaches."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from rmat.model.config import ModelConfig
+from rmat.model.state import initial_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """Costs of one configuration; a multiplication and an addition count as two FLOPs."""
+
+    parameters: int
+    """Parameters, tied ones once."""
+    flops_per_token_train: int
+    """FLOPs of a token forward and backward (backward as twice the forward), averaged over the segment."""
+    flops_per_token_decode: int
+    """FLOPs of reading one token from a state, at the middle of a segment and with a full bank."""
+    state_bytes: int
+    """Bytes of a row's state in float32, however much was read."""
+    horizon_tokens: int | None
+    """How far back in tokens the memory (or, without one, local attention) surely reaches; None if it depends on the
+    content. What further blocks pass on from earlier tokens is not counted."""
+    horizon: str
+    """The horizon in words."""
+
+    def to_dict(self) -> dict[str, int | str | None]:
+        """All fields."""
+        return dataclasses.asdict(self)
+
+
+def account(config: ModelConfig) -> Accounting:
+    """The costs of a configuration, counted from its shapes without building it in memory."""
+    from rmat.model.language_model import LanguageModel  # only here: the model imports nothing of its accounting
+
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    state = initial_state(config, 1, torch.device("meta"), torch.float32)
+    tokens, words = _horizon(config)
+    decode, train = _flops(config, decode=True), _flops(config, decode=False)
+    return Accounting(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops_per_token_train=3 * train,
+        flops_per_token_decode=decode,
+        state_bytes=state.nbytes,
+        horizon_tokens=tokens,
+        horizon=words,
+    )
+
+
+def _flops(config: ModelConfig, *, decode: bool) -> int:
+    """Forward FLOPs of one token: matrices, attention scores and sums."""
+    width, head_width = config.d_model, config.n_heads * config.head_dim
+    kv_width = config.n_kv_heads * config.head_dim
+    projections = width * (head_width + 2 * kv_width)
+    matrices = head_width * width + config.d_ff * width * (3 if config.mlp == "swiglu" else 2)
+    matrices += len(config.held) * projections + config.conv_width * width
+    chunk = config.chunk_len
+    keys = {"full": (config.segment_len + 1) // 2, "chunked": (chunk + 1) // 2 + chunk * config.chunk_lookback}
+    n_keys = sum(keys[stream] for stream in config.local_streams)
+    if config.has_memory:
+        share = config.writes_per_segment / config.segment_len
+        matrices += width * head_width + int(share * 2 * width * kv_width)
+        if config.recurrent_gate:
+            matrices += int(share * width * width) + width * width // config.segment_len
+        if config.scores_writes:
+            matrices += width if config.writer in ("select", "all") else 0
+        if config.writer == "pool":
+            matrices += 2 * width * config.writes_per_segment
+        n_keys += config.n_slots + config.null_slot
+    if config.fusion == "token" and len(config.streams) > 1:
+        matrices += width * config.n_heads * len(config.streams)
+    attention = 2 * n_keys * head_width
+    return 2 * (config.n_layers * (matrices + attention) + config.vocab_size * width)
+
+
+def _horizon(config: ModelConfig) -> tuple[int | None, str]:
+    reach = max((config.segment_len if s == "full" else config.chunk_len * (1 + config.chunk_lookback))
+                for s in config.local_streams) if config.local_streams else 0
+    if not config.has_memory:
+        return reach, f"{reach} tokens: local attention only"
+    if config.refuses_writes:
+        return None, "depends on content: a slot stays until n_slots later writes pass the gate"
+    segments = config.n_slots // config.writes_per_segment
+    return segments * config.segment_len, (
+        f"{segments * config.segment_len} tokens: {config.n_slots} slots / {config.writes_per_segment} writes "
+        f"= {segments} segments of {config.segment_len}"
+    )

@@ -1,0 +1,234 @@
+"""Every choice of the architecture, validated: one frozen dataclass whose fields all change something."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Stream = Literal["full", "chunked", "memory"]
+Projections = Literal["separate", "shared"]
+Writer = Literal["mean", "pool", "select", "all"]
+Gate = Literal["none", "gru", "push", "both"]
+WriteFrom = Literal["input", "output"]
+MemoryPosition = Literal["none", "rank", "age"]
+Fusion = Literal["scalar", "head", "token", "joint"]
+Norm = Literal["layernorm", "rmsnorm"]
+MLP = Literal["gelu", "swiglu"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "projections": get_args(Projections),
+    "writer": get_args(Writer),
+    "gate": get_args(Gate),
+    "write_from": get_args(WriteFrom),
+    "memory_position": get_args(MemoryPosition),
+    "fusion": get_args(Fusion),
+    "norm": get_args(Norm),
+    "mlp": get_args(MLP),
+}
+"""The legal values of every field that names an alternative."""
+
+_POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
+_NOT_OF_FUNCTION = ("dropout",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of one model. Raises `ValueError` that names the field, its value and the remedy."""
+
+    vocab_size: int
+    """Number of token ids V; tokens are integers in [0, V)."""
+    d_model: int
+    """Width E of the residual stream."""
+    n_layers: int
+    """Number of blocks."""
+    n_heads: int
+    """Query heads H of every stream; divides d_model, and d_model / n_heads is even (rotary works on pairs)."""
+    n_kv_heads: int
+    """Key/value heads K of every stream; divides n_heads (grouped-query attention when smaller)."""
+    segment_len: int
+    """Tokens S in a segment: the reach of the full stream and the period of memory writes."""
+    chunk_len: int
+    """Tokens C in a chunk: the window of the chunked stream; divides segment_len."""
+    chunk_lookback: int = 0
+    """Whole previous chunks that the chunked stream also sees, 0 or 1; 1 crosses the segment's edge."""
+    streams: tuple[Stream, ...] = ("full", "chunked", "memory")
+    """Which of the paper's three attention streams a block has; any non-empty subset."""
+    projections: Projections = "separate"
+    """Whether the local streams (full, chunked) own their query/key/value projections or share one set."""
+    writer: Writer = "mean"
+    """What a closed segment offers to the memory: its mean, learned pooling queries, selected tokens, or all."""
+    writes_per_segment: int = 1
+    """Candidates W that a segment offers at most; 1 for "mean", segment_len for "all"."""
+    n_slots: int = 32
+    """Slots M of a layer's memory bank."""
+    gate: Gate = "gru"
+    """Write gate: none, the paper's recurrent GRU gate, push (a write may be refused), or both."""
+    write_from: WriteFrom = "output"
+    """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
+    memory_position: MemoryPosition = "none"
+    """What a slot's key learns about its place: nothing, its rank in the bank, or its age in segments."""
+    null_slot: bool = False
+    """A learned slot that lets a query find nothing."""
+    fusion: Fusion = "scalar"
+    """How the streams are mixed: a learned scalar, one per head, one per token and head, or one joint softmax."""
+    rope_theta: float | tuple[float, ...] = 10000.0
+    """Base of the rotary frequencies: one for all query heads, or one per query head (equal inside a group)."""
+    norm: Norm = "layernorm"
+    """Pre-normalisation of both sub-layers and of the output."""
+    mlp: MLP = "gelu"
+    """Feed-forward network."""
+    d_ff: int
+    """Hidden width F of the feed-forward network."""
+    conv_width: int = 0
+    """Taps of the causal depthwise convolution before the projections; 0 leaves it out."""
+    tie_embeddings: bool = True
+    """Whether the output head uses the embedding matrix."""
+    dropout: float = 0.0
+    """Probability of dropping a value of a sub-layer's output in training, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streams", tuple(self.streams))
+        if isinstance(self.rope_theta, (list, tuple)):
+            object.__setattr__(self, "rope_theta", tuple(float(theta) for theta in self.rope_theta))
+        for name in _POSITIVE:
+            self._integer(name, 1)
+        self._integer("writes_per_segment", 1)
+        self._integer("n_slots", 1)
+        self._integer("chunk_lookback", 0)
+        self._integer("conv_width", 0)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                self._refuse(name, f"choose one of {', '.join(choices)}")
+        self._check_heads()
+        self._check_streams()
+        if self.has_memory:
+            self._check_memory()
+        if not 0.0 <= self.dropout < 1.0:
+            self._refuse("dropout", "choose a probability in [0, 1)")
+
+    def _check_heads(self) -> None:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            self._refuse("n_heads", f"d_model={self.d_model} must be n_heads times an even head width")
+        if self.n_heads % self.n_kv_heads:
+            self._refuse("n_kv_heads", f"choose a divisor of n_heads={self.n_heads}")
+        thetas = self.rope_theta if isinstance(self.rope_theta, tuple) else (self.rope_theta,)
+        if any(theta <= 1.0 for theta in thetas):
+            self._refuse("rope_theta", "choose bases above 1")
+        if isinstance(self.rope_theta, tuple):
+            group = self.n_heads // self.n_kv_heads
+            if len(thetas) != self.n_heads:
+                self._refuse("rope_theta", f"give one base, or n_heads={self.n_heads} of them")
+            if any(thetas[h] != thetas[h - h % group] for h in range(self.n_heads)):
+                self._refuse("rope_theta", f"give the {group} heads that share a key head the same base")
+
+    def _check_streams(self) -> None:
+        legal = get_args(Stream)
+        if not self.streams or len(set(self.streams)) != len(self.streams) or set(self.streams) - set(legal):
+            self._refuse("streams", f"choose each of {', '.join(legal)} at most once, and at least one")
+        if self.segment_len % self.chunk_len:
+            self._refuse("chunk_len", f"choose a divisor of segment_len={self.segment_len}")
+        if self.chunk_lookback > 1:
+            self._refuse("chunk_lookback", "choose 0 or 1")
+        if self.fusion == "joint" and len(self.local_streams) == 2 and self.projections != "shared":
+            self._refuse("fusion", "one softmax over all keys needs one query: set projections='shared'")
+
+    def _check_memory(self) -> None:
+        if self.writer == "mean" and self.writes_per_segment != 1:
+            self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
+        if self.writer == "all" and self.writes_per_segment != self.segment_len:
+            self._refuse("writes_per_segment", f"writer='all' needs segment_len={self.segment_len}")
+        if self.writes_per_segment > self.segment_len:
+            self._refuse("writes_per_segment", f"choose at most segment_len={self.segment_len}")
+        if self.writes_per_segment > self.n_slots:
+            self._refuse("writes_per_segment", f"choose at most n_slots={self.n_slots}, or more slots")
+
+    def _integer(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self._refuse(name, f"choose an integer of at least {least}")
+
+    def _refuse(self, name: str, remedy: str) -> None:
+        raise ValueError(f"ModelConfig.{name}={getattr(self, name)!r} is not possible: {remedy}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width D of one head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def local_streams(self) -> tuple[Stream, ...]:
+        """The streams that read tokens, in the order full, chunked."""
+        return tuple(s for s in ("full", "chunked") if s in self.streams)  # type: ignore[misc]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the blocks have a memory bank."""
+        return "memory" in self.streams
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Tokens whose keys and values a state keeps, for every set of local projections."""
+        reach = {"full": self.segment_len, "chunked": self.chunk_len * (1 + self.chunk_lookback)}
+        local = self.local_streams
+        if len(local) == 2 and self.projections == "shared":
+            return {"shared": max(reach.values())}
+        return {stream: reach[stream] for stream in local}
+
+    @property
+    def scores_writes(self) -> bool:
+        """Whether a learned score decides on writes (and its log-gate biases reads)."""
+        return self.has_memory and (self.writer == "select" or self.gate in ("push", "both"))
+
+    @property
+    def refuses_writes(self) -> bool:
+        """Whether the gate may refuse a write."""
+        return self.has_memory and self.gate in ("push", "both")
+
+    @property
+    def recurrent_gate(self) -> bool:
+        """Whether candidates pass the GRU gate."""
+        return self.has_memory and self.gate in ("gru", "both")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as values that JSON can hold."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`. Unknown keys are refused with the nearest valid name."""
+        refuse_unknown(values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"ModelConfig is incomplete: {error}") from None
+
+    @classmethod
+    def preset(cls, size: str, variant: str = "recommended", **overrides: Any) -> ModelConfig:
+        """A named size ("tiny", "small", "base", "large") in a named variant, with any field overridden.
+
+        Fields that hang together follow the overridden ones: with another segment_len, for example, a chunk_len
+        that is not given scales along (see `rmat/model/presets.py`).
+        """
+        from rmat.model.presets import resolve
+
+        refuse_unknown(overrides)
+        return cls(**resolve(size, variant, overrides))
+
+    def fingerprint(self) -> str:
+        """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is left out."""
+        values = {k: v for k, v in self.to_dict().items() if k not in _NOT_OF_FUNCTION}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_unknown(values: dict[str, Any]) -> None:
+    """Raise `ValueError` with the nearest valid name when `values` has a key that is no field of `ModelConfig`."""
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
+            raise ValueError(f"ModelConfig has no field {key!r}: did you mean {near[0]!r}?")

@@ -1,0 +1,207 @@
+"""The language model: embedding, blocks, head; and the schedules that all give the same result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rmat.model.block import Block
+from rmat.model.config import ModelConfig
+from rmat.model.feedforward import make_norm
+from rmat.model.initialization import initialize
+from rmat.model.layout import Layout, make_layout
+from rmat.model.rotary import Rotary
+from rmat.model.state import StreamState, initial_state
+from rmat.ops.fifo import take_rows
+
+Schedule = Literal["auto", "parallel", "sequential"]
+MemoryMode = Literal["on", "zeroed", "frozen", "shuffled"]
+
+
+class LanguageModel(nn.Module):
+    """A recurrent memory-augmented Transformer (arXiv 2507.00453) and everything that `ModelConfig` makes of it.
+
+    `forward(tokens, state) -> (logits, state)` reads on from a state and returns the next; nothing is kept on the
+    module. One call of T tokens, T calls of one, and any split between give the same logits, state and gradients.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ValueError(f"LanguageModel takes a ModelConfig, not {type(config).__name__}: try ModelConfig.preset")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = make_norm(config)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        initialize(self)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: StreamState | None = None,
+        *,
+        resets: Tensor | None = None,
+        valid: Tensor | None = None,
+        schedule: Schedule = "auto",
+        memory: MemoryMode = "on",
+    ) -> tuple[Tensor, StreamState]:
+        """Read tokens on from a state.
+
+        Args:
+            tokens: (B, T) int64, T >= 1.
+            state: what was read before; None starts every row afresh. It stays valid.
+            resets: (B, T) bool, true where a new document starts; what came before it is forgotten.
+            valid: (B, T) bool, false for padding anywhere in a row; it leaves the row's state untouched.
+            schedule: "parallel" reads all segments of a layer at once, "sequential" one after the other, "auto" picks
+                (`resolve_schedule` says why). A model that writes from the block output cannot be parallel.
+            memory: "on"; or, to measure what the memory is worth: "zeroed" (every read finds an empty bank),
+                "frozen" (a full bank takes no more writes: it keeps the document's start), "shuffled" (row b reads
+                the bank of row b - 1).
+
+        Returns: logits (B, T, V), zero at padding, and the state after the last token. Gradients flow through the
+        memory inside a call, and into earlier calls unless the state was detached.
+
+        Raises: `ValueError` that names what is wrong with an argument, its value and the remedy.
+        """
+        state = self._check(tokens, state, resets, valid)
+        name, _ = self.resolve_schedule(schedule)
+        if memory not in get_args(MemoryMode):
+            raise ValueError(f"memory={memory!r} is not possible: choose one of {', '.join(get_args(MemoryMode))}")
+        length, place = None, None
+        if valid is not None and not bool(valid.all()):
+            tokens, resets, length, place = _compact(tokens, resets, valid)
+        if resets is not None:
+            live = resets[:, 0] if length is None else resets[:, 0] & (length > 0)
+            state = state.reset(live)
+            resets = resets.clone()
+            resets[:, 0] = False
+            resets = resets if bool(resets.any()) else None
+        layout = make_layout(self.config, state.position, tokens.shape[1], length, resets)
+        if name == "parallel" or (layout.n_segments == 1 and resets is None):
+            hidden, state = self._read(tokens, state, layout, memory)
+        else:
+            hidden, state = self._read_pieces(tokens, state, layout, memory)
+        logits = self._head(hidden)
+        if valid is not None and place is not None:
+            logits = torch.where(valid[..., None], take_rows(logits, place), 0.0)
+        return logits, state
+
+    def resolve_schedule(self, schedule: Schedule = "auto") -> tuple[str, str]:
+        """The schedule that `forward` takes for `schedule`, and why."""
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={schedule!r} is not possible: choose one of {', '.join(get_args(Schedule))}")
+        recurrent = self.config.has_memory and self.config.write_from == "output"
+        if schedule == "parallel" and recurrent:
+            raise ValueError(
+                "schedule='parallel' is not possible with write_from='output': a segment's memory needs the outputs of "
+                "the one before; use schedule='auto', or a configuration with write_from='input'"
+            )
+        if schedule != "auto":
+            return schedule, "asked for"
+        if recurrent:
+            return "sequential", "write_from='output': a segment's memory needs the block outputs of the one before"
+        if not self.config.has_memory:
+            return "parallel", "no memory: segments need only keys and values of their neighbours"
+        return "parallel", "write_from='input': all segments of a layer are known at once"
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> StreamState:
+        """The state of rows that have read nothing; device and floating type default to the model's."""
+        weight = self.embedding.weight
+        return initial_state(self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype)
+
+    def save(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write a model folder (config.json, model.safetensors and, if given, tokenizer.json)."""
+        from rmat.weights import save_model  # the one place where the model knows of its folder
+
+        save_model(self, folder, tokenizer=tokenizer)
+
+    def _read(self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str) -> tuple[Tensor, StreamState]:
+        """All blocks over one layout: hidden vectors (B, T, E) and the new state."""
+        h_BTE = self.embedding(tokens_BT)
+        rotary = Rotary.of(self.config, layout, self.embedding.weight.dtype)
+        layers = []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            h_BTE, layer = block(h_BTE, layer, layout, rotary, memory)
+            layers.append(layer)
+        return h_BTE, StreamState(position=layout.end_B, layers=tuple(layers), fingerprint=state.fingerprint)
+
+    def _read_pieces(
+        self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str
+    ) -> tuple[Tensor, StreamState]:
+        """Segment after segment: every layer of one before the first of the next."""
+        parts, starts, n_read = [], [], 0
+        for piece in layout.pieces():
+            if piece.fresh_B is not None:
+                state = state.reset(piece.fresh_B)
+            n_tokens = piece.index_BT.shape[1]
+            part = make_layout(self.config, state.position, n_tokens, piece.length_B, None)
+            hidden_BTE, state = self._read(take_rows(tokens_BT, piece.index_BT), state, part, memory)
+            parts.append(hidden_BTE)
+            starts.append(n_read)
+            n_read += n_tokens
+        joined_BXE = torch.cat(parts, dim=1)
+        if layout.uniform is not None:
+            return joined_BXE, state
+        start_BT = torch.tensor(starts, device=tokens_BT.device)[layout.segment_BT]
+        within_BT = torch.arange(layout.n_tokens, device=tokens_BT.device) - layout.first_BN.gather(1, layout.segment_BT)
+        return take_rows(joined_BXE, (start_BT + within_BT).clamp(0, n_read - 1)), state
+
+    def _head(self, hidden_BTE: Tensor) -> Tensor:
+        weight = self.embedding.weight if self.config.tie_embeddings else self.head.weight
+        return nn.functional.linear(self.norm(hidden_BTE), weight)
+
+    def _check(
+        self, tokens: Tensor, state: StreamState | None, resets: Tensor | None, valid: Tensor | None
+    ) -> StreamState:
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"tokens are {kind}: give an int64 tensor of shape (rows, tokens)")
+        if tokens.dim() != 2 or not tokens.numel():
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (rows, tokens) with at least one of each")
+        device = self.embedding.weight.device
+        if tokens.device != device:
+            raise ValueError(f"tokens are on {tokens.device}, the model on {device}: move one of them")
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            odd = low if low < 0 else high
+            raise ValueError(f"token {odd} is out of range: ids must be in [0, vocab_size={self.config.vocab_size})")
+        for name, mask in (("resets", resets), ("valid", valid)):
+            if mask is None:
+                continue
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens.shape:
+                seen = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+                raise ValueError(f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape)}")
+            if mask.device != device:
+                raise ValueError(f"{name} is on {mask.device}, the model on {device}: move one of them")
+        if state is None:
+            return self.initial_state(tokens.shape[0])
+        if not isinstance(state, StreamState):
+            raise ValueError(f"state is {type(state).__name__}: give the StreamState of an earlier call, or None")
+        if state.fingerprint != self.config.fingerprint():
+            raise ValueError(
+                f"state belongs to another configuration (fingerprint {state.fingerprint}, this model has "
+                f"{self.config.fingerprint()}): start from model.initial_state"
+            )
+        if state.batch_size != tokens.shape[0]:
+            raise ValueError(f"state has {state.batch_size} rows, tokens have {tokens.shape[0]}: select or concat rows")
+        if state.position.device != device:
+            raise ValueError(f"state is on {state.position.device}, the model on {device}: use state.to({device!s})")
+        return state
+
+
+def _compact(tokens: Tensor, resets: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Move every row's real tokens to its front. Returns tokens and resets of the longest row's length, the rows'
+    lengths (B,), and where each original place (B, T) went. Resets at padding are no document starts."""
+    length = valid.sum(1)
+    order = (~valid).long().argsort(dim=1, stable=True)[:, : max(int(length.max()), 1)]
+    place = (valid.cumsum(1) - 1).clamp(min=0)
+    if resets is not None:
+        resets = (resets & valid).gather(1, order)
+    return tokens.gather(1, order), resets, length, place

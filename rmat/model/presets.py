@@ -1,0 +1,76 @@
+"""Named sizes and variants: the paper, what we recommend, and the baselines, all as values of `ModelConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(vocab_size=1024, d_model=128, n_layers=4, n_heads=4, segment_len=128),
+    "small": dict(vocab_size=16384, d_model=512, n_layers=7, n_heads=8, segment_len=512),
+    "base": dict(vocab_size=50304, d_model=768, n_layers=13, n_heads=12, segment_len=512),
+    "large": dict(vocab_size=50304, d_model=2048, n_layers=18, n_heads=16, segment_len=512),
+}
+"""What a size fixes; about 1M, 30M, 137M and 1B parameters in the recommended variant."""
+
+SLOTS = {"tiny": 128, "small": 256, "base": 512, "large": 1024}
+"""Memory slots of the selecting variant at each size."""
+
+FULL_CONTEXT = 16384
+"""Segment length of the plain Transformer: its whole context window."""
+
+_MODERN = dict(norm="rmsnorm", mlp="swiglu", conv_width=3, projections="shared", chunk_lookback=1)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "recommended": dict(
+        _MODERN, writer="select", gate="push", write_from="input", memory_position="none", null_slot=True, fusion="head"
+    ),
+    "paper": dict(writer="mean", gate="gru", write_from="output", fusion="scalar", n_slots=32),
+    "local": dict(_MODERN, streams=("full", "chunked"), fusion="head"),
+    "xl": dict(
+        _MODERN, writer="all", gate="none", write_from="input", memory_position="rank", null_slot=True, fusion="head"
+    ),
+    "full": dict(_MODERN, streams=("full",), segment_len=FULL_CONTEXT),
+}
+"""What a variant fixes beside its size."""
+
+
+def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """All fields of a preset. What is not overridden follows what is: chunks and writes scale with the segment,
+    key/value heads with the heads, the feed-forward width with d_model. Raises `ValueError` on an unknown name."""
+    for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"no preset {kind} {name!r}: did you mean {near!r}? ({', '.join(known)} exist)")
+    fields = {**SIZES[size], **VARIANTS[variant], **overrides}
+    paper = variant == "paper"
+    segment, heads = fields["segment_len"], fields["n_heads"]
+    if not all(isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")):
+        fields.setdefault("chunk_len", 1)  # ModelConfig refuses the bad value with its own sentence
+        fields.setdefault("n_kv_heads", 1)
+        fields.setdefault("d_ff", 1)
+        return fields
+    fields.setdefault("chunk_len", _divisor(segment, segment // 8 if paper else min(segment // 2, 128)))
+    fields.setdefault("n_kv_heads", heads if paper or heads % 2 else heads // 2)
+    width = fields["d_model"]
+    swiglu = fields.get("mlp", "gelu") == "swiglu"
+    fields.setdefault("d_ff", _round_up(8 * width // 3, 32) if swiglu else 4 * width)
+    writer = fields.get("writer", "mean")
+    if writer == "all":
+        fields.setdefault("writes_per_segment", segment)
+        fields.setdefault("n_slots", segment)
+    elif writer == "mean":
+        fields.setdefault("writes_per_segment", 1)
+    fields.setdefault("n_slots", SLOTS[size])
+    slots = fields["n_slots"]
+    fields.setdefault("writes_per_segment", max(1, min(64, segment // 4, slots if isinstance(slots, int) else 1)))
+    return fields
+
+
+def _divisor(number: int, near: int) -> int:
+    """The largest divisor of `number` that is at most `near` (at least 1)."""
+    return max(d for d in range(1, max(1, near) + 1) if number % d == 0)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

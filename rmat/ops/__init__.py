@@ -1,0 +1,1 @@
+"""Functions on tensors, without parameters: `reference.py` defines each by loops, the other files are fast forms."""

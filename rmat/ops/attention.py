@@ -1,0 +1,109 @@
+"""Attention, rotary positions and the causal convolution as functions on tensors.
+
+Axis letters are those of `rmat/model/notation.py`. Loop-level definitions: `rmat/ops/reference.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MASKED = -1.0e4
+"""Added to the logit of a key that must not be seen. exp(MASKED) is exactly 0 in every float type here, and being
+finite it keeps gradients finite where all keys of a query are masked."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or unchanged if it is float64: the precision of softmax, gates and recurrent state."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def attend(
+    q_BTHD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention, one call for all rows: softmax(q . k / sqrt(D) + bias) v.
+
+    Args:
+        q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
+        mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
+        causal: query t sees the keys 0..t (T == J); excludes mask and bias.
+        bias: float, broadcastable to (B, 1, T, J), added to the logits; differentiable.
+
+    Returns: (B, T, H, D), in the type of q.
+    """
+    grouped = q_BTHD.shape[2] != k_BJKD.shape[2]
+    extra = mask if bias is None else bias.to(q_BTHD.dtype)
+    if mask is not None and bias is not None:
+        extra = torch.where(mask, bias, MASKED).to(q_BTHD.dtype)
+    out_BHTD = F.scaled_dot_product_attention(
+        q_BTHD.transpose(1, 2),
+        k_BJKD.transpose(1, 2),
+        v_BJKD.transpose(1, 2),
+        attn_mask=extra,
+        is_causal=causal,
+        enable_gqa=grouped,
+    )
+    return out_BHTD.transpose(1, 2)
+
+
+def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: the pair (i, i + D/2) of every head turns by its angle, in at least float32.
+
+    cos, sin: broadcastable to (B, T, H, D/2). Returns the type and shape of x.
+    """
+    first, second = at_least_float32(x_BTHD).chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x_BTHD.dtype)
+
+
+def fold_chunks(
+    q_RSHD: Tensor, k_RJKD: Tensor, v_RJKD: Tensor, chunk: int, lookback: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay the chunks of every segment side by side as rows of their own.
+
+    Args:
+        q_RSHD: queries of R segments, S a multiple of `chunk`.
+        k_RJKD, v_RJKD: keys and values, J = S + lookback * chunk: the chunk before the segment comes first.
+
+    Returns: queries (R * S / chunk, chunk, H, D); keys and values (R * S / chunk, (1 + lookback) * chunk, K, D).
+    """
+    n_rows, n_cells = q_RSHD.shape[:2]
+    n_chunks = n_cells // chunk
+    q = q_RSHD.reshape(n_rows * n_chunks, chunk, *q_RSHD.shape[2:])
+
+    def windows(x_RJKD: Tensor) -> Tensor:
+        parts = x_RJKD.reshape(n_rows, n_chunks + lookback, chunk, *x_RJKD.shape[2:])
+        if lookback:
+            parts = torch.cat([parts[:, :-1], parts[:, 1:]], dim=2)
+        return parts.reshape(n_rows * n_chunks, -1, *x_RJKD.shape[2:])
+
+    return q, windows(k_RJKD), windows(v_RJKD)
+
+
+def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position_BT: Tensor | None) -> Tensor:
+    """Depthwise convolution over a token and the ones before it in its document.
+
+    Args:
+        x_BTE: inputs. held_BLE: the L = width - 1 inputs before them.
+        weight: (width, E); weight[j] multiplies the input j tokens back.
+        position_BT: int64 position in the document, which hides inputs of another document; None if every token has
+            width - 1 predecessors in its own.
+
+    Returns: (B, T, E).
+    """
+    n_held, n_tokens = held_BLE.shape[1], x_BTE.shape[1]
+    joined_BXE = torch.cat([held_BLE.to(x_BTE.dtype), x_BTE], dim=1)
+    out_BTE = x_BTE * weight[0]
+    for back in range(1, n_held + 1):
+        term_BTE = joined_BXE[:, n_held - back : n_held - back + n_tokens] * weight[back]
+        if position_BT is not None:
+            term_BTE = torch.where((position_BT >= back)[..., None], term_BTE, 0.0)
+        out_BTE = out_BTE + term_BTE
+    return out_BTE
