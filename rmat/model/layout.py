@@ -125,10 +125,14 @@ class Layout:
         return torch.cat([ahead, cells_BNSE], dim=2)
 
     def hold(self, x_BXE: Tensor, n_held: int) -> Tensor:
-        """The last `n_held` of each row's held and new tokens (B, n_held + T, ...), padding left out."""
+        """The last `n_held` of each row's held and new tokens (B, n_held + T, ...), padding left out, zero where the
+        document is not that long. A copy: a state must not keep the tensors of a call alive."""
         if self.uniform is not None:
-            return x_BXE[:, x_BXE.shape[1] - n_held :]
-        return take_rows(x_BXE, self.length_B[:, None] + torch.arange(n_held, device=x_BXE.device))
+            return x_BXE[:, x_BXE.shape[1] - n_held :].clone()
+        place = torch.arange(n_held, device=x_BXE.device)
+        held = take_rows(x_BXE, self.length_B[:, None] + place)
+        of_document = place >= n_held - self.end_B[:, None]
+        return torch.where(of_document.view(*of_document.shape, *[1] * (held.dim() - 2)), held, 0.0)
 
     def pieces(self) -> Iterator[Piece]:
         """The call cut at segment edges and document starts, for the sequential schedule."""
@@ -264,7 +268,7 @@ def _shape(config: ModelConfig, n_segments: int, n_tokens: int, reach: int, wide
     new without the causal shortcut; a grid row scores half of the square of its cells."""
     if n_segments > 1:
         return False, config.segment_len
-    n_cells = min(config.segment_len, -(-widest // config.chunk_len) * config.chunk_len)
+    n_cells = min(config.segment_len, -(-max(widest, 1) // config.chunk_len) * config.chunk_len)
     if 2 * n_tokens * (reach + n_tokens) < n_cells * n_cells:
         return True, n_tokens
     return False, n_cells

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
-from rmat.model.state import NEVER, LayerState
+from rmat.model.state import EMPTY, LayerState
 from rmat.model.writers import Candidates, Pending, Writer
 from rmat.ops.attention import MASKED, at_least_float32, attend
 from rmat.ops.fifo import fifo_windows, take_rows
@@ -102,30 +102,27 @@ class Memory(nn.Module):
         if layout.closes or layout.n_segments > 1:
             bank, state = self._push(pending, x_BTE.dtype, bank, state, layout, memory)
         closed_B1 = layout.closes_BN.gather(1, layout.last_B[:, None])
-        kept = {
-            "pending": (pending.vector_RPE, 0.0),
-            "pending_score": (pending.score_RP, NEVER),
-            "pending_offset": (pending.offset_RP, -1),
-        }
+        kept = {"pending": pending.vector_RPE, "pending_score": pending.score_RP, "pending_offset": pending.offset_RP}
         changed = {}
-        for name, (folded, empty) in kept.items():
+        for name, folded in kept.items():
             if folded is not None:
                 last = take_rows(folded.unflatten(0, (layout.n_rows, -1)), layout.last_B[:, None])[:, 0]
-                changed[name] = torch.where(closed_B1.view(-1, *[1] * (last.dim() - 1)), empty, last)
+                changed[name] = torch.where(closed_B1.view(-1, *[1] * (last.dim() - 1)), EMPTY.get(name, 0), last)
         return bank, dataclasses.replace(state, **changed)
 
     def _absorb(self, x_BTE: Tensor, state: LayerState, layout: Layout) -> Pending:
         """The writer's summary of every segment of the call, rows and segments folded."""
 
-        def at_first(held: Tensor | None, empty: float) -> Tensor | None:
+        def at_first(name: str) -> Tensor | None:
+            held = getattr(state, name)
             if held is None:
                 return None
-            rest = held.new_full((layout.n_rows, layout.n_segments - 1, *held.shape[1:]), empty)
+            rest = held.new_full((layout.n_rows, layout.n_segments - 1, *held.shape[1:]), EMPTY.get(name, 0))
             return torch.cat([held[:, None], rest], dim=1).flatten(0, 1)
 
-        vector = at_first(state.pending, 0)
+        vector = at_first("pending")
         assert vector is not None
-        pending = Pending(vector, at_first(state.pending_score, NEVER), at_first(state.pending_offset, -1))
+        pending = Pending(vector, at_first("pending_score"), at_first("pending_offset"))
         x_RSE = layout.fold(x_BTE).flatten(0, 1)
         live_BNS = layout.live_BNS
         offset_BNS = layout.cell_offset_BNS.expand_as(live_BNS)
@@ -183,12 +180,13 @@ class Memory(nn.Module):
         )
         counted_BN = torch.where(layout.document_BN == end_document_B1, entered_BNW.sum(2), 0)
         pushed_B = counted_BN.sum(1) + torch.where(end_document_B1[:, 0] == 0, state.pushed, 0)
+        filled_BM = bank.filled_BNM[:, -1]
         state = dataclasses.replace(
             state,
-            slot_key=bank.key_BNMKD[:, -1],
-            slot_value=bank.value_BNMKD[:, -1],
-            slot_log_gate=bank.log_gate_BNM[:, -1],
-            slot_age=bank.age_BNM[:, -1],
+            slot_key=torch.where(filled_BM[..., None, None], bank.key_BNMKD[:, -1], 0.0),
+            slot_value=torch.where(filled_BM[..., None, None], bank.value_BNMKD[:, -1], 0.0),
+            slot_log_gate=torch.where(filled_BM, bank.log_gate_BNM[:, -1], 0.0),
+            slot_age=torch.where(filled_BM, bank.age_BNM[:, -1], 0),
             pushed=pushed_B,
             recurrent=recurrent_BE,
         )

@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 NEVER = -1.0e30
 """Score of an empty place in the open segment: below every real score, and finite so that gradients stay finite."""
 
+EMPTY = {"pending_score": NEVER, "pending_offset": -1}
+"""What the places of a fresh state hold where it is not zero."""
+
 _LONG = ("slot_age", "pushed", "pending_offset")
 _AT_LEAST_FLOAT32 = ("slot_log_gate", "recurrent", "pending_score", "pending")
 
@@ -118,14 +121,10 @@ class StreamState:
         return self._map(lambda tensor: tensor.to(device))
 
     def reset(self, rows_B: Tensor) -> StreamState:
-        """A fresh document in the rows where `rows_B` (B,) bool is true. Held keys and slots need no clearing:
-        position and count say that they are of no document."""
+        """A fresh document in the rows where `rows_B` (B,) bool is true: nothing of the old one is left in them."""
 
         def clear(name: str, tensor: Tensor) -> Tensor:
-            value = {"pushed": 0, "recurrent": 0, "pending": 0, "pending_score": NEVER, "pending_offset": -1}.get(name)
-            if value is None:
-                return tensor
-            return torch.where(rows_B.view(-1, *[1] * (tensor.dim() - 1)), value, tensor)
+            return torch.where(rows_B.view(-1, *[1] * (tensor.dim() - 1)), EMPTY.get(name, 0), tensor)
 
         layers = tuple(LayerState(**{k: clear(k, v) for k, v in layer.items()}) for layer in self.layers)
         return dataclasses.replace(self, position=torch.where(rows_B, 0, self.position), layers=layers)
@@ -218,8 +217,7 @@ def initial_state(config: ModelConfig, batch_size: int, device: torch.device, dt
 
     def make(name: str, shape: tuple[int, ...]) -> Tensor:
         kind = torch.promote_types(dtype, torch.float32) if name in _AT_LEAST_FLOAT32 else dtype
-        fill = {"pending_score": NEVER, "pending_offset": -1}.get(name, 0)
-        return torch.full((batch_size, *shape), fill, dtype=torch.int64 if name in _LONG else kind, device=device)
+        return torch.full((batch_size, *shape), EMPTY.get(name, 0), dtype=torch.int64 if name in _LONG else kind, device=device)
 
     layers = tuple(LayerState(**{k: make(k, v) for k, v in shapes.items()}) for _ in range(config.n_layers))
     position = torch.zeros(batch_size, dtype=torch.int64, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
-from rmat.model.state import NEVER
+from rmat.model.state import EMPTY, NEVER
 from rmat.ops.attention import at_least_float32
 from rmat.ops.fifo import take_rows
 
@@ -105,8 +105,13 @@ class Writer(nn.Module):
         empty_RW = score_RX.gather(1, best_RW) <= NEVER / 2
         when_RW = torch.where(empty_RW, self.segment_len, offset_RX.gather(1, best_RW))
         best_RW = best_RW.gather(1, when_RW.argsort(dim=1, stable=True))
+        empty_RW = score_RX.gather(1, best_RW) <= NEVER / 2
         x_RXE = torch.cat([pending.vector_RPE, x_RSE.to(pending.vector_RPE.dtype)], dim=1)
-        return Pending(take_rows(x_RXE, best_RW), score_RX.gather(1, best_RW), offset_RX.gather(1, best_RW))
+        return Pending(
+            torch.where(empty_RW[..., None], 0.0, take_rows(x_RXE, best_RW)),
+            torch.where(empty_RW, EMPTY["pending_score"], score_RX.gather(1, best_RW)),
+            torch.where(empty_RW, EMPTY["pending_offset"], offset_RX.gather(1, best_RW)),
+        )
 
     def scores(self, x_RSE: Tensor) -> Tensor:
         """Write scores (R, S) in at least float32."""

@@ -1,0 +1,60 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The newest of these that is Python 3.11 or later; `make PYTHON=/path/to/python` overrides the search.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := runs/demo
+DEMO_MINUTES ?= 5
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "rmat needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: rmat needs Python 3.11 or newer" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
+	@echo "installing into $(VENV) (about a minute)"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, complete a function
+	rm -rf $(DEMO)
+	$(BIN)/rmat train --preset tiny --data python-stdlib --out $(DEMO) train.max_minutes=$(DEMO_MINUTES) train.steps=100000
+	$(BIN)/rmat eval ablation $(DEMO) --max-bytes 400000
+	@printf '\ncompleting a function: def read_lines(path)\n\n'
+	@$(BIN)/rmat generate $(DEMO) --max-new-tokens 160 --temperature 0.6 --top-p 0.9 --seed 1 $$'def read_lines(path):\n    """Return the lines of a file."""\n'
+
+.PHONY: test
+test: lint ## lint, types and the whole test suite
+	$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: slow
+slow: $(STAMP) ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+.PHONY: bench
+bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
+	$(BIN)/python benchmarks/throughput.py
+
+# On a machine with a GPU and no network: runs on the Python that has torch, installs nothing.
+.PHONY: gpu-check
+gpu-check: ## parity and speed on a GPU, without .venv (make gpu-check PYTHON=...)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py

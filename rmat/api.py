@@ -1,0 +1,89 @@
+"""The front door for Python: puts model, data, training, evaluation and generation together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rmat.model import LanguageModel
+from rmat.weights import TOKENIZER_FILE, load_model, model_folder
+
+if TYPE_CHECKING:
+    from rmat.data.store import TokenStore
+    from rmat.data.tokenizer import Tokenizer
+    from rmat.training.config import RunConfig
+
+SAMPLE_TOKENS = 120
+"""Tokens of the samples that training writes down."""
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, Tokenizer | None]:
+    """Model and tokenizer of a model folder, or of the folder of a training run.
+
+    The tokenizer is None if the model was saved without one. Raises FileNotFoundError if there is no model, ValueError
+    if a file is damaged or does not fit.
+    """
+    from rmat.data.tokenizer import load_tokenizer
+
+    folder = model_folder(folder)
+    model = load_model(folder, device)
+    if not (folder / TOKENIZER_FILE).is_file():
+        return model, None
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
+            "save the model again with its own tokenizer"
+        )
+    return model, tokenizer
+
+
+def train(config: RunConfig | None = None, *, resume: str | Path | None = None, reporter: Any = None) -> Path:
+    """Train a model: the folder of the run, with the model in its folder `model`.
+
+    Args:
+        config: what to train; with `resume` it may be left out and otherwise may differ only in how long and how
+            closely watched the run is.
+        resume: folder of an interrupted run, which goes on where it was saved.
+        reporter: told of the progress; None prints it to standard error.
+
+    Raises ValueError for a setting or data that cannot be used.
+    """
+    from rmat.training.config import RunConfig
+    from rmat.training.loop import train as run
+
+    resume = None if resume is None else Path(resume)
+    if config is None:
+        if resume is None:
+            raise ValueError("nothing to train: give a RunConfig, or the folder of a run as resume")
+        config = RunConfig.load(resume)
+    return run(config, resume=resume, evaluate=evaluate, sample=sample, reporter=reporter)
+
+
+def evaluate(
+    model: LanguageModel, tokenizer: Tokenizer, store: TokenStore, *, max_bytes: int | None = None
+) -> dict[str, float]:
+    """Bits per byte of `store` with the memory on and with every read finding it empty.
+
+    Without a memory the two are the same number.
+    """
+    from rmat.evaluation.perplexity import perplexity
+
+    on = perplexity(model, tokenizer, store, max_bytes=max_bytes, buckets=False).bits_per_byte
+    zeroed = on
+    if model.config.has_memory:
+        zeroed = perplexity(
+            model, tokenizer, store, memory="zeroed", max_bytes=max_bytes, buckets=False
+        ).bits_per_byte
+    return {"bits_per_byte": on, "bits_per_byte_memory_zeroed": zeroed}
+
+
+def sample(model: LanguageModel, tokenizer: Tokenizer) -> str:
+    """A short text that the model begins by itself; the same weights give the same text."""
+    from rmat.generation.stream import generate
+
+    return "".join(
+        generate(model, tokenizer, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)
+    )

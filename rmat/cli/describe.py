@@ -1,0 +1,88 @@
+"""`rmat describe`: size and cost of a preset or of a saved model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmat.cli.output import human_bytes, print_json, print_table
+from rmat.cli.parsing import add_command, add_json
+
+if TYPE_CHECKING:
+    from rmat.model import ModelConfig
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "describe",
+        run=run,
+        settings=True,
+        help="parameters, FLOPs per token, state bytes and memory horizon of a model",
+        description="What a preset or a saved model costs. A preset takes field=value settings, such as d_model=256.",
+        usage="rmat describe MODEL_OR_PRESET [--variant NAME] [field=value ...] [--json]",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL_OR_PRESET", help="tiny, small, base, large, or the folder of a model or run"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="recommended (default), paper, local, xl or full; presets only"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the model costs."""
+    from rmat.model.accounting import account
+
+    config = _config(args)
+    costs = account(config)
+    result: dict[str, Any] = {
+        "parameters": costs.parameters,
+        "flops_per_token_train": costs.flops_per_token_train,
+        "flops_per_token_decode": costs.flops_per_token_decode,
+        "state_bytes": costs.state_bytes,
+        "horizon_tokens": costs.horizon_tokens,
+        "horizon": costs.horizon,
+        "config": config.to_dict(),
+    }
+    if args.json:
+        print_json(result)
+        return 0
+    rows = [
+        ("parameters", f"{costs.parameters:,}"),
+        ("FLOPs per token, training", f"{costs.flops_per_token_train:,}"),
+        ("FLOPs per token, decoding", f"{costs.flops_per_token_decode:,}"),
+        ("state of one stream", human_bytes(costs.state_bytes)),
+        ("memory horizon", costs.horizon),
+    ]
+    print_table(["cost", "value"], rows)
+    print()
+    print_table(["field", "value"], [(name, str(value)) for name, value in result["config"].items()])
+    return 0
+
+
+def _config(args: argparse.Namespace) -> ModelConfig:
+    from rmat.model import ModelConfig
+    from rmat.model.config import refuse_unknown
+    from rmat.model.presets import SIZES
+    from rmat.training.fields import coerce, field_types, nearest
+    from rmat.weights import model_folder, read_config
+
+    if args.model in SIZES:
+        refuse_unknown(args.settings)
+        kinds = field_types(ModelConfig)
+        given = {name: coerce(value, kinds[name], name) for name, value in args.settings.items()}
+        return ModelConfig.preset(args.model, variant=args.variant or "recommended", **given)
+    if not Path(args.model).exists():
+        raise ValueError(
+            f"{args.model!r} is neither a preset ({', '.join(SIZES)}; the nearest is {nearest(args.model, SIZES)!r}) "
+            "nor a folder"
+        )
+    if args.settings or args.variant:
+        raise ValueError(
+            f"{args.model} is a saved model, whose configuration is fixed: leave out --variant and settings"
+        )
+    return read_config(model_folder(args.model))

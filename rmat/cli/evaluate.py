@@ -1,0 +1,227 @@
+"""`rmat eval`: bits per byte, what the memory is worth, recall."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.output import human_bytes, print_json, print_table, with_interval
+from rmat.cli.parsing import add_command, add_json
+
+if TYPE_CHECKING:
+    from rmat.data.store import TokenStore
+    from rmat.data.tokenizer import Tokenizer
+    from rmat.model import LanguageModel
+
+MEMORY_MODES = ("on", "zeroed", "frozen", "shuffled")
+
+
+def add(commands: Any) -> None:
+    """Add the command and what it measures."""
+    parser = commands.add_parser("eval", help="measure a model", description="Measure a model.")
+    kinds = parser.add_subparsers(
+        title="measurements", dest="measurement", metavar="MEASUREMENT", required=True
+    )
+
+    perplexity = add_command(
+        kinds,
+        "perplexity",
+        run=run_perplexity,
+        help="bits per byte of held-out text, in total and by position in the document",
+        description="Bits per byte of held-out text. Every document starts with an empty memory.",
+    )
+    _add_text_options(perplexity)
+    perplexity.add_argument(
+        "--memory",
+        choices=MEMORY_MODES,
+        default="on",
+        help="how the memory is used (default: on; see eval ablation)",
+    )
+
+    ablation = add_command(
+        kinds,
+        "ablation",
+        run=run_ablation,
+        help="bits per byte with the memory on, zeroed, frozen and shuffled",
+        description="What the memory is worth: bits per byte with it on; zeroed (every read finds it empty), frozen (it keeps\n"
+        "the document's start) and shuffled (it holds another document's; left out where there is one document only).",
+    )
+    _add_text_options(ablation)
+
+    recall = add_command(
+        kinds,
+        "recall",
+        run=run_recall,
+        help="recall of key-value pairs over any length, for models trained on that task",
+        description="Accuracy of recalling key-value pairs from the start of a stream of each length, for a model that was\n"
+        "trained on that task (benchmarks/recall.py).",
+    )
+    recall.add_argument("model", metavar="MODEL", help="folder of a model")
+    recall.add_argument(
+        "--length", type=int, action="append", metavar="TOKENS", help="length; repeatable (default: 256)"
+    )
+    recall.add_argument("--rows", type=int, default=64, help="streams of each length (default: 64)")
+    recall.add_argument("--pairs", type=int, default=8, help="pairs to remember (default: 8)")
+    recall.add_argument(
+        "--queries", choices=("end", "everywhere"), default="end", help="where they are asked (default: end)"
+    )
+    recall.add_argument(
+        "--memory", choices=MEMORY_MODES, default="on", help="how the memory is used (default: on)"
+    )
+    _add_common_options(recall)
+
+
+def run_perplexity(args: argparse.Namespace) -> int:
+    """Print bits per byte."""
+    from rmat.evaluation.perplexity import perplexity
+
+    model, tokenizer, store = _load(args)
+    found = perplexity(
+        model,
+        tokenizer,
+        store,
+        memory=args.memory,
+        max_bytes=args.max_bytes,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    rows = [("all", *with_interval(found.bits_per_byte, found.low, found.high))]
+    for bucket in found.by_position:
+        score = bucket.score
+        rows.append(
+            (f"{bucket.start:,} to {bucket.stop:,}", *with_interval(score.value, score.low, score.high))
+        )
+    caption = (
+        f"{found.documents:,} documents, {found.bytes:,} bytes, {found.tokens:,} tokens, memory {found.memory}; positions "
+        f"are bytes of the document, over the {found.position_documents:,} longest; the state of one stream is "
+        f"{human_bytes(found.state_bytes)}"
+    )
+    print_table(["position", "bits per byte", "95 % interval"], rows, caption)
+    return 0
+
+
+def run_ablation(args: argparse.Namespace) -> int:
+    """Print bits per byte in each way of using the memory."""
+    from rmat.evaluation.ablation import ablation
+
+    model, tokenizer, store = _load(args)
+    # One document has no other whose memory it could be given.
+    alone = len(store) < 2 or (args.max_bytes is not None and store.document_bytes(0) >= args.max_bytes)
+    found = ablation(
+        model,
+        tokenizer,
+        store,
+        modes=("on", "zeroed", "frozen") if alone else ("on", "zeroed", "frozen", "shuffled"),
+        max_bytes=args.max_bytes,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    if args.json:
+        print_json({"shuffled": None, **found.to_dict()})
+        return 0
+    rows = []
+    for mode, score in found.modes.items():
+        difference = score.minus_on
+        gap = ("", "") if mode == "on" else with_interval(difference.value, difference.low, difference.high)
+        rows.append(
+            (mode, *with_interval(score.result.bits_per_byte, score.result.low, score.result.high), *gap)
+        )
+    on = found.modes["on"].result
+    caption = (
+        f"{on.documents:,} held-out documents, {on.bytes:,} bytes; intervals are over documents, those of the difference "
+        "paired, so a difference above zero by its whole interval says that the memory helps"
+    )
+    print_table(["memory", "bits per byte", "95 % interval", "minus on", "95 % interval"], rows, caption)
+    return 0
+
+
+def run_recall(args: argparse.Namespace) -> int:
+    """Print accuracy by length."""
+    from rmat.data.synthetic.recall import RecallTask
+    from rmat.evaluation.recall import recall
+    from rmat.training.environment import pick_device
+    from rmat.weights import load_model
+
+    found = recall(
+        load_model(args.model, pick_device(args.device)[0]),
+        RecallTask(n_pairs=args.pairs),
+        lengths=args.length or (256,),
+        queries=args.queries,
+        rows=args.rows,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        memory=args.memory,
+    )
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    cells = [cell.to_dict() for cell in found.cells]
+    rows = [
+        (
+            f"{cell['length']:,}",
+            *with_interval(cell["accuracy"], cell["low"], cell["high"], 3),
+            f"{cell['samples']:,}",
+        )
+        for cell in cells
+    ]
+    caption = f"first queries of a key; memory {found.memory}; the state of one stream is {human_bytes(found.state_bytes)}"
+    print_table(["tokens", "accuracy", "95 % interval", "queries"], rows, caption)
+    return 0
+
+
+def _add_text_options(parser: Any) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
+    parser.add_argument(
+        "--data",
+        metavar="SPEC",
+        action="append",
+        help="what to read (default: what the run was trained on, else python-stdlib); repeatable",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "valid", "test", "all"),
+        default="test",
+        help="part of the data (default: test); all takes everything, for text the model was not trained on",
+    )
+    parser.add_argument(
+        "--max-bytes", type=int, metavar="N", help="read at most N bytes of it (default: all)"
+    )
+    _add_common_options(parser)
+
+
+def _add_common_options(parser: Any) -> None:
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="ROWS", help="rows side by side (default: 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    add_json(parser)
+
+
+def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore]:
+    from rmat.data.config import DataConfig
+    from rmat.data.corpus import load_corpus
+    from rmat.training.config import RunConfig
+    from rmat.weights import model_folder
+
+    model, tokenizer = load_with_tokenizer(args.model, args.device)
+    folder = model_folder(args.model)
+    own = None if folder == Path(args.model) else RunConfig.load(Path(args.model)).data
+    data = own or DataConfig()
+    if args.data:
+        data = replace(data, specs=tuple(args.data), weights=None)
+    if args.split == "all":
+        data = replace(data, valid_share=0.0)
+    if data == own:
+        # Read as in training, so that its cache serves; another tokenizer means that the text has changed since.
+        corpus = load_corpus(data)
+        if corpus.tokenizer.fingerprint == tokenizer.fingerprint:
+            return model, tokenizer, getattr(corpus, args.split)
+    corpus = load_corpus(replace(data, tokenizer=str(folder)))
+    return model, tokenizer, corpus.train if args.split == "all" else getattr(corpus, args.split)

@@ -1,0 +1,131 @@
+"""`rmat generate`: text that goes on from a prompt, shown as it is written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.output import print_json
+from rmat.cli.parsing import add_command, add_json
+
+DESCRIPTION = """\
+Write on from a prompt. The prompt is the argument, the content of --file, or else standard input; without any of
+them a new document is begun. It may be of any length. Only the new text is printed.
+
+With --state-out the place in the text is kept, and --state-in goes on from it, with or without another prompt, at the
+same cost however much was read before."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "generate", run=run, help="write text", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help="text to go on from; - for standard input"
+    )
+    parser.add_argument("--file", metavar="F", help="read the prompt from a UTF-8 file; - for standard input")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="write at most N tokens (default: 256)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="0 takes the likeliest token (default: 0.8)",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that have probability P together only",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens already written less likely",
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)"
+    )
+    parser.add_argument("--state-in", metavar="FILE", help="go on from the place kept in FILE")
+    parser.add_argument("--state-out", metavar="FILE", help="keep the place after the text in FILE")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the text."""
+    prompt = _prompt(args)
+
+    from rmat.generation.resume import load_place, save_place
+    from rmat.generation.stream import generate
+
+    model, tokenizer = load_with_tokenizer(args.model, args.device)
+    state, next_logits = None, None
+    if args.state_in is not None:
+        state, next_logits = load_place(args.state_in, model.config)
+        state = state.to(next(model.parameters()).device)
+    writing = generate(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=args.stop,
+        seed=args.seed,
+        state=state,
+        next_logits=next_logits,
+    )
+    started = time.perf_counter()
+    for piece in writing:
+        if not args.json:
+            print(piece, end="", flush=True)
+    seconds = time.perf_counter() - started
+    assert writing.state is not None and writing.next_logits is not None
+    if args.state_out is not None:
+        save_place(args.state_out, writing.state, writing.next_logits)
+    if args.json:
+        print_json(
+            {
+                "text": writing.text,
+                "finish": writing.finish,
+                "prompt_tokens": writing.prompt_tokens,
+                "new_tokens": len(writing.tokens),
+                "seconds": seconds,
+                "state_bytes": writing.state.nbytes,
+            }
+        )
+    elif sys.stdout.isatty() and not writing.text.endswith("\n"):
+        print()
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None and args.file is not None:
+        raise ValueError("the prompt is given twice, as an argument and by --file: leave one out")
+    if args.file is not None and args.file != "-":
+        return _decoded(Path(args.file).read_bytes(), args.file)
+    if "-" in (args.prompt, args.file) or (args.prompt is None and not sys.stdin.isatty()):
+        return _decoded(sys.stdin.buffer.read(), "standard input")
+    return args.prompt or ""
+
+
+def _decoded(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): convert it first") from None

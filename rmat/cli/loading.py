@@ -1,0 +1,26 @@
+"""Loading a model for a command that measures or writes text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmat.data.tokenizer import Tokenizer
+    from rmat.model import LanguageModel
+
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a command may run; auto takes a GPU if there is one."""
+
+
+def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenizer]:
+    """Model and tokenizer in `path`; ValueError if the device is not there or the model was saved without tokenizer."""
+    from rmat.api import load
+    from rmat.training.environment import pick_device
+
+    model, tokenizer = load(path, pick_device(device)[0])
+    if tokenizer is None:
+        raise ValueError(
+            f"the model in {path} was saved without a tokenizer: save it with model.save(folder, tokenizer=...)"
+        )
+    return model, tokenizer

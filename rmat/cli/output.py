@@ -1,0 +1,51 @@
+"""How results are printed: tables for people, one line of JSON for programs, both on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One object on one line; numbers that JSON lacks (infinite, not a number) become null."""
+    print(json.dumps(_finite(result), ensure_ascii=False), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    if caption:
+        console.print(caption, markup=False)
+
+
+def with_interval(value: float, low: float | None, high: float | None, digits: int = 4) -> tuple[str, str]:
+    """A number, and its 95 % interval where there is one."""
+    interval = "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{value:.{digits}f}", interval
+
+
+def human_bytes(count: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.4g} {units[0]}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

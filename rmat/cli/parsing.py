@@ -1,0 +1,91 @@
+"""What all commands share: a parser that answers mistakes in one line, `section.field=value` settings, common options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from rmat.training.fields import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations whose errors are one line and exit status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            message = f"there is no {value!r}: did you mean {nearest(str(value), names)!r}? It can be {', '.join(names)}"
+            raise argparse.ArgumentError(action, message)
+
+
+def add_command(commands: Any, name: str, *, run: Any, settings: bool = False, **texts: Any) -> Parser:
+    """A command's parser with what every command has.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        name: name of the command.
+        run: called with the parsed arguments; its result is the exit status.
+        settings: whether the command takes `field=value` words; they arrive in `args.settings` as nested dicts.
+        texts: `help`, `description` and so on.
+    """
+    parser: Parser = commands.add_parser(name, **texts)
+    parser.set_defaults(run=run, parser=parser, takes_settings=settings)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    return parser
+
+
+def add_json(parser: Parser) -> None:
+    """The option of every command that measures something."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, as the last line"
+    )
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments; words that are no option are `field=value` settings where the command takes them.
+
+    Settings may stand anywhere among the options, which positional arguments of argparse may not.
+    """
+    args, words = parser.parse_known_args(arguments)
+    settings: dict[str, Any] = {}
+    for word in words:
+        if word.startswith("-"):
+            options = [name for name in args.parser._option_string_actions if name.startswith("--")]
+            name = word.partition("=")[0]
+            args.parser.error(f"there is no option {name!r}: did you mean {nearest(name, options)!r}?")
+        if not args.takes_settings:
+            args.parser.error(f"one argument too many: {word!r}")
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            args.parser.error(f"{word!r} is no setting: settings are written field=value")
+        settings = merge(settings, nest(key, value))
+    args.settings = settings
+    return args
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and a value as `{"a": {"b": value}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts in one; where both have a value, `over` counts."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = (
+            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged

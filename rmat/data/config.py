@@ -1,0 +1,87 @@
+"""What to read, how to tokenise it and where to keep the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data of a run. Raises ValueError naming field, value and remedy."""
+
+    specs: tuple[str, ...] = ("python-stdlib",)
+    """What to read: `python-stdlib`, a file, folder or glob (text, code, .jsonl, .parquet), or
+    `hf:owner/name:split:column`. One or more."""
+
+    weights: tuple[float, ...] | None = None
+    """Share of training tokens of each of `specs`, in any unit; None reads every document once an epoch."""
+
+    tokenizer: str = "bpe:1024"
+    """`bytes`, `bpe:N` (byte-level BPE of N entries, trained on the train split), a tokenizer.json or a
+    folder that holds one."""
+
+    fim_rate: float = 0.0
+    """Share of training documents rearranged for fill-in-the-middle, 0 to 1."""
+
+    cache_dir: str | None = None
+    """Folder of tokenised data; None takes $RMAT_CACHE, else `rmat` in the user's cache folder."""
+
+    column: str = "text"
+    """Name of the text field in JSONL and Parquet records."""
+
+    valid_share: float = 0.05
+    """Share of documents held out for `valid`, and again for `test`, if a source has no own split."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.specs, str):
+            raise ValueError(
+                f"data.specs must be a tuple of SPECs, got the string {self.specs!r}; write ({self.specs!r},)"
+            )
+        object.__setattr__(self, "specs", tuple(self.specs))
+        if not self.specs or not all(isinstance(spec, str) and spec for spec in self.specs):
+            raise ValueError(
+                f"data.specs must name at least one source, got {self.specs!r}; "
+                "write for example ('python-stdlib',) or ('folder/of/text',)"
+            )
+        if self.weights is not None:
+            self._check_weights()
+        if not 0.0 <= self.fim_rate <= 1.0:
+            raise ValueError(
+                f"data.fim_rate must lie in 0..1, got {self.fim_rate}; 0.5 rearranges every second document"
+            )
+        if not 0.0 <= self.valid_share <= 0.4:
+            raise ValueError(
+                f"data.valid_share must lie in 0..0.4, got {self.valid_share}; 0.05 holds out 5 % for valid and 5 % for test"
+            )
+        if not self.column:
+            raise ValueError("data.column is empty; name the text field of the records, for example 'text'")
+        self._check_tokenizer()
+
+    def _check_weights(self) -> None:
+        assert self.weights is not None
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
+        if len(self.weights) != len(self.specs):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} values for {len(self.specs)} data.specs; give one weight a SPEC"
+            )
+        if not all(isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ValueError(
+                f"data.weights must be positive numbers, got {self.weights}; leave out a SPEC you do not want"
+            )
+
+    def _check_tokenizer(self) -> None:
+        if not self.tokenizer:
+            raise ValueError(
+                "data.tokenizer is empty; write 'bytes', 'bpe:1024' or the path of a tokenizer.json"
+            )
+        if self.tokenizer.startswith("bpe:") and self.bpe_size is None:
+            raise ValueError(
+                f"data.tokenizer {self.tokenizer!r} has no whole number after 'bpe:'; write for example 'bpe:1024'"
+            )
+
+    @property
+    def bpe_size(self) -> int | None:
+        """Entries of the BPE vocabulary to train; None for every other tokenizer."""
+        kind, _, size = self.tokenizer.partition(":")
+        return int(size) if kind == "bpe" and size.isdecimal() else None

@@ -1,0 +1,155 @@
+"""A document: parts of text and special tokens, and what it becomes as token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmat.data.tokenizer import Tokenizer
+
+MAX_DOCUMENT_BYTES = 128 * 2**20
+"""Longest text of one document: 128 MiB. It is held in memory once while it is tokenised."""
+
+ROLES = ("system", "user", "assistant")
+"""Dialogue roles with a special token of their own; every other role speaks as a named user."""
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token's place in a document, by its name without brackets."""
+
+    name: str
+
+
+Part = str | Special
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text to learn from. The document token that opens it is added when it is tokenised."""
+
+    name: str
+    """Where it came from, relative to its source: `json/decoder.py`, `talks.jsonl:12`."""
+
+    parts: tuple[Part, ...]
+    """Its text, with the special tokens between."""
+
+    n_header: int = 0
+    """So many of the first parts say what the document is (its file name) and stay in front."""
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of its text; special tokens count nothing."""
+        return sum(len(part.encode()) for part in self.parts if isinstance(part, str))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of name and content."""
+        digest = hashlib.sha256(_framed(self.name, "name"))
+        for part in self.parts:
+            digest.update(_framed(part, "text") if isinstance(part, str) else _framed(part.name, "special"))
+        return digest.digest()
+
+
+def text_document(name: str, text: str) -> Document:
+    """A document of plain text."""
+    return Document(name=name, parts=(text,))
+
+
+def code_document(name: str, text: str) -> Document:
+    """A document of code, opened by the file-name token, `name` and a newline."""
+    return Document(name=name, parts=(Special("file_name"), f"{name}\n", text), n_header=2)
+
+
+def dialogue_document(name: str, turns: Iterable[tuple[str, str]]) -> Document:
+    """A conversation of (role, text) turns, each between its role's token and the turn-end token.
+
+    `system`, `user` and `assistant` (in any case) have tokens; any other role becomes a user whose text
+    begins with `Role: `.
+    """
+    parts: list[Part] = []
+    for role, text in turns:
+        known = role.lower() in ROLES
+        parts += [
+            Special(role.lower() if known else "user"),
+            text if known else f"{role}: {text}",
+            Special("turn_end"),
+        ]
+    return Document(name=name, parts=tuple(parts))
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document as ids."""
+
+    tokens: NDArray[np.int32]
+    """(tokens,) int32, the document token first."""
+
+    n_header: int
+    """Tokens before the content: the document token and the header."""
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[EncodedDocument]:
+    """Ids of each document. The texts go to the tokenizer together, so that it can use all cores."""
+    encoded = iter(
+        tokenizer.encode_many([part for doc in documents for part in doc.parts if isinstance(part, str)])
+    )
+    results = []
+    for document in documents:
+        pieces = [np.array([tokenizer.special_id("document")], dtype=np.int32)]
+        for part in document.parts:
+            pieces.append(
+                next(encoded)
+                if isinstance(part, str)
+                else np.array([tokenizer.special_id(part.name)], dtype=np.int32)
+            )
+        n_header = sum(len(piece) for piece in pieces[: 1 + document.n_header])
+        results.append(EncodedDocument(np.concatenate(pieces), n_header))
+    return results
+
+
+def cut_document(document: Document, shares: Sequence[float]) -> list[Document | None]:
+    """Consecutive pieces of a document, for a source too small to hold out whole documents.
+
+    The k-th piece gets about `shares[k]` of the characters; a cut falls behind a newline if there is one in
+    the text before it, and only the first piece keeps the header. A piece without text is None.
+    """
+    total = sum(len(part) for part in document.parts if isinstance(part, str))
+    bounds = np.cumsum(shares)[:-1] * total
+    pieces: list[list[Part]] = [[] for _ in shares]
+    position = 0
+    for part in document.parts:
+        length = len(part) if isinstance(part, str) else 0
+        if isinstance(part, Special):
+            pieces[int(np.searchsorted(bounds, position, side="right"))].append(part)
+            continue
+        start = 0
+        for index, bound in enumerate([*bounds, float("inf")]):
+            end = length if bound >= position + length else max(start, int(bound) - position)
+            if end < length:
+                end = part.rfind("\n", start, end) + 1 or end
+            if end > start:
+                pieces[index].append(part[start:end])
+                start = end
+        position += length
+    return [
+        Document(
+            name=document.name if index == 0 else f"{document.name}#{index}",
+            parts=tuple(parts),
+            n_header=document.n_header if index == 0 else 0,
+        )
+        if any(isinstance(part, str) for part in parts)
+        else None
+        for index, parts in enumerate(pieces)
+    ]
+
+
+def _framed(text: str, kind: str) -> bytes:
+    """Bytes that no other sequence of (text, kind) spells."""
+    raw = text.encode()
+    return f"{kind} {len(raw)} ".encode() + raw

@@ -1,0 +1,248 @@
+"""Documents as continuing rows: row i of a batch goes on where row i of the batch before it stopped.
+
+    store -> order of an epoch (shuffled by seed) -> documents dealt to rows -> windows of T tokens
+
+Every iterator yields (item, state), and from that state the same items follow as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rmat.data.fim import rearrange
+from rmat.data.store import TokenStore
+from rmat.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A window of every row."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+
+    targets: Tensor
+    """(B, T) int64: the next token; at a document's last token that is the document token."""
+
+    resets: Tensor
+    """(B, T) bool: a document begins at this token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneState:
+    """Where the rows stand; small, and JSON-able through `to_dict`."""
+
+    lanes: str
+    """Fingerprint of the lanes it belongs to."""
+
+    rows: tuple[tuple[int, int, int], ...]
+    """Of each row (group, ordinal of the document among those dealt from the group, tokens read of it)."""
+
+    dealt: tuple[tuple[int, int], ...]
+    """Of each group of documents (documents dealt, tokens dealt)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LaneState:
+        """The state of `to_dict`, also after a way through JSON. Raises ValueError for anything else."""
+        try:
+            return cls(
+                lanes=str(values["lanes"]),
+                rows=tuple(
+                    (int(group), int(ordinal), int(offset)) for group, ordinal, offset in values["rows"]
+                ),
+                dealt=tuple((int(documents), int(tokens)) for documents, tokens in values["dealt"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"this is no state of data lanes ({error!r}); resume from a whole checkpoint"
+            ) from None
+
+
+class Lanes:
+    """Endless batches over one or several stores.
+
+    Documents are shuffled anew every epoch. A row that finishes its document takes the next one that no row
+    has taken. With weights the next document comes from the group that is furthest behind its share of
+    tokens.
+
+    Args:
+        stores: one store or several.
+        batch_size: rows, B.
+        window: tokens of a row in a batch, T.
+        seed: decides order and rearrangement.
+        weights: shares of tokens, one a store; for one store, one for each SPEC it was made from. None reads
+            every document once an epoch.
+        fim_rate: share of documents rearranged for fill-in-the-middle.
+        tokenizer: needed with `fim_rate`; checked against the stores when given.
+
+    Raises:
+        ValueError: nothing to read, sizes below 1, weights that do not fit, another tokenizer's tokens.
+    """
+
+    def __init__(
+        self,
+        stores: TokenStore | Sequence[TokenStore],
+        batch_size: int,
+        window: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        fim_rate: float = 0.0,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._stores = [stores] if isinstance(stores, TokenStore) else list(stores)
+        for field, value in (("batch_size", batch_size), ("window", window)):
+            if value < 1:
+                raise ValueError(f"lanes: {field} must be at least 1, got {value}")
+        if fim_rate > 0 and tokenizer is None:
+            raise ValueError(
+                f"lanes: fim_rate {fim_rate} needs the tokenizer, for its special tokens; pass tokenizer="
+            )
+        if not any(len(store) for store in self._stores):
+            raise ValueError("lanes: the stores hold no document; check the data's split")
+        if len({store.tokenizer_fingerprint for store in self._stores}) > 1:
+            raise ValueError("lanes: the stores were made by different tokenizers; tokenise all with one")
+        if tokenizer is not None:
+            for store in self._stores:
+                store.require_tokenizer(tokenizer)
+        self.batch_size, self.window, self.seed = batch_size, window, seed
+        self._fim_rate, self._tokenizer = fim_rate, tokenizer
+        self._groups = _grouped(self._stores, weights)
+        self._weights = [1.0] if weights is None else [float(weight) for weight in weights]
+        self._first = np.cumsum([0, *map(len, self._stores)])
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._document_token = next(int(store.view(0)[0]) for store in self._stores if len(store))
+        key = (batch_size, seed, self._weights, fim_rate, [store.fingerprint for store in self._stores])
+        self._fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+    def batches(self, state: LaneState | None = None) -> Iterator[tuple[Batch, LaneState]]:
+        """(batch, the state behind it) without end, from the start or from the state behind an earlier batch.
+
+        Raises ValueError for a state of other data, tokenizer, seed, batch size, weights or fim_rate; the
+        window may differ.
+        """
+        if state is not None and state.lanes != self._fingerprint:
+            raise ValueError(
+                f"this data state belongs to lanes {state.lanes}, not {self._fingerprint}: data, tokenizer, seed, batch "
+                "size, weights or fim_rate have changed; resume with those of the run"
+            )
+        return self._batches(state)
+
+    def _batches(self, state: LaneState | None) -> Iterator[tuple[Batch, LaneState]]:
+        dealt = [list(counts) for counts in state.dealt] if state else [[0, 0] for _ in self._groups]
+        rows = [_Row(*row, self._document(row[0], row[1])) for row in state.rows] if state else []
+        while True:
+            tokens = np.empty((self.batch_size, self.window + 1), dtype=np.int64)
+            resets = np.zeros((self.batch_size, self.window), dtype=np.bool_)
+            for index in range(self.batch_size):
+                if index == len(rows):
+                    rows.append(self._deal(dealt))
+                rows[index] = self._fill(rows[index], tokens[index], resets[index], dealt)
+            yield (
+                Batch(
+                    tokens=torch.from_numpy(tokens[:, :-1].copy()),
+                    targets=torch.from_numpy(tokens[:, 1:].copy()),
+                    resets=torch.from_numpy(resets),
+                ),
+                LaneState(
+                    lanes=self._fingerprint,
+                    rows=tuple((row.group, row.ordinal, row.offset) for row in rows),
+                    dealt=tuple((documents, count) for documents, count in dealt),
+                ),
+            )
+
+    def _fill(
+        self, row: _Row, tokens: NDArray[np.int64], resets: NDArray[np.bool_], dealt: list[list[int]]
+    ) -> _Row:
+        """Writes the row's next window and the one token behind it; returns the row as it then stands."""
+        filled = 0
+        while True:
+            if row.offset == len(row.tokens):
+                row = self._deal(dealt)
+            resets[filled] = row.offset == 0
+            taken = min(self.window - filled, len(row.tokens) - row.offset)
+            tokens[filled : filled + taken] = row.tokens[row.offset : row.offset + taken]
+            filled += taken
+            row = _Row(row.group, row.ordinal, row.offset + taken, row.tokens)
+            if filled == self.window:
+                # Every document opens with the same token: the target is known before the next is dealt.
+                done = row.offset == len(row.tokens)
+                tokens[filled] = self._document_token if done else row.tokens[row.offset]
+                return row
+
+    def _deal(self, dealt: list[list[int]]) -> _Row:
+        """A row at the start of the next document; counts it in `dealt`."""
+        group = min(range(len(dealt)), key=lambda number: dealt[number][1] / self._weights[number])
+        ordinal = dealt[group][0]
+        store, index = self._locate(group, ordinal)
+        dealt[group][0] += 1
+        dealt[group][1] += int(store.lengths[index])
+        return _Row(group, ordinal, 0, self._document(group, ordinal))
+
+    def _locate(self, group: int, ordinal: int) -> tuple[TokenStore, int]:
+        """The store and the number in it of the `ordinal`-th document that a group deals."""
+        members = self._groups[group]
+        epoch, place = divmod(ordinal, len(members))
+        if (group, epoch) not in self._orders:
+            # Rows lag behind one another by an epoch at most times; older orders are made again when needed.
+            if len(self._orders) >= 4 * len(self._groups):
+                del self._orders[next(iter(self._orders))]
+            generator = np.random.default_rng([self.seed, group, epoch])
+            self._orders[group, epoch] = members[generator.permutation(len(members))]
+        document = int(self._orders[group, epoch][place])
+        store = int(np.searchsorted(self._first, document, side="right")) - 1
+        return self._stores[store], document - int(self._first[store])
+
+    def _document(self, group: int, ordinal: int) -> NDArray[Any]:
+        """The tokens of that document, rearranged if the draw of (seed, epoch, document) says so."""
+        store, index = self._locate(group, ordinal)
+        tokens = store.view(index)
+        if self._fim_rate > 0:
+            assert self._tokenizer is not None
+            generator = np.random.default_rng([self.seed, group, ordinal, 1])
+            if generator.random() < self._fim_rate:
+                return rearrange(tokens, store.document_header(index), self._tokenizer, generator)
+        return tokens
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row and the document it is in."""
+
+    group: int
+    ordinal: int
+    offset: int
+    tokens: NDArray[Any]
+
+
+def _grouped(stores: Sequence[TokenStore], weights: Sequence[float] | None) -> list[NDArray[np.int64]]:
+    """Documents of each weighted group, numbered through all stores."""
+    if len(stores) == 1:
+        labels = stores[0].parts
+    else:
+        labels = np.repeat(np.arange(len(stores)), list(map(len, stores)))
+    if weights is None:
+        return [np.arange(len(labels))]
+    groups = [np.flatnonzero(labels == number) for number in range(len(weights))]
+    expected = int(labels.max()) + 1 if len(stores) == 1 else len(stores)
+    if len(weights) < expected or not all(weight > 0 for weight in weights):
+        raise ValueError(
+            f"lanes: weights {tuple(weights)} must be {expected} positive numbers, one for each source"
+        )
+    for number, members in enumerate(groups):
+        if not len(members):
+            raise ValueError(
+                f"lanes: source {number} has no document in this split; leave it out or give it more text"
+            )
+    return groups

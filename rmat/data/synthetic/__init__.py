@@ -1,0 +1,1 @@
+"""Tasks whose tokens are drawn, with known answers: they measure what a memory keeps."""

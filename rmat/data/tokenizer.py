@@ -1,0 +1,297 @@
+"""One tokenizer class over the `tokenizers` package, with the same special tokens everywhere.
+
+Text never becomes a special token: what spells `<|user|>` in a text is encoded as the letters it is made of.
+Only code that asks for `special_id` can place one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+SPECIAL_TOKENS = (
+    "<|document|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|turn_end|>",
+    "<|fim_prefix|>",
+    "<|fim_suffix|>",
+    "<|fim_middle|>",
+    "<|file_name|>",
+)
+"""The same in every tokenizer, after its base vocabulary unless a loaded one has them already."""
+
+CHUNK_CHARACTERS = 1 << 18
+"""Longest text handed to the tokenizer at once; longer ones are cut where no token could have crossed."""
+
+
+class Tokenizer:
+    """Text to ids and back, around a `tokenizers.Tokenizer`.
+
+    Byte-level tokenizers (`bytes`, byte-level BPE) give back every text exactly, and their `decode_bytes` of
+    a concatenation is the concatenation of the `decode_bytes`. Others are used as they are: what their
+    normaliser changes or their vocabulary lacks is lost.
+
+    Args:
+        backend: copied, then given the special tokens it lacks; its truncation and padding are switched off.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+        )
+        self._backend.encode_special_tokens = True
+        layout = json.loads(self._backend.to_str())
+        self._byte_level = "ByteLevel" in _types(layout["decoder"])
+        self._chunkable = (
+            self._byte_level and layout["normalizer"] is None and not _adds_prefix(layout["pre_tokenizer"])
+        )
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self._size = max(vocabulary.values()) + 1
+        self._is_bytes = (
+            self._chunkable
+            and not layout["model"].get("merges")
+            and all(vocabulary.get(char) == byte for byte, char in enumerate(_BYTE_TO_CHAR))
+        )
+        for token in SPECIAL_TOKENS:
+            if vocabulary[token] in self.encode(token):
+                raise ValueError(
+                    f"this tokenizer turns the text {token!r} into the special token of that name, "
+                    "so that text could forge it; use a byte-level tokenizer"
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids lie in 0..vocab_size-1, special tokens included."""
+        return self._size
+
+    def special_id(self, name: str) -> int:
+        """Id of a special token by its name without brackets: `document`, `user`, `fim_prefix`, ..."""
+        token = f"<|{name}|>"
+        if token not in SPECIAL_TOKENS:
+            names = ", ".join(special[2:-2] for special in SPECIAL_TOKENS)
+            raise ValueError(f"no special token is named {name!r}; the names are {names}")
+        index = self._backend.token_to_id(token)
+        assert index is not None
+        return index
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ between tokenizers that differ; saving and loading keeps them."""
+        layout = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        return hashlib.sha256(layout.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; never the id of a special token. Raises ValueError for text with a lone
+        surrogate."""
+        ids: list[int] = self.encode_many([text])[0].tolist()
+        return ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """`encode` of every text, on all cores: one int32 array of shape (tokens,) each."""
+        data = [_utf8(text) for text in texts]
+        if self._is_bytes:
+            return [np.frombuffer(raw, dtype=np.uint8).astype(np.int32) for raw in data]
+        pieces = [_cut(text) if self._chunkable else [text] for text in texts]
+        encoded = self._encode_pieces([piece for cut in pieces for piece in cut])
+        return [np.concatenate([next(encoded) for _ in cut]) for cut in pieces]
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[NDArray[np.int32]]:
+        """Ids of each piece; few enough at a time that the backend's bookkeeping of them stays small."""
+        start = size = 0
+        for stop, piece in enumerate(pieces, start=1):
+            size += len(piece)
+            if size >= 4 * CHUNK_CHARACTERS or stop == len(pieces):
+                for encoding in self._backend.encode_batch_fast(pieces[start:stop], add_special_tokens=False):
+                    yield np.asarray(encoding.ids, dtype=np.int32)
+                start, size = stop, 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens become nothing, bytes that are no whole character become U+FFFD."""
+        if self._byte_level:
+            return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        self._check(ids)
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 bytes of `ids`, perhaps ending inside a character; special tokens become nothing.
+
+        For streaming: bytes of one token after the other can be joined and decoded as far as they are whole.
+        """
+        self._check(ids)
+        return b"".join([self._token_bytes[i] for i in ids])
+
+    @cached_property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """Bytes of text that each id stands for, (vocab_size,) int64; 0 for special tokens."""
+        return np.fromiter(map(len, self._token_bytes), dtype=np.int64, count=self._size)
+
+    def require_vocab_size(self, size: int, *, of: str = "the model") -> None:
+        """Raises ValueError unless `size`, the vocabulary of a model or of stored tokens, is this
+        tokenizer's."""
+        if size != self._size:
+            raise ValueError(
+                f"vocabulary mismatch: the tokenizer has {self._size} entries and {of} {size}; "
+                "use the tokenizer that was saved with it"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a tokenizer.json that `load_tokenizer` and the `tokenizers` package read."""
+        self._backend.save(str(path))
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self._size:
+            bad = min(ids) if min(ids) < 0 else max(ids)
+            raise ValueError(
+                f"token id {bad} is outside the vocabulary 0..{self._size - 1}; use the model's own tokenizer"
+            )
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        table = [b""] * self._size
+        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            table[index] = self._bytes_of(token)
+        for index, added in self._backend.get_added_tokens_decoder().items():
+            table[index] = b"" if added.special else added.content.encode()
+        return table
+
+    def _bytes_of(self, token: str) -> bytes:
+        if self._byte_level:
+            return (
+                bytes(_CHAR_TO_BYTE[char] for char in token)
+                if _CHAR_TO_BYTE.keys() >= set(token)
+                else token.encode()
+            )
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])
+        return token.replace("\u2581", " ").encode()
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The tokenizer without a training: id i is byte i for 0..255, the special tokens follow."""
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab={char: i for i, char in enumerate(_BYTE_TO_CHAR)}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of at most `vocab_size` entries, special tokens included; fewer where the texts hold
+    fewer.
+
+    Raises ValueError when the size does not hold the 256 bytes and the special tokens.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"a byte-level BPE needs at least {smallest} entries (256 bytes and {len(SPECIAL_TOKENS)} special tokens), "
+            f"got {vocab_size}; write bpe:{smallest} or more, or 'bytes'"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
+    return Tokenizer(backend)
+
+
+def load_tokenizer(spec: str | Path) -> Tokenizer:
+    """The tokenizer of `bytes`, of a tokenizer.json, or of a folder that holds one.
+
+    Any tokenizer.json of the `tokenizers` package will do; the special tokens it lacks are added after its
+    own entries. Raises ValueError when there is none or it cannot be read.
+    """
+    if spec == "bytes":
+        return byte_tokenizer()
+    path = Path(spec)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no tokenizer at {str(path)!r}; give 'bytes', a tokenizer.json or a folder that holds one"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises bare Exception for every fault of the file
+        raise ValueError(
+            f"{path} is no tokenizer.json ({error}); give one saved by the tokenizers package"
+        ) from None
+    return Tokenizer(backend)
+
+
+def _alphabet() -> list[str]:
+    """The printable stand-ins of the 256 bytes in byte-level vocabularies (GPT-2's table)."""
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+_BYTE_TO_CHAR = _alphabet()
+_CHAR_TO_BYTE = {char: byte for byte, char in enumerate(_BYTE_TO_CHAR)}
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds a lone surrogate (half a character) at position {error.start}, which UTF-8 cannot "
+            "express; remove it"
+        ) from None
+
+
+def _cut(text: str) -> list[str]:
+    """Pieces of at most CHUNK_CHARACTERS, cut before a blank or newline that follows a letter or digit.
+
+    The pre-tokenizers in use never join a letter or digit with a blank behind it, so the tokens are those of
+    the whole text. Where there is no such place the cut falls anywhere: other tokens, the same bytes.
+    """
+    pieces = []
+    start = 0
+    while len(text) - start > CHUNK_CHARACTERS:
+        end = start + CHUNK_CHARACTERS
+        place = end
+        while place > start and not (text[place] in " \n" and text[place - 1].isalnum()):
+            place -= 1
+        end = place if place > start else end
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
+    return pieces
+
+
+def _types(layout: Any) -> set[str]:
+    """Every `type` inside a component of a tokenizer.json."""
+    if isinstance(layout, dict):
+        return {layout.get("type", "")}.union(*map(_types, layout.values()))
+    return set().union(*map(_types, layout)) if isinstance(layout, list) else set()
+
+
+def _adds_prefix(layout: Any) -> bool:
+    """Whether a pre-tokenizer puts a blank in front of what it is given."""
+    if isinstance(layout, dict):
+        return bool(layout.get("add_prefix_space")) or any(map(_adds_prefix, layout.values()))
+    return isinstance(layout, list) and any(map(_adds_prefix, layout))

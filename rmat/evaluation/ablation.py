@@ -1,0 +1,108 @@
+"""What the memory is worth: the same text scored with the memory on and with it taken away in three ways.
+
+`zeroed` finds every bank empty, `frozen` keeps the document's first writes and takes no more, `shuffled` reads the
+bank of another document. If `zeroed` is as good as `on` the memory is dead weight; if `shuffled` is as good, it carries
+a habit and no content; if `frozen` is as good, new writes add nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rmat.evaluation.intervals import Interval
+from rmat.evaluation.perplexity import ByteCounter, Documents, perplexity
+from rmat.evaluation.scores import PerplexityResult, PositionScore
+from rmat.model import LanguageModel
+from rmat.model.language_model import MemoryMode
+
+MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeScore:
+    """One way of using the memory, beside the memory left on."""
+
+    result: PerplexityResult
+    """Bits per byte in this mode, with its interval."""
+    minus_on: Interval
+    """Bits per byte in this mode minus those with the memory on, paired by document; above zero: the memory helps."""
+    minus_on_by_position: tuple[PositionScore, ...]
+    """The same difference in each position bucket."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationResult:
+    """Result of `ablation`: a score per mode, "on" among them."""
+
+    modes: dict[MemoryMode, ModeScore]
+    """By mode, in the order they were asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: per mode bits_per_byte, low, high and the paired difference to "on"; counts once."""
+        on = self.modes["on"].result
+        found: dict[str, Any] = {
+            mode: {
+                "bits_per_byte": score.result.bits_per_byte,
+                "low": score.result.low,
+                "high": score.result.high,
+                "minus_on": {
+                    "bits_per_byte": score.minus_on.value,
+                    "low": score.minus_on.low,
+                    "high": score.minus_on.high,
+                },
+                "by_position": [bucket.to_dict() for bucket in score.result.by_position],
+                "minus_on_by_position": [bucket.to_dict() for bucket in score.minus_on_by_position],
+            }
+            for mode, score in self.modes.items()
+        }
+        found |= {
+            "tokens": on.tokens,
+            "bytes": on.bytes,
+            "documents": on.documents,
+            "state_bytes": on.state_bytes,
+        }
+        found |= {"position_unit": "bytes", "position_documents": on.position_documents}
+        return found
+
+
+def ablation(
+    model: LanguageModel,
+    tokenizer: ByteCounter,
+    store: Documents,
+    *,
+    modes: tuple[MemoryMode, ...] = MODES,
+    max_bytes: int | None = None,
+    batch_size: int = 8,
+    window: int | None = None,
+    seed: int = 0,
+) -> AblationResult:
+    """Score the same documents once per mode; arguments and errors as in `perplexity`.
+
+    "on" is always scored, as the other modes are compared with it.
+    """
+    wanted: tuple[MemoryMode, ...] = ("on", *(mode for mode in modes if mode != "on"))
+    results = {
+        mode: perplexity(
+            model,
+            tokenizer,
+            store,
+            memory=mode,
+            max_bytes=max_bytes,
+            batch_size=batch_size,
+            window=window,
+            seed=seed,
+        )
+        for mode in wanted
+    }
+    on = results["on"]
+    return AblationResult(
+        modes={
+            mode: ModeScore(
+                result=result,
+                minus_on=result.minus(on, seed=seed),
+                minus_on_by_position=result.minus_by_position(on, seed=seed),
+            )
+            for mode, result in results.items()
+        }
+    )

@@ -1,0 +1,266 @@
+"""Bits per byte over a split, in total and by position in the document.
+
+Protocol: one stateful pass per document, memory empty at its start, every byte scored exactly once. The
+document-start token is context only and the document's end is not scored, so the number of nats does not depend on how
+documents are packed; special tokens inside a document are scored and stand for no byte. Nats are summed in float64 and
+divided by bytes of text, which makes numbers comparable between tokenizers.
+
+Documents run as rows of a batch, sorted by length; a long document is read window by window through the carried
+state, and rows that are done leave the batch. Memory therefore depends on batch size and window, not on length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from rmat.evaluation.intervals import bootstrap_ratio
+from rmat.evaluation.scores import PerplexityResult, PositionScore
+from rmat.model import LanguageModel
+from rmat.model.language_model import MemoryMode
+
+FIRST_BUCKET_BYTES = 256
+"""Width of the first position bucket; each further bucket ends at twice the position the one before it ends at."""
+
+LEAST_BUCKET_DOCUMENTS = 8
+"""The last bucket ends where fewer documents than this (or a tenth of them, if that is more) would reach its end."""
+
+_WINDOW_TOKENS = 2048
+
+
+class Documents(Protocol):
+    """What is scored; a `TokenStore` is it."""
+
+    def __len__(self) -> int: ...
+
+    def view(self, index: int, /) -> NDArray[Any]:
+        """(tokens,) ids of a document, the document token first; best a mapped file, as all are held at once."""
+
+    def document_bytes(self, index: int, /) -> int:
+        """UTF-8 bytes of a document."""
+
+
+class ByteCounter(Protocol):
+    """The part of a tokenizer that tells how many bytes of text a token stands for."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """Running sums of one document while it is read."""
+
+    tokens: NDArray[Any]
+    """(scored + 1,) ids: the document token, then every scored token."""
+    size: int
+    """Bytes of the scored text."""
+    position: int = 0
+    nats: float = 0.0
+    bucket_nats: NDArray[np.float64]
+    bucket_bytes: NDArray[np.float64]
+
+    @property
+    def scored(self) -> int:
+        return len(self.tokens) - 1
+
+    def add(self, nats: NDArray[np.float64], widths: NDArray[np.int64], edges: NDArray[np.int64]) -> None:
+        """Count the next tokens: `nats` (T,) and `widths` (T,) in bytes; `edges` (buckets + 1,) in bytes."""
+        self.nats += float(nats.sum())
+        starts = self.position + np.cumsum(widths) - widths
+        self.position += int(widths.sum())
+        buckets = len(edges) - 1
+        if buckets:
+            which = np.searchsorted(edges, starts, side="right") - 1
+            inside = which < buckets
+            self.bucket_nats += np.bincount(which[inside], nats[inside], minlength=buckets)
+            self.bucket_bytes += np.bincount(which[inside], widths[inside], minlength=buckets)
+
+
+def perplexity(
+    model: LanguageModel,
+    tokenizer: ByteCounter,
+    store: Documents,
+    *,
+    memory: MemoryMode = "on",
+    max_bytes: int | None = None,
+    batch_size: int = 8,
+    window: int | None = None,
+    buckets: bool = True,
+    seed: int = 0,
+) -> PerplexityResult:
+    """Score every byte of a split once, each document from an empty state.
+
+    Args:
+        model: the model; it stays on its device and its training mode is restored.
+        tokenizer: tells the bytes of each token; it must be the one the store was made with.
+        store: the documents, each beginning with the document token.
+        memory: "on", or an ablation of the model's memory at evaluation time (see `LanguageModel.forward`).
+        max_bytes: stop after this many bytes of text: whole documents in order, the last one cut; None for all.
+        batch_size: documents read side by side.
+        window: tokens of a document read in one call; None for about 2048. It changes memory use, not results.
+        buckets: also sum by position in the document.
+        seed: seed of the bootstrap.
+
+    Raises ValueError if there is nothing to score, a token is unknown to the model, or memory="shuffled" finds one
+    document only.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: read at least one document at a time")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}: read at least one token at a time, or None for the default")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
+            "use the tokenizer the model was trained with"
+        )
+    widths = tokenizer.byte_lengths
+    tallies = _plan(store, widths, max_bytes)
+    if memory == "shuffled" and len(tallies) < 2:
+        raise ValueError(
+            'memory="shuffled" needs at least two documents: a single row has no neighbour to read from'
+        )
+    edges = _edges([tally.size for tally in tallies]) if buckets else np.zeros(1, dtype=np.int64)
+    for tally in tallies:
+        tally.bucket_nats = np.zeros(len(edges) - 1)
+        tally.bucket_bytes = np.zeros(len(edges) - 1)
+
+    segment = model.config.segment_len
+    span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for group in _groups(tallies, batch_size, memory):
+                _score(model, group, widths, edges, memory, span)
+    finally:
+        model.train(was_training)
+    return _result(model, tallies, edges, memory, seed)
+
+
+def _plan(store: Documents, widths: NDArray[np.int64], max_bytes: int | None) -> list[_Tally]:
+    """The documents to score, in order, the last one cut where `max_bytes` ends."""
+    left = math.inf if max_bytes is None else max_bytes
+    tallies: list[_Tally] = []
+    for index in range(len(store)):
+        if left <= 0:
+            break
+        tokens = store.view(index)
+        size = store.document_bytes(index)
+        if size > left:
+            kept = int(np.searchsorted(np.cumsum(widths[tokens[1:]]), left, side="right"))
+            tokens = tokens[: kept + 1]
+            size = int(widths[tokens[1:]].sum())
+            left = 0
+        if len(tokens) > 1 and size > 0:
+            empty = np.zeros(0)
+            tallies.append(_Tally(tokens=tokens, size=size, bucket_nats=empty, bucket_bytes=empty))
+        left -= size
+    if not tallies:
+        raise ValueError(
+            "there is no text to score: the split has no document with text, or max_bytes is below one token"
+        )
+    return tallies
+
+
+def _edges(sizes: list[int]) -> NDArray[np.int64]:
+    """Bucket edges 0, 256, 512, ...: as far as enough documents reach; only [0] if too few reach the first."""
+    needed = min(len(sizes), max(LEAST_BUCKET_DOCUMENTS, len(sizes) // 10))
+    reach = sorted(sizes, reverse=True)[needed - 1]
+    edges = [0]
+    while max(FIRST_BUCKET_BYTES, 2 * edges[-1]) <= reach:
+        edges.append(max(FIRST_BUCKET_BYTES, 2 * edges[-1]))
+    return np.array(edges, dtype=np.int64)
+
+
+def _groups(tallies: list[_Tally], batch_size: int, memory: MemoryMode) -> Iterator[list[_Tally]]:
+    """Documents of similar length, longest first, in groups of equal size up to one."""
+    least = 2 if memory == "shuffled" else 1
+    order = sorted(tallies, key=lambda tally: -tally.scored)
+    count = max(1, min(math.ceil(len(order) / batch_size), len(order) // least))
+    for rows in np.array_split(np.arange(len(order)), count):
+        yield [order[row] for row in rows]
+
+
+def _score(
+    model: LanguageModel,
+    rows: list[_Tally],
+    widths: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    memory: MemoryMode,
+    span: int,
+) -> None:
+    """Read a group of documents window by window and add up their nats."""
+    device = next(model.parameters()).device
+    state = model.initial_state(batch_size=len(rows))
+    for start in range(0, max(row.scored for row in rows), span):
+        live = [index for index, row in enumerate(rows) if row.scored > start]
+        # A shuffled row reads its neighbour's bank, so neighbours stay, finished, until the longest document ends.
+        if len(live) < len(rows) and memory != "shuffled":
+            rows, state = [rows[index] for index in live], state.select(live)
+        lengths = [max(0, min(span, row.scored - start)) for row in rows]
+        longest = max(lengths)
+        grid = np.zeros((len(rows), longest + 1), dtype=np.int64)
+        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            if length:
+                grid[b, : length + 1] = row.tokens[start : start + length + 1]
+        tokens_BT = torch.from_numpy(grid).to(device)
+        valid_BT = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        valid = None if min(lengths) == longest else valid_BT
+        logits_BTV, state = model(tokens_BT[:, :-1], state, valid=valid, memory=memory)
+        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+        nats = F.cross_entropy(
+            logits_BTV.flatten(0, 1).to(wide), tokens_BT[:, 1:].flatten(), reduction="none"
+        )
+        nats_BT = nats.view(len(rows), longest).double().cpu().numpy()
+        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            if length:
+                row.add(nats_BT[b, :length], widths[grid[b, 1 : length + 1]], edges)
+
+
+def _result(
+    model: LanguageModel, tallies: list[_Tally], edges: NDArray[np.int64], memory: MemoryMode, seed: int
+) -> PerplexityResult:
+    """Put the sums of all documents together."""
+    bits = 1 / math.log(2)
+    nats = np.array([tally.nats for tally in tallies])
+    sizes = np.array([tally.size for tally in tallies], dtype=np.float64)
+    tokens = sum(tally.scored for tally in tallies)
+    total = bootstrap_ratio(nats, sizes, scale=bits, seed=seed)
+    long = [tally for tally in tallies if tally.size >= edges[-1]] if len(edges) > 1 else []
+    position_nats = np.array([tally.bucket_nats for tally in long]).reshape(len(long), len(edges) - 1)
+    position_bytes = np.array([tally.bucket_bytes for tally in long]).reshape(len(long), len(edges) - 1)
+    return PerplexityResult(
+        bits_per_byte=total.value,
+        low=total.low,
+        high=total.high,
+        nats_per_token=float(nats.sum()) / tokens,
+        tokens=tokens,
+        bytes=int(sizes.sum()),
+        documents=len(tallies),
+        memory=memory,
+        state_bytes=model.initial_state(batch_size=1).nbytes,
+        by_position=tuple(
+            PositionScore(
+                start=int(edges[k]),
+                stop=int(edges[k + 1]),
+                score=bootstrap_ratio(position_nats[:, k], position_bytes[:, k], scale=bits, seed=seed),
+            )
+            for k in range(len(edges) - 1)
+        ),
+        position_documents=len(long),
+        document_nats=nats,
+        document_bytes=sizes,
+        position_nats=position_nats,
+        position_bytes=position_bytes,
+    )

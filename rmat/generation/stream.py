@@ -1,0 +1,229 @@
+"""The loop: read a prompt of any length in bounded pieces, then write token by token from the carried state.
+
+The model's state has one size however much was read, so a token costs the same after a thousand and after a million.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rmat.generation.sampling import Sampler, SamplingConfig
+from rmat.generation.stopping import StopMatcher
+from rmat.model import LanguageModel, StreamState
+
+END_TOKENS = ("turn_end", "document")
+"""Special tokens at which a text is over."""
+
+PIECE_TOKENS = 4096
+"""Longest piece of a prompt read in one call."""
+
+PIECE_LOGITS = 2**24
+"""A piece is shorter where its logits would be more numbers than this (64 MB in float32)."""
+
+
+class TextCodec(Protocol):
+    """What generation needs of a tokenizer; `rmat.data.tokenizer.Tokenizer` has it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+    def decode_bytes(self, ids: Sequence[int], /) -> bytes: ...
+
+    def special_id(self, name: str, /) -> int: ...
+
+
+class Generation(Iterator[str]):
+    """Text as it is written: iterate over pieces (never an empty one, never half a character).
+
+    What it came to stands in the attributes, which are complete once the iteration is over.
+    """
+
+    text: str
+    """All pieces so far."""
+    tokens: list[int]
+    """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document end is not."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    finish: Literal["length", "stop", "end"] | None
+    """Why it is over: max_new_tokens, a stop string, or the model ended the text. None before that."""
+    state: StreamState | None
+    """The state after the prompt and all of `tokens`; None before the end. It can go into `generate` again."""
+    next_logits: Tensor | None
+    """(V,) float32 on the CPU: logits of the token after `tokens`; with `state` they let a text go on without a prompt."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: TextCodec,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+        stop: Sequence[str],
+        state: StreamState | None,
+        next_logits: Tensor | None,
+    ) -> None:
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}: give 0 (only read the prompt) or more")
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
+                "use the tokenizer that was saved with the model"
+            )
+        if state is not None and state.batch_size != 1:
+            raise ValueError(
+                f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"
+            )
+        prompt_ids = _prompt_ids(tokenizer, prompt, fresh=state is None)
+        if not prompt_ids and next_logits is None:
+            raise ValueError(
+                "the prompt is empty: give some text to go on from, or next_logits along with the state"
+            )
+        self.text, self.tokens, self.finish = "", [], None
+        self.prompt_tokens = len(prompt_ids)
+        self.state, self.next_logits = None, None
+        self._max_new_tokens = max_new_tokens
+        self._matcher = StopMatcher(stop)
+        self._sampler = Sampler(sampling, tokenizer.vocab_size)
+        self._pieces = self._run(model, tokenizer, prompt_ids, state, next_logits)
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self.text += piece
+        return piece
+
+    def _run(
+        self,
+        model: LanguageModel,
+        tokenizer: TextCodec,
+        prompt_ids: list[int],
+        state: StreamState | None,
+        logits: Tensor | None,
+    ) -> Iterator[str]:
+        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        turn_end, document = (tokenizer.special_id(name) for name in END_TOKENS)
+        if prompt_ids:
+            logits, state = read(model, prompt_ids, state)
+        assert logits is not None
+        while self.finish is None:
+            if len(self.tokens) == self._max_new_tokens:
+                self.finish = "length"
+                break
+            token = self._sampler.draw(logits)
+            if token == document:
+                self.finish = "end"
+                break
+            self.tokens.append(token)
+            logits, state = read(model, [token], state)
+            if token == turn_end:
+                self.finish = "end"
+                break
+            piece, stopped = self._matcher.push(characters.decode(tokenizer.decode_bytes([token])))
+            if stopped:
+                self.finish = "stop"
+            if piece:
+                yield piece
+        self.state, self.next_logits = state, logits.float().cpu()
+        if self.finish != "stop":
+            piece, stopped = self._matcher.push(characters.decode(b"", final=True))
+            piece += "" if stopped else self._matcher.flush()
+            if piece:
+                yield piece
+
+
+def generate(
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompt: str | Sequence[int] = "",
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int | None = None,
+    state: StreamState | None = None,
+    next_logits: Tensor | None = None,
+) -> Generation:
+    """Text that goes on from a prompt, as an iterator over pieces of it.
+
+    Args:
+        model: on any device. It reads without dropout, and between pieces it is in the mode it was in.
+        tokenizer: the one the model was trained with.
+        prompt: text, or token ids taken as they are. Of any length: it is read in pieces of bounded size. Text without
+            a state is read as a new document.
+        max_new_tokens: most tokens to write; 0 only reads the prompt, for its `.state`.
+        temperature, top_k, top_p, repetition_penalty, seed: see `SamplingConfig`. The penalty looks at the tokens
+            written by this call, not at the prompt.
+        stop: strings at which the text ends; they are not part of it. The special tokens turn_end and document always
+            end it.
+        state: what was read before (batch size 1), such as the `.state` of an earlier generation; it stays valid.
+        next_logits: (V,) the `.next_logits` that came with `state`; needed only to go on with an empty prompt.
+
+    Raises ValueError, at the call and not during the iteration, for a setting out of range or an empty prompt with
+    nothing to go on from.
+    """
+    sampling = SamplingConfig(
+        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    return Generation(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        state=state,
+        next_logits=next_logits,
+    )
+
+
+# no_grad rather than inference_mode: tensors that a model caches, or the state handed out, may enter training later.
+@torch.no_grad()
+def read(model: LanguageModel, ids: Sequence[int], state: StreamState | None) -> tuple[Tensor, StreamState]:
+    """Read `ids` (at least one) in pieces of bounded size: logits (V,) after the last token, and the state."""
+    assert len(ids) > 0
+    device = next(model.parameters()).device
+    piece = piece_length(model)
+    logits: Tensor | None = None
+    with _evaluating(model):
+        for start in range(0, len(ids), piece):
+            tokens = torch.tensor([list(ids[start : start + piece])], dtype=torch.int64, device=device)
+            logits, state = model(tokens, state)
+    assert logits is not None and state is not None
+    return logits[0, -1].clone(), state
+
+
+def piece_length(model: LanguageModel) -> int:
+    """Tokens of a prompt read in one call: whole segments, or less than one where segments are very long."""
+    most = max(1, min(PIECE_TOKENS, PIECE_LOGITS // model.config.vocab_size))
+    segment = model.config.segment_len
+    return most - most % segment if most >= segment else most
+
+
+def _prompt_ids(tokenizer: TextCodec, prompt: str | Sequence[int], *, fresh: bool) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    start = [tokenizer.special_id("document")] if fresh else []
+    return start + tokenizer.encode(prompt)
+
+
+@contextmanager
+def _evaluating(model: LanguageModel) -> Iterator[None]:
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

@@ -1,0 +1,220 @@
+"""What a training run is told: `RunConfig` and the `TrainConfig` in it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rmat.data.config import DataConfig
+from rmat.model import ModelConfig
+from rmat.training.fields import coerce, field_types, refuse_unknown
+
+_AT_LEAST_ONE = ("steps", "batch_size", "window", "accumulate", "eval_bytes", "log_every", "checkpoint_every")
+_AT_LEAST_ZERO = (
+    "warmup_steps",
+    "weight_decay",
+    "clip",
+    "z_loss",
+    "eval_every",
+    "sample_every",
+    "max_nonfinite",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the model is trained. The defaults train the preset `tiny` on two CPU cores."""
+
+    steps: int = 2000
+    """Updates of the weights, at most."""
+    max_minutes: float | None = None
+    """Wall-clock budget in minutes over all parts of a resumed run; training ends there even if `steps` are left, and the
+    learning rate follows whichever of steps and minutes is nearer to its end. None: no budget."""
+    batch_size: int = 8
+    """Rows read side by side, each a stream of documents of its own."""
+    window: int = 512
+    """Tokens each row reads in one call of the model; the gradient flows through all of them and no further."""
+    accumulate: int = 1
+    """Consecutive windows whose gradients are added up before one update."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end, as a share of `lr`."""
+    warmup_steps: int = 50
+    """Updates over which the learning rate rises linearly to `lr`."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: half a cosine, or constant with a linear decay at the end (wsd)."""
+    decay_share: float = 0.2
+    """wsd only: share of the run that the final decay takes."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; other parameters have none."""
+    beta1: float = 0.9
+    """Decay of the running mean of gradients (AdamW), momentum (Muon)."""
+    beta2: float = 0.95
+    """Decay of the running mean of squared gradients (AdamW)."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient; a larger one is scaled down to it. 0: no clipping."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log-normaliser of the logits in the loss; keeps logits from drifting. 0: off."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of activations; bfloat16 runs under autocast with weights and loss in float32."""
+    compile: bool = False
+    """Run the model through torch.compile; pays on a GPU, costs a minute at the start."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    seed: int = 0
+    """Seed of the initial weights, of dropout and of the order of documents."""
+    eval_every: int = 250
+    """Updates between two evaluations on the validation split; the end is always evaluated. 0: only the end."""
+    eval_bytes: int = 200_000
+    """Bytes of the validation split read by one evaluation."""
+    sample_every: int = 500
+    """Updates between two samples of text. 0: none."""
+    log_every: int = 10
+    """Updates averaged into one row of the metrics file."""
+    checkpoint_every: int = 250
+    """Updates between two checkpoints; the end and every best evaluation are always kept."""
+    keep_last: int = 2
+    """Newest checkpoints kept, next to the best one. At least 2, so that one survives the loss of another."""
+    max_nonfinite: int = 10
+    """Updates that may be skipped for a loss or gradient that is not finite before the run stops."""
+    carry_state: bool = True
+    """Start each window from the memory the row's previous window left, instead of an empty one."""
+
+    def __post_init__(self) -> None:
+        for name, kind in field_types(TrainConfig).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), kind, f"train.{name}"))
+        for name in _AT_LEAST_ONE:
+            self._require(name, getattr(self, name) >= 1, "give 1 or more")
+        for name in _AT_LEAST_ZERO:
+            self._require(name, getattr(self, name) >= 0, "give 0 or more")
+        self._require("lr", self.lr > 0, "give a number above 0, such as 0.003")
+        self._require("keep_last", self.keep_last >= 2, "give 2 or more")
+        self._require("decay_share", 0 < self.decay_share <= 1, "give a share above 0 and up to 1")
+        self._require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "give a share from 0 to 1")
+        for name in ("beta1", "beta2"):
+            self._require(name, 0 <= getattr(self, name) < 1, "give a number from 0 up to but not 1")
+        self._require(
+            "max_minutes", self.max_minutes is None or self.max_minutes > 0, "give minutes above 0, or none"
+        )
+        self._require("seed", 0 <= self.seed < 2**32, "give a whole number from 0 to 4294967295")
+
+    def _require(self, name: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise ValueError(f"train.{name} is {getattr(self, name)!r}: {remedy}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens read for one update."""
+        return self.batch_size * self.window * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run: which model, on what text, how, and where it is written."""
+
+    preset: str = "tiny"
+    """Size of the model: tiny, small, base or large."""
+    variant: str = "recommended"
+    """Kind of model at that size: recommended, paper, local, xl or full."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of `ModelConfig` that differ from the preset. The vocabulary follows the tokenizer unless it is set here."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is read."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
+    out: str | None = None
+    """Folder of the run; None makes one under `runs/` named by preset, variant and time."""
+
+    def __post_init__(self) -> None:
+        kinds = field_types(ModelConfig)
+        refuse_unknown(self.model, "model", kinds, setting_names())
+        typed = {name: coerce(value, kinds[name], f"model.{name}") for name, value in self.model.items()}
+        object.__setattr__(self, "model", typed)
+        ModelConfig.preset(self.preset, variant=self.variant, **typed)
+
+    def model_config(self, tokenizer_size: int) -> ModelConfig:
+        """The model for a tokenizer of `tokenizer_size` tokens.
+
+        Raises ValueError if `model.vocab_size` is set and smaller than that.
+        """
+        vocab_size = self.model.get("vocab_size", tokenizer_size)
+        if vocab_size < tokenizer_size:
+            raise ValueError(
+                f"model.vocab_size is {vocab_size} but the tokenizer has {tokenizer_size} tokens: leave model.vocab_size out"
+            )
+        return ModelConfig.preset(
+            self.preset, variant=self.variant, **{**self.model, "vocab_size": vocab_size}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able nested dict; `from_dict` of it gives an equal config."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_dict(cls, nested: Mapping[str, Any]) -> "RunConfig":
+        """A config from a nested dict whose values are typed or strings.
+
+        Raises ValueError for an unknown key at any level (with the nearest valid dotted name) and for a value of the
+        wrong type.
+        """
+        valid, kinds = setting_names(), field_types(cls)
+        refuse_unknown(nested, "", kinds, valid)
+        given: dict[str, Any] = {}
+        for name, value in nested.items():
+            if name in ("data", "train"):
+                section = coerce(value, dict, name)
+                section_kinds = field_types(kinds[name])
+                refuse_unknown(section, name, section_kinds, valid)
+                typed = {
+                    key: coerce(part, section_kinds[key], f"{name}.{key}") for key, part in section.items()
+                }
+                given[name] = kinds[name](**typed)
+            else:
+                given[name] = coerce(value, kinds[name], name)
+        return cls(**given)
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunConfig":
+        """The config of the run in `folder`, with `out` set to that folder.
+
+        Raises ValueError if `folder` holds no run.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
+        return dataclasses.replace(cls.from_dict(json.loads(path.read_text())), out=str(folder))
+
+
+def setting_names() -> list[str]:
+    """Every dotted name a run can be given, such as `train.lr`."""
+    sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+    names = [name for name in field_types(RunConfig) if name not in sections]
+    return names + [f"{section}.{name}" for section, cls in sections.items() for name in field_types(cls)]
+
+
+_LENGTH = ("steps", "max_minutes", "max_nonfinite")
+_WATCHING = ("eval_every", "eval_bytes", "sample_every", "log_every", "checkpoint_every", "keep_last")
+_PLACE = ("device", "compile")
+EXTENSIBLE = frozenset(_LENGTH + _WATCHING + _PLACE)
+"""Fields of `TrainConfig` that may change when a run is resumed: they say how long, how closely watched and
+where, not what."""
+
+
+def check_resumable(stored: RunConfig, wanted: RunConfig) -> None:
+    """Raise ValueError naming the first setting in which `wanted` differs from the run that is to be resumed."""
+    before, now = stored.to_dict(), wanted.to_dict()
+    for section in ("preset", "variant", "model", "data"):
+        if before[section] != now[section]:
+            raise ValueError(
+                f"{section} is {now[section]!r} but the run was started with {before[section]!r}: start a new run"
+            )
+    for name, value in now["train"].items():
+        if name not in EXTENSIBLE and value != before["train"][name]:
+            raise ValueError(
+                f"train.{name} is {value!r} but the run was started with {before['train'][name]!r}: start a new run"
+            )

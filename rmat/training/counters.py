@@ -1,0 +1,76 @@
+"""Where a run stands, as numbers that go into a checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from rmat.training.step import StepResult
+
+
+@dataclass
+class Interval:
+    """Sums since the last training row of the metrics file."""
+
+    updates: int = 0
+    nats: float = 0.0
+    scored: int = 0
+    gradient_norm: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: StepResult, tokens: int, seconds: float) -> None:
+        """Count one update; one that was skipped adds its tokens and its time only."""
+        self.tokens += tokens
+        self.seconds += seconds
+        if result.skipped is None:
+            self.updates += 1
+            self.nats += result.nats
+            self.scored += result.scored
+            self.gradient_norm += result.gradient_norm
+
+
+@dataclass
+class Counters:
+    """All that a run counts. `step`: updates done or skipped; `tokens`: tokens read; `elapsed`: wall-clock seconds of the loop,
+    evaluation included; `step_seconds`: seconds of the updates alone; `nonfinite`: updates skipped."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed: float = 0.0
+    step_seconds: float = 0.0
+    nonfinite: int = 0
+    lanes: dict[str, Any] | None = None
+    """Position in the data (`LaneState.to_dict()`), None at the start."""
+    best_step: int | None = None
+    best_bits_per_byte: float | None = None
+    evaluated_step: int | None = None
+    """When the newest evaluation was made."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Its scores."""
+    interval: Interval = field(default_factory=Interval)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values; floats survive exactly."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Counters":
+        """Inverse of `to_dict`."""
+        return cls(**{**values, "interval": Interval(**values["interval"])})
+
+    def add(self, result: StepResult, tokens: int, seconds: float) -> None:
+        """Count one update that read `tokens` and took `seconds`."""
+        self.step += 1
+        self.tokens += tokens
+        self.step_seconds += seconds
+        self.nonfinite += result.skipped is not None
+        self.interval.add(result, tokens, seconds)
+
+    def note_evaluation(self, scores: dict[str, float]) -> bool:
+        """Remember an evaluation at the present step; whether it is the best so far."""
+        self.evaluated_step, self.evaluation = self.step, scores
+        bits = scores["bits_per_byte"]
+        if self.best_bits_per_byte is not None and bits >= self.best_bits_per_byte:
+            return False
+        self.best_step, self.best_bits_per_byte = self.step, bits
+        return True

@@ -1,0 +1,230 @@
+"""One training run from top to bottom."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rmat.data.lanes import Batch, Lanes, LaneState
+from rmat.data.store import TokenStore
+from rmat.data.tokenizer import Tokenizer
+from rmat.model import LanguageModel
+from rmat.training import rng
+from rmat.training.config import RunConfig
+from rmat.training.counters import Interval
+from rmat.training.interrupt import stop_on_signal
+from rmat.training.optimizer import set_learning_rate
+from rmat.training.progress import Reporter, Terminal
+from rmat.training.run import Run, open_run
+from rmat.training.schedule import learning_rate_factor, progress
+from rmat.training.step import StepResult, training_step
+
+
+class Evaluate(Protocol):
+    """Scores of a model on held-out documents; must have "bits_per_byte", all in the same unit."""
+
+    def __call__(
+        self, model: LanguageModel, tokenizer: Tokenizer, store: TokenStore, *, max_bytes: int
+    ) -> dict[str, float]: ...
+
+
+class Sample(Protocol):
+    """Text written by a model."""
+
+    def __call__(self, model: LanguageModel, tokenizer: Tokenizer) -> str: ...
+
+
+class NonFiniteError(RuntimeError):
+    """More updates had to be skipped than `train.max_nonfinite` allows."""
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    resume: Path | None = None,
+    evaluate: Evaluate | None = None,
+    sample: Sample | None = None,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Train a model and return the folder of the run; it holds result.json if the run was completed.
+
+    config: what to train. With `resume`, the folder of an earlier run, it may be left out, and may differ from that run's only in how
+    long it is and how closely it is watched. On the same machine a resumed run equals an uninterrupted one bit for
+    bit, unless a time budget (`train.max_minutes`) shapes the learning rate or a GPU's kernels add in no fixed order.
+    evaluate, sample: called with the model in evaluation mode; random numbers they draw leave the training as it is.
+
+    The exported model is the one of the last step, not of the best evaluation; the best is kept as a checkpoint. SIGINT
+    or SIGTERM finishes the step, saves and returns. Raises ValueError for settings or data that cannot be used and
+    NonFiniteError if the numbers break down.
+    """
+    reporter = reporter or Terminal()
+    run = open_run(config, resume, reporter)
+    train_config, counters = run.config.train, run.counters
+    _tell_arithmetic(run)
+    forward = torch.compile(run.model) if train_config.compile else run.model
+    run.model.train()
+    windows = _windows(run)
+    reporter.started(counters.step, train_config.steps)
+    try:
+        with stop_on_signal(reporter.say) as stop:
+            began = time.perf_counter() - counters.elapsed
+            over = _is_over(run)
+            while not (over or stop.requested):
+                started = time.perf_counter()
+                share = progress(counters.step, counters.elapsed, train_config)
+                lr = train_config.lr * learning_rate_factor(counters.step, share, train_config)
+                set_learning_rate(run.optimizers, lr)
+                batches, position = next(windows)
+                result = training_step(forward, run.model, run.optimizers, batches, run.state, train_config)
+
+                run.state = result.state
+                counters.lanes = position.to_dict()
+                counters.add(result, train_config.tokens_per_step, time.perf_counter() - started)
+                counters.elapsed = time.perf_counter() - began
+                over = _is_over(run)
+                reporter.stepped(counters.step)
+
+                if result.skipped is not None:
+                    _note_skipped(run, result)
+                if over or counters.step % train_config.log_every == 0:
+                    _log_interval(run, lr)
+                best = False
+                if evaluate is not None and (over or _due(counters.step, train_config.eval_every)):
+                    best = _evaluate(run, evaluate)
+                if sample is not None and _due(counters.step, train_config.sample_every):
+                    _sample(run, sample)
+                if over or best or stop.requested or counters.step % train_config.checkpoint_every == 0:
+                    counters.elapsed = time.perf_counter() - began
+                    run.save()
+            if not over:
+                reporter.say(
+                    f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume {run.folder}"
+                )
+                return run.folder
+    finally:
+        reporter.stopped()
+    if evaluate is not None and counters.evaluated_step != counters.step:
+        _evaluate(run, evaluate)
+        run.save()
+    run.export()
+    reporter.say(f"done: the model of step {counters.step:,}, the last, is in {run.folder / 'model'}")
+    return run.folder
+
+
+def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState]]:
+    """The batches of each update, on the device, and the position in the data after them."""
+    config, data = run.config.train, run.config.data
+    lanes = Lanes(
+        run.corpus.train,
+        batch_size=config.batch_size,
+        window=config.window,
+        seed=config.seed,
+        weights=data.weights,
+        fim_rate=data.fim_rate,
+        tokenizer=run.corpus.tokenizer,
+    )
+    position = None if run.counters.lanes is None else LaneState.from_dict(run.counters.lanes)
+    stream = lanes.batches(position)
+    while True:
+        batches = []
+        for _ in range(config.accumulate):
+            batch, after = next(stream)
+            moved = (part.to(run.device) for part in (batch.tokens, batch.targets, batch.resets))
+            batches.append(Batch(*moved))
+        yield batches, after
+
+
+def _tell_arithmetic(run: Run) -> None:
+    """Say before the first update what the settings amount to."""
+    config, store = run.config.train, run.corpus.train
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    schedule, reason = run.model.resolve_schedule("auto")
+    total = config.tokens_per_step * config.steps
+    budget = "" if config.max_minutes is None else f", at most {config.max_minutes:g} minutes"
+    run.reporter.say(
+        f"model   {run.config.preset} {run.config.variant}: {parameters:,} parameters, {schedule} schedule ({reason})\n"
+        f"data    {len(store):,} documents, {store.n_tokens:,} tokens of {store.n_bytes / max(store.n_tokens, 1):.2f} bytes\n"
+        f"step    {config.batch_size} rows x {config.window} tokens x {config.accumulate} windows = "
+        f"{config.tokens_per_step:,} tokens\n"
+        f"run     {config.steps:,} steps = {total:,} tokens = {total / max(store.n_tokens, 1):.2f} epochs{budget}\n"
+        f"device  {run.device} ({run.device_reason}), {config.dtype}{', compiled' if config.compile else ''}\n"
+        f"folder  {run.folder}"
+    )
+
+
+def _is_over(run: Run) -> bool:
+    return progress(run.counters.step, run.counters.elapsed, run.config.train) >= 1.0
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _note_skipped(run: Run, result: StepResult) -> None:
+    """Write down an update that was skipped; raise NonFiniteError if it is one too many."""
+    row = {
+        "kind": "skipped",
+        "step": run.counters.step,
+        "reason": result.skipped,
+        "so_far": run.counters.nonfinite,
+    }
+    _write_row(run, row)
+    limit = run.config.train.max_nonfinite
+    if run.counters.nonfinite > limit:
+        raise NonFiniteError(
+            f"{result.skipped} at step {run.counters.step}, and {run.counters.nonfinite} updates were skipped for this "
+            f"(train.max_nonfinite={limit}): lower train.lr, or train in float32"
+        )
+
+
+def _log_interval(run: Run, lr: float) -> None:
+    """Write the training row for the updates since the last one."""
+    counters, interval = run.counters, run.counters.interval
+    loss = interval.nats / interval.scored if interval.scored else None
+    speed = interval.tokens / max(interval.seconds, 1e-9)
+    share = progress(counters.step, counters.elapsed, run.config.train)
+    state = run.state if run.model.config.has_memory else None
+    row = {
+        "kind": "train",
+        "step": counters.step,
+        "tokens": counters.tokens,
+        "loss": loss,
+        "bits_per_byte": None if loss is None else run.train_bits_per_byte(loss),
+        "gradient_norm": interval.gradient_norm / interval.updates if interval.updates else None,
+        "lr": lr,
+        "openness": [] if state is None else state.openness().mean(1).tolist(),
+        "tokens_per_second": speed,
+        "elapsed": counters.elapsed,
+        "seconds_left": counters.elapsed / share * (1 - share),
+    }
+    counters.interval = Interval()
+    _write_row(run, row)
+
+
+def _evaluate(run: Run, evaluate: Evaluate) -> bool:
+    """Score the model on the validation split; whether it is the best so far."""
+    run.model.eval()
+    with rng.undisturbed(), torch.no_grad():
+        scores = evaluate(
+            run.model, run.corpus.tokenizer, run.corpus.valid, max_bytes=run.config.train.eval_bytes
+        )
+    run.model.train()
+    _write_row(run, {"kind": "eval", "step": run.counters.step, **scores})
+    return run.counters.note_evaluation(dict(scores))
+
+
+def _sample(run: Run, sample: Sample) -> None:
+    """Let the model write a text and keep it."""
+    run.model.eval()
+    with rng.undisturbed(), torch.no_grad():
+        text = sample(run.model, run.corpus.tokenizer)
+    run.model.train()
+    run.samples.append({"step": run.counters.step, "text": text})
+    run.reporter.say(f"step {run.counters.step:,} sample: {text}")
+
+
+def _write_row(run: Run, row: dict[str, Any]) -> None:
+    run.metrics.append(row)
+    run.reporter.logged(row)

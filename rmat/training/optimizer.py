@@ -1,0 +1,114 @@
+"""Which parameter is updated by which rule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from rmat.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """Parameters of a model by what an optimiser may do to them; every parameter is in exactly one group."""
+
+    hidden_matrices: dict[str, nn.Parameter]
+    """Weights of linear maps inside the blocks: decayed, and what Muon is made for."""
+    other_matrices: dict[str, nn.Parameter]
+    """Weights of linear maps outside the blocks (an untied head): decayed, but Muon would flatten the differences
+    between rare and frequent tokens."""
+    undecayed: dict[str, nn.Parameter]
+    """Everything else: embeddings, norms, biases, the write gate's score (a vector), learned queries and slots, fusion
+    weights, convolutions. Shrinking them would favour one answer rather than a simple model."""
+
+
+def parameter_groups(model: nn.Module) -> ParameterGroups:
+    """Sort the trainable parameters of `model`; a weight shared by the embedding and the head counts as embedding."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - embeddings
+    groups = ParameterGroups({}, {}, {})
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) not in linear or min(parameter.shape) == 1:
+            groups.undecayed[name] = parameter
+        elif name.startswith("blocks."):
+            groups.hidden_matrices[name] = parameter
+        else:
+            groups.other_matrices[name] = parameter
+    return groups
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+    """One AdamW, or Muon for the hidden matrices and AdamW for the rest.
+
+    Muon's updates are scaled to the size of AdamW's, so that one `config.lr` serves both. Its arithmetic is in bfloat16, which is
+    slow on a CPU without instructions for it. Raises ValueError if this torch has no Muon.
+    """
+    groups = parameter_groups(model)
+    decayed = dict(groups.other_matrices)
+    optimizers: list[Optimizer] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"train.optimizer is 'muon' but torch {torch.__version__} has none: update torch or give adamw"
+            )
+        optimizers.append(
+            torch.optim.Muon(
+                groups.hidden_matrices.values(),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.beta1,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    else:
+        decayed |= groups.hidden_matrices
+    adam_groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": list(groups.undecayed.values()), "weight_decay": 0.0},
+    ]
+    optimizers.append(
+        AdamW(
+            [group for group in adam_groups if group["params"]],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            fused=True,
+        )
+    )
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[Optimizer], lr: float) -> None:
+    """Use `lr` for the next update of every parameter."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """All that the optimisers remember, as "parameter:quantity" -> tensor."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}:{quantity}": value
+        for optimizer in optimizers
+        for parameter, memory in optimizer.state.items()
+        for quantity, value in memory.items()
+    }
+
+
+def restore_optimizers(model: nn.Module, optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, onto the devices and dtypes each optimiser wants."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    memories: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, quantity = key.rpartition(":")
+        memories.setdefault(name, {})[quantity] = value
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = {
+            index: memories[names[id(p)]] for index, p in enumerate(parameters) if names[id(p)] in memories
+        }
+        optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})

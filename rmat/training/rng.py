@@ -1,0 +1,49 @@
+"""The global random number generators, as values that can be kept and put back."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), Python and numpy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every generator: torch's as tensors of bytes, Python's and numpy's as JSON-able values."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state = [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
+    return tensors, {"python": [version, list(words), gauss], "numpy": numpy_state}
+
+
+def restore(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Put back what `capture` gave."""
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    version, words, gauss = values["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = values["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever draws random numbers inside leaves the generators as they were."""
+    kept = capture()
+    try:
+        yield
+    finally:
+        restore(*kept)

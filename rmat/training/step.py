@@ -1,0 +1,85 @@
+"""One update of the weights: truncated back-propagation through windows that continue each other."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rmat.data.lanes import Batch
+from rmat.model import StreamState
+from rmat.training.config import TrainConfig
+from rmat.training.objective import IGNORED, next_token_loss
+
+Forward = Callable[..., tuple[Tensor, StreamState]]
+"""The model, or the model compiled: (tokens, state, resets=) -> (logits, state)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did."""
+
+    state: StreamState | None
+    """What the rows hold after the last window, without gradient; None: an empty memory."""
+    nats: float
+    """Cross entropy summed over the scored positions."""
+    scored: int
+    """Scored positions."""
+    gradient_norm: float
+    """Norm of the whole gradient before clipping."""
+    skipped: str | None
+    """Why the weights were left as they were, or None."""
+
+
+def training_step(
+    forward: Forward,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    batches: Sequence[Batch],
+    state: StreamState | None,
+    config: TrainConfig,
+) -> StepResult:
+    """Read `batches` one after the other from `state`, add up their gradients and update the weights once.
+
+    Every batch is one window: `tokens`, `targets` and `resets` of shape (B, T) on the device of `model`. The gradient flows through
+    all of a window and ends at its start, where the state comes in detached. If a loss or the gradient is not finite the
+    weights are not touched and the returned state is None, because the old one may hold what broke the numbers.
+    """
+    scored = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    nats = 0.0
+    for batch in batches:
+        start = state if config.carry_state else None
+        device_type = batch.tokens.device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            logits, after = forward(batch.tokens, start, resets=batch.resets)
+        objective = next_token_loss(logits, batch.targets, config.z_loss)
+        nats += objective.nats.item()
+        if not torch.isfinite(objective.total):
+            return _skip(optimizers, nats, scored, math.nan, "the loss is not finite")
+        if scored:
+            (objective.total / scored).backward()
+        state = after.detach()
+    norm = gradient_norm(model)
+    if not math.isfinite(norm):
+        return _skip(optimizers, nats, scored, norm, "the gradient is not finite")
+    if config.clip > 0:
+        nn.utils.clip_grads_with_norm_(model.parameters(), config.clip, torch.tensor(norm))
+    for optimizer in optimizers:
+        optimizer.step()
+    return StepResult(state, nats, scored, norm, None)
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """Euclidean norm of all gradients of `model` taken as one vector."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def _skip(optimizers: Sequence[Optimizer], nats: float, scored: int, norm: float, reason: str) -> StepResult:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return StepResult(None, nats, scored, norm, reason)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from rmat.data.synthetic.recall import RecallTask
+from rmat.evaluation.recall_training import recall_config
+from rmat.model import LanguageModel
+
+from .conftest import Rmat
+
+
+def test_perplexity(rmat: Rmat, run_folder: Path) -> None:
+    result = rmat("eval", "perplexity", run_folder, "--json").json
+    assert {
+        "bits_per_byte",
+        "nats_per_token",
+        "tokens",
+        "bytes",
+        "by_position",
+        "state_bytes",
+        "memory",
+    } <= set(result)
+    assert result["memory"] == "on" and 0 < result["bits_per_byte"] < 10
+    assert all({"from", "to", "bits_per_byte"} <= set(bucket) for bucket in result["by_position"])
+    zeroed = rmat("eval", "perplexity", run_folder, "--memory", "zeroed", "--json").json
+    assert zeroed["memory"] == "zeroed" and zeroed["bits_per_byte"] != result["bits_per_byte"]
+
+
+def test_ablation_agrees_with_perplexity(rmat: Rmat, run_folder: Path) -> None:
+    result = rmat("eval", "ablation", run_folder, "--json").json
+    alone = rmat("eval", "perplexity", run_folder, "--json").json
+    assert result["on"]["bits_per_byte"] == pytest.approx(alone["bits_per_byte"])
+    for mode in ("on", "zeroed", "frozen", "shuffled"):
+        assert result[mode]["low"] <= result[mode]["bits_per_byte"] <= result[mode]["high"]
+
+
+def test_ablation_of_one_document_leaves_out_shuffled(rmat: Rmat, run_folder: Path, workplace: Path) -> None:
+    result = rmat(
+        "eval", "ablation", run_folder, "--data", workplace / "texts" / "1.txt", "--split", "all", "--json"
+    ).json
+    assert result["shuffled"] is None and result["zeroed"]["bits_per_byte"] > 0
+
+
+def test_splits_hold_different_text(rmat: Rmat, run_folder: Path, workplace: Path) -> None:
+    sizes = {
+        split: rmat("eval", "perplexity", run_folder, "--split", split, "--json").json["bytes"]
+        for split in ("train", "valid", "test", "all")
+    }
+    assert sizes["all"] == sizes["train"] + sizes["valid"] + sizes["test"]
+    assert sizes["all"] == sum(path.stat().st_size for path in (workplace / "texts").iterdir())
+    assert rmat("eval", "perplexity", run_folder, "--max-bytes", "100", "--json").json["bytes"] == 100
+
+
+def test_the_model_folder_alone_needs_its_data_named(rmat: Rmat, run_folder: Path, workplace: Path) -> None:
+    """A run knows what it was trained on, its exported model does not."""
+    of_run = rmat("eval", "perplexity", run_folder, "--json").json
+    of_model = rmat("eval", "perplexity", run_folder / "model", "--data", workplace / "texts", "--json").json
+    assert of_model == of_run
+
+
+def test_recall(rmat: Rmat, tmp_path: Path) -> None:
+    LanguageModel(recall_config("recommended", RecallTask(n_pairs=2), d_model=16)).save(tmp_path)
+    result = rmat(
+        *(
+            "eval",
+            "recall",
+            tmp_path,
+            "--pairs",
+            "2",
+            "--rows",
+            "4",
+            "--length",
+            "64",
+            "--length",
+            "128",
+            "--json",
+        )
+    ).json
+    assert [cell["length"] for cell in result["cells"]] == [64, 128]
+    assert {"task", "length", "depth", "samples", "accuracy", "low", "high"} <= set(result["cells"][0])
+    assert result["state_bytes"] > 0
+
+
+@pytest.mark.parametrize("measurement", ["perplexity", "ablation"])
+def test_tables_for_people(rmat: Rmat, run_folder: Path, measurement: str) -> None:
+    outcome = rmat("eval", measurement, run_folder)
+    assert outcome.status == 0 and "bits per byte" in outcome.out and "95 % interval" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "MEASUREMENT"),
+        (["perplexty", "x"], "did you mean 'perplexity'"),
+        (["perplexity"], "MODEL"),
+        (["perplexity", "nowhere"], "no model at nowhere"),
+        (["perplexity", "nowhere", "--memory", "of"], "did you mean 'on'"),
+        (["perplexity", "nowhere", "--max-byte", "3"], "did you mean '--max-bytes'"),
+        (["perplexity", "nowhere", "extra"], "one argument too many: 'extra'"),
+    ],
+)
+def test_mistakes_are_one_sentence(rmat: Rmat, arguments: list[str], sentence: str) -> None:
+    assert sentence in rmat("eval", *arguments).refused()
+
+
+@pytest.mark.parametrize("option", [["--max-bytes", "0"], ["--batch-size", "0"], ["--data", "nowhere"]])
+def test_bad_values_are_one_sentence(rmat: Rmat, run_folder: Path, option: list[str]) -> None:
+    rmat("eval", "perplexity", run_folder, *option).refused()

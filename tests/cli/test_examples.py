@@ -1,0 +1,34 @@
+"""The examples run, on the small model that the tests of the command line have trained."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import TOY, Rmat
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_states(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["states.py", str(run_folder)])
+    runpy.run_path(str(EXAMPLES / "states.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    branches = [part.partition("\n")[2].strip() for part in said.split("--- branch")[1:]]
+    assert len(branches) == 3 and branches[1] == branches[2] != branches[0]
+
+
+def test_own_text(rmat: Rmat, workplace: Path) -> None:
+    arguments = [
+        "--config",
+        EXAMPLES / "own_text.yaml",
+        "--data",
+        workplace / "texts",
+        "--out",
+        workplace / "own",
+    ]
+    outcome = rmat("train", *arguments, *TOY[1:], "data.tokenizer=bpe:300", "--json")
+    assert outcome.status == 0 and outcome.json["steps"] == 6

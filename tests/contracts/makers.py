@@ -1,0 +1,266 @@
+"""Shared makers: tiny models of every variant and of many combinations of axes, with odd lengths.
+
+A maker scrambles the parameters: a fresh model has open gates, equal fusion weights and zero offsets, and a test that
+compares two ways to compute the same thing would not notice that one of them ignores such a parameter.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmat.model import LanguageModel, ModelConfig, StreamState
+
+Overrides = Mapping[str, Any]
+
+TINY: dict[str, Any] = {
+    "vocab_size": 29,
+    "d_model": 24,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "segment_len": 6,
+    "chunk_len": 3,
+    "d_ff": 20,
+    "n_slots": 7,
+    "dropout": 0.0,
+}
+WRITES = {"mean": 1, "pool": 2, "select": 3, "all": TINY["segment_len"]}
+
+# Every variant, then combinations that the variants do not show. The name says what is unusual.
+CASES: dict[str, Overrides] = {
+    "recommended": {},
+    "paper": {"variant": "paper", "n_kv_heads": 4},
+    "local": {"variant": "local"},
+    "xl": {"variant": "xl"},
+    "full": {"variant": "full"},
+    "joint_both_gates": {"fusion": "joint", "gate": "both", "memory_position": "age"},
+    "joint_separate_output": {
+        "streams": ("chunked", "memory"),
+        "fusion": "joint",
+        "projections": "separate",
+        "write_from": "output",
+        "memory_position": "rank",
+    },
+    "pool_gru_token": {"writer": "pool", "gate": "gru", "fusion": "token", "null_slot": False},
+    "pool_push_head": {"writer": "pool", "gate": "push", "fusion": "head", "memory_position": "age", "conv_width": 4},
+    "all_push_scalar": {"writer": "all", "gate": "push", "fusion": "scalar", "memory_position": "rank"},
+    "all_both_output": {"writer": "all", "gate": "both", "write_from": "output", "null_slot": False},
+    "mean_push_output": {"variant": "paper", "gate": "push", "chunk_lookback": 1, "n_kv_heads": 1, "n_slots": 3},
+    "select_none_token": {"gate": "none", "fusion": "token", "chunk_lookback": 0, "tie_embeddings": False},
+    "select_gru_wide_conv": {"gate": "gru", "conv_width": 5, "norm": "layernorm", "mlp": "gelu"},
+    "memory_only": {"streams": ("memory",), "conv_width": 3, "fusion": "scalar"},
+    "chunked_only_lookback": {"streams": ("chunked",), "chunk_lookback": 1},
+    "full_and_memory": {"streams": ("full", "memory"), "fusion": "joint", "rope_theta": (10.0, 10.0, 500.0, 500.0)},
+    "chunked_and_memory": {"streams": ("chunked", "memory"), "fusion": "head", "chunk_len": 2, "segment_len": 4},
+    "bank_below_one_segment": {"writer": "all", "gate": "push", "segment_len": 6, "n_slots": 6, "n_layers": 3},
+}
+VARIANTS = ("recommended", "paper", "local", "xl", "full")
+WITH_MEMORY = tuple(name for name in CASES if name not in ("local", "full", "chunked_only_lookback"))
+
+
+def make_config(case: str | Overrides, **overrides: Any) -> ModelConfig:
+    """A tiny config: a name from CASES or a mapping of fields, with further fields on top."""
+    chosen = {**(CASES[case] if isinstance(case, str) else case), **overrides}
+    variant = chosen.pop("variant", case if case in VARIANTS else "recommended")
+    fields = {**TINY, **chosen}
+    plain = ModelConfig.preset("tiny", variant=variant)
+    writer = fields.get("writer", plain.writer)
+    writes = fields["segment_len"] if writer == "all" else min(WRITES[writer], fields["segment_len"])
+    fields.setdefault("writes_per_segment", writes)
+    if variant == "full" and "chunk_len" not in chosen:
+        fields["chunk_len"] = fields["segment_len"]
+    return ModelConfig.preset("tiny", variant=variant, **fields)
+
+
+def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
+    """`count` random points of the space of axes, the same for the same seed."""
+    rng = random.Random(seed)
+    streams = [s for n in (1, 2, 3) for s in itertools.combinations(("full", "chunked", "memory"), n)]
+    cases: dict[str, Overrides] = {}
+    for number in range(count):
+        segment_len, chunk_len = rng.choice([(6, 3), (6, 2), (8, 4), (9, 3), (4, 2)])
+        writer = rng.choice(["mean", "pool", "select", "all"])
+        heads, kv_heads = rng.choice([(4, 4), (4, 2), (2, 1), (3, 3), (6, 2)])
+        chosen = rng.choice(streams[2:])
+        projections = rng.choice(["separate", "shared"])
+        fusions = ["scalar", "head", "token", "joint"]
+        if projections == "separate" and {"full", "chunked"} <= set(chosen):
+            fusions.remove("joint")  # one softmax needs one query
+        cases[f"sample{number}"] = {
+            "streams": chosen,
+            "segment_len": segment_len,
+            "chunk_len": chunk_len,
+            "chunk_lookback": rng.choice([0, 1]),
+            "projections": projections,
+            "n_heads": heads,
+            "n_kv_heads": kv_heads,
+            "writer": writer,
+            "n_slots": rng.choice([segment_len, segment_len + 3, 2 * segment_len + 1]),
+            "gate": rng.choice(["none", "gru", "push", "both"]),
+            "write_from": rng.choice(["input", "input", "output"]),
+            "memory_position": rng.choice(["none", "rank", "age"]),
+            "null_slot": rng.choice([True, False]),
+            "fusion": rng.choice(fusions),
+            "norm": rng.choice(["layernorm", "rmsnorm"]),
+            "mlp": rng.choice(["gelu", "swiglu"]),
+            "conv_width": rng.choice([0, 2, 3, 5]),
+            "tie_embeddings": rng.choice([True, False]),
+            "rope_theta": rng.choice([100.0, 10000.0]),
+        }
+    return cases
+
+
+def make_model(
+    case: str | Overrides | ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float64, **overrides: Any
+) -> LanguageModel:
+    """A model in evaluation mode with scrambled parameters: about half of the write gates are closed."""
+    config = case if isinstance(case, ModelConfig) else make_config(case, **overrides)
+    torch.manual_seed(seed)
+    model = LanguageModel(config).to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            scale = 0.3 if parameter.ndim < 2 else 0.5 / parameter.shape[-1] ** 0.5
+            parameter.add_((scale * noise).to(dtype))
+            if is_gate_bias(name):
+                parameter.sub_(1.0)
+    return model
+
+
+def is_gate_bias(name: str) -> bool:
+    """Whether a parameter is the bias of a write gate's score (it starts at +1)."""
+    return name.endswith("writer.score.bias")
+
+
+def gate_bias(model: LanguageModel, layer: int) -> Tensor:
+    """The bias of the write gate's score in a layer."""
+    return model.get_parameter(f"blocks.{layer}.memory.writer.score.bias")
+
+
+def recurrent_bias(model: LanguageModel, layer: int) -> Tensor:
+    """The bias b_z of the GRU gate in a layer."""
+    return model.get_parameter(f"blocks.{layer}.memory.gate.candidate.bias")
+
+
+def open_gates(model: LanguageModel) -> None:
+    """Let every write pass: the scores of a model with write gates become large."""
+    if model.config.scores_writes:
+        with torch.no_grad():
+            for layer in range(model.config.n_layers):
+                gate_bias(model, layer).fill_(30.0)
+
+
+def bank_positions(state: StreamState, layer: int, segment_len: int = TINY["segment_len"]) -> list[list[int]]:
+    """For every row the source positions of the filled slots of a layer's bank, oldest first."""
+    tensors = state.tensors()
+    ages, pushed = tensors[f"layers.{layer}.slot_age"], tensors[f"layers.{layer}.pushed"]
+    rows = []
+    for position, age, count in zip(state.position.tolist(), ages.tolist(), pushed.tolist(), strict=True):
+        start = position - position % segment_len
+        filled = age[max(0, len(age) - count) :]
+        rows.append([start - each for each in filled])
+    return rows
+
+
+def shifted(state: StreamState, config: ModelConfig, tokens: int) -> StreamState:
+    """The state as it would be if `tokens` more (whole segments) had been read before everything it knows of."""
+    tensors = dict(state.tensors())
+    tensors["position"] = tensors["position"] + tokens
+    for name, tensor in tensors.items():
+        if name.endswith("pushed"):
+            tensors[name] = torch.where(tensor >= config.n_slots, tensor + tokens, tensor)
+    return StreamState.from_tensors(config, tensors)
+
+
+def make_tokens(batch_size: int, length: int, *, vocab_size: int = TINY["vocab_size"], seed: int = 0) -> Tensor:
+    """Random tokens (batch_size, length), int64."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    return torch.randint(0, vocab_size, (batch_size, length), generator=generator)
+
+
+def schedules_of(config: ModelConfig) -> tuple[str, ...]:
+    """The schedules that a config can run in one call."""
+    parallel = config.write_from == "input" or "memory" not in config.streams
+    return ("parallel", "sequential") if parallel else ("sequential",)
+
+
+def split_points(length: int, rng: random.Random, pieces: int = 4) -> list[int]:
+    """Ends of consecutive pieces that cover `length` tokens."""
+    inner = rng.sample(range(1, length), min(pieces - 1, length - 1)) if length > 1 else []
+    return [*sorted(inner), length]
+
+
+def stream(
+    model: LanguageModel, tokens: Tensor, ends: list[int], state: StreamState | None = None, **per_token: Tensor
+) -> tuple[Tensor, StreamState]:
+    """Read `tokens` in pieces that end at `ends`; `per_token` (resets, valid) is cut alike. Logits and final state."""
+    parts = []
+    for start, end in itertools.pairwise([0, *ends]):
+        cut = {name: value[:, start:end] for name, value in per_token.items()}
+        logits, state = model(tokens[:, start:end], state, **cut)
+        parts.append(logits)
+    assert state is not None
+    return torch.cat(parts, 1), state
+
+
+def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float | None = None) -> None:
+    """Compare two tensors and say what differs, by how much and where; tolerance 1e-9 in float64, 1e-4 in float32."""
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype} != {expected.dtype}"
+    if actual.numel() == 0:
+        return
+    if not actual.is_floating_point():
+        assert torch.equal(actual, expected), f"{what}: {actual.tolist()} != {expected.tolist()}"
+        return
+    limit = tolerance if tolerance is not None else (1e-9 if actual.dtype == torch.float64 else 1e-4)
+    error = (actual - expected).detach().abs()
+    error = torch.where(actual == expected, torch.zeros_like(error), error)
+    scale = max(1.0, float(expected.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()))
+    worst = float(error.max())
+    if not worst <= limit * scale:
+        where = torch.unravel_index(error.argmax(), error.shape)
+        place = tuple(int(index) for index in where)
+        raise AssertionError(f"{what}: largest error {worst:.3e} at {place}, allowed {limit * scale:.1e}")
+
+
+def assert_same_state(actual: StreamState, expected: StreamState, what: str = "state", **options: float) -> None:
+    """Compare two states tensor by tensor."""
+    left, right = actual.tensors(), expected.tensors()
+    import os
+    if os.environ.get("CANON"):
+        left, right = _canon(left), _canon(right)
+    assert left.keys() == right.keys(), f"{what}: {sorted(left)} != {sorted(right)}"
+    for name in left:
+        assert_close(left[name], right[name], f"{what}.{name}", **options)
+
+
+def gradients(model: LanguageModel, loss: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Gradient of every parameter, zeros where the loss does not depend on it."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for name, parameter, gradient in zip(names, parameters, found, strict=True):
+        yield name, torch.zeros_like(parameter) if gradient is None else gradient
+
+
+def _canon(t):
+    t = dict(t)
+    pos = t["position"]
+    for k in list(t):
+        v = t[k]
+        base, _, name = k.rpartition(".")
+        def tail(n):
+            m = torch.arange(v.shape[1] - 1, -1, -1)[None] < n[:, None]
+            return torch.where(m.view(*m.shape, *[1] * (v.ndim - 2)), v, torch.zeros_like(v))
+        if name.endswith(("full_key", "full_value", "chunked_key", "chunked_value", "tail")):
+            t[k] = tail(pos)
+        elif name.startswith("slot_"):
+            t[k] = tail(t[base + ".pushed"])
+        elif name in ("pending", "pending_offset") and base + ".pending_offset" in t:
+            e = t[base + ".pending_score"] < -1e20
+            t[k] = torch.where(e[..., None] if name == "pending" else e, torch.zeros_like(v) - int(name != "pending"), v)
+    return t

