@@ -21,7 +21,7 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "rmat needs Python 3.11 or newer: install it, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: rmat needs Python 3.11 or newer" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) hatchling editables
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, complete a function
 	rm -rf $(DEMO)
 	$(BIN)/rmat train --preset tiny --data python-stdlib --out $(DEMO) train.max_minutes=$(DEMO_MINUTES) train.steps=100000
-	$(BIN)/rmat eval ablation $(DEMO) --max-bytes 400000
+	$(BIN)/rmat eval ablation $(DEMO) --mode zeroed --max-bytes 400000
 	@printf '\ncompleting a function: def read_lines(path)\n\n'
 	@$(BIN)/rmat generate $(DEMO) --max-new-tokens 160 --temperature 0.6 --top-p 0.9 --seed 1 $$'def read_lines(path):\n    """Return the lines of a file."""\n'
 

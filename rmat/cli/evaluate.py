@@ -14,9 +14,10 @@ from rmat.cli.parsing import add_command, add_json
 if TYPE_CHECKING:
     from rmat.data.store import TokenStore
     from rmat.data.tokenizer import Tokenizer
+    from rmat.evaluation.scores import MemoryMode
     from rmat.model import LanguageModel
 
-MEMORY_MODES = ("on", "zeroed", "frozen", "shuffled")
+MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
 
 
 def add(commands: Any) -> None:
@@ -50,6 +51,12 @@ def add(commands: Any) -> None:
         "the document's start) and shuffled (it holds another document's; left out where there is one document only).",
     )
     _add_text_options(ablation)
+    ablation.add_argument(
+        "--mode",
+        choices=MEMORY_MODES,
+        action="append",
+        help="measure only this besides on; repeatable (default: all)",
+    )
 
     recall = add_command(
         kinds,
@@ -113,17 +120,18 @@ def run_ablation(args: argparse.Namespace) -> int:
     model, tokenizer, store = _load(args)
     # One document has no other whose memory it could be given.
     alone = len(store) < 2 or (args.max_bytes is not None and store.document_bytes(0) >= args.max_bytes)
+    modes = [mode for mode in args.mode or MEMORY_MODES if not (alone and mode == "shuffled")]
     found = ablation(
         model,
         tokenizer,
         store,
-        modes=("on", "zeroed", "frozen") if alone else ("on", "zeroed", "frozen", "shuffled"),
+        modes=tuple(modes),
         max_bytes=args.max_bytes,
         batch_size=args.batch_size,
         seed=args.seed,
     )
     if args.json:
-        print_json({"shuffled": None, **found.to_dict()})
+        print_json({**dict.fromkeys(MEMORY_MODES), **found.to_dict()})
         return 0
     rows = []
     for mode, score in found.modes.items():

@@ -77,10 +77,6 @@ def read_text(path: Path) -> str:
     byte offset).
     """
     try:
-        if not path.is_file():
-            raise Unusable(
-                "not a regular file", f"{path} is not a regular file; give a file, a folder or a glob"
-            )
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise Unusable("too large", too_large(str(path)))
         raw = path.read_bytes()
@@ -236,6 +232,8 @@ def _wanted(path: Path, relative: str, ignore: _Ignore, skipped: Skipped, *, any
         skipped.add("ignored by .gitignore", relative)
     elif not known and not any_suffix:
         skipped.add("neither text nor code by suffix", relative)
+    elif not path.is_file():  # a pipe would keep whoever opens it waiting
+        skipped.add("not a regular file", relative)
     elif suffix != ".parquet" and is_binary(path):
         skipped.add("binary", relative)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -23,8 +24,11 @@ from rmat.data.records import read_hub, read_records
 STDLIB = "python-stdlib"
 """The SPEC of the standard library's own sources, which every machine with Python has."""
 
-STDLIB_LEFT_OUT = frozenset(("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"))
-"""Folders of the standard library that `python-stdlib` does not read."""
+TEST_FOLDERS = frozenset(("test", "tests", "idle_test"))
+"""Folders of the standard library that `python-stdlib` leaves out."""
+
+NOT_STDLIB = frozenset(("site-packages", "dist-packages", "__pycache__"))
+"""Folders inside the standard library's that are not part of it."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -81,6 +85,10 @@ class Source:
         )
 
     def _file(self, path: Path, name: str) -> Iterator[Document]:
+        if not path.is_file():
+            raise Unusable(
+                "not a regular file", f"{path} is not a regular file; give a file, a folder or a glob"
+            )
         if path.suffix.lower() in RECORD_SUFFIXES:
             yield from read_records(path, name, self.column, self.skipped)
         else:
@@ -124,12 +132,15 @@ def stdlib_root() -> Path:
 def _stdlib_files(skipped: Skipped) -> Iterator[tuple[Path, str]]:
     """The library's modules without its tests."""
     root = stdlib_root()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        folder = next((part for part in name.parts[:-1] if part in STDLIB_LEFT_OUT), None)
-        if folder is None:
-            yield path, name.as_posix()
-        elif folder not in ("site-packages", "dist-packages", "__pycache__"):
+    found = []
+    for folder, folders, names in os.walk(root):
+        # Not walked into at all: installed packages may be a hundred times the library.
+        folders[:] = [name for name in folders if name not in NOT_STDLIB]
+        found += [Path(folder, name).relative_to(root) for name in names if name.endswith(".py")]
+    for name in sorted(found):
+        if TEST_FOLDERS.isdisjoint(name.parts[:-1]):
+            yield root / name, name.as_posix()
+        else:
             skipped.add("tests", name.as_posix())
 
 

@@ -91,15 +91,23 @@ class ModelConfig:
     """Probability of dropping a value of a sub-layer's output in training, in [0, 1)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.streams, str) or not isinstance(self.streams, (list, tuple)):
+            self._refuse("streams", "give a list of stream names")
         object.__setattr__(self, "streams", tuple(self.streams))
-        if isinstance(self.rope_theta, (list, tuple)):
-            object.__setattr__(self, "rope_theta", tuple(float(theta) for theta in self.rope_theta))
+        theta: Any = self.rope_theta
+        if isinstance(theta, (list, tuple)):
+            object.__setattr__(self, "rope_theta", tuple(float(t) if _is_number(t) else t for t in theta))
+        elif _is_number(theta):
+            object.__setattr__(self, "rope_theta", float(theta))  # 10000 and 10000.0 are one configuration
         for name in _POSITIVE:
             self._integer(name, 1)
         self._integer("writes_per_segment", 1)
         self._integer("n_slots", 1)
         self._integer("chunk_lookback", 0)
         self._integer("conv_width", 0)
+        for name in ("null_slot", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "choose true or false")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 self._refuse(name, f"choose one of {', '.join(choices)}")
@@ -107,7 +115,7 @@ class ModelConfig:
         self._check_streams()
         if self.has_memory:
             self._check_memory()
-        if not 0.0 <= self.dropout < 1.0:
+        if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             self._refuse("dropout", "choose a probability in [0, 1)")
 
     def _check_heads(self) -> None:
@@ -116,7 +124,7 @@ class ModelConfig:
         if self.n_heads % self.n_kv_heads:
             self._refuse("n_kv_heads", f"choose a divisor of n_heads={self.n_heads}")
         thetas = self.rope_theta if isinstance(self.rope_theta, tuple) else (self.rope_theta,)
-        if any(theta <= 1.0 for theta in thetas):
+        if any(not _is_number(theta) or theta <= 1.0 for theta in thetas):
             self._refuse("rope_theta", "choose bases above 1")
         if isinstance(self.rope_theta, tuple):
             group = self.n_heads // self.n_kv_heads
@@ -223,6 +231,10 @@ class ModelConfig:
         """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is left out."""
         values = {k: v for k, v in self.to_dict().items() if k not in _NOT_OF_FUNCTION}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def refuse_unknown(values: dict[str, Any]) -> None:

@@ -192,7 +192,10 @@ class LanguageModel(nn.Module):
         if state.batch_size != tokens.shape[0]:
             raise ValueError(f"state has {state.batch_size} rows, tokens have {tokens.shape[0]}: select or concat rows")
         if state.position.device != device:
-            raise ValueError(f"state is on {state.position.device}, the model on {device}: use state.to({device!s})")
+            raise ValueError(f"state is on {state.position.device}, the model on {device}: use state.to('{device}')")
+        if state.dtype != self.embedding.weight.dtype:
+            kind = self.embedding.weight.dtype
+            raise ValueError(f"state holds {state.dtype}, the model computes in {kind}: use state.to({kind})")
         return state
 
 

@@ -13,6 +13,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """What a size fixes; about 1M, 30M, 137M and 1B parameters in the recommended variant."""
 
+PAPER_LAYERS = {"tiny": 3, "small": 4, "base": 8, "large": 11}
+"""Layers of the paper's variant: its own projections per stream make a layer larger, the size stays the same."""
+
 SLOTS = {"tiny": 128, "small": 256, "base": 512, "large": 1024}
 """Memory slots of the selecting variant at each size."""
 
@@ -44,6 +47,8 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
             raise ValueError(f"no preset {kind} {name!r}: did you mean {near!r}? ({', '.join(known)} exist)")
     fields = {**SIZES[size], **VARIANTS[variant], **overrides}
     paper = variant == "paper"
+    if paper:
+        fields["n_layers"] = overrides.get("n_layers", PAPER_LAYERS[size])
     segment, heads = fields["segment_len"], fields["n_heads"]
     if not all(isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")):
         fields.setdefault("chunk_len", 1)  # ModelConfig refuses the bad value with its own sentence

@@ -90,15 +90,24 @@ class StreamState:
         """Bytes of all tensors; constant however much was read."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of keys and values: that of the model."""
+        layer = self.layers[0]
+        held = next(t for t in (layer.full_key, layer.chunked_key, layer.slot_key) if t is not None)
+        return held.dtype
+
     def openness(self) -> Tensor:
-        """(layers with a memory, B) float64: share of the document's tokens that entered each layer's bank."""
+        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without memory."""
         read = self.position.clamp(min=1).double()
-        return torch.stack([layer.pushed / read for layer in self.layers if layer.pushed is not None])
+        shares = [layer.pushed / read for layer in self.layers if layer.pushed is not None]
+        return torch.stack(shares) if shares else read.new_empty(0, self.batch_size)
 
     def select(self, rows: Sequence[int] | Tensor) -> StreamState:
         """The given rows in the given order; a row may be taken more than once (a fork)."""
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.position.device)
-        if index.dim() != 1 or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size):
+        index = torch.as_tensor(rows, device=self.position.device)
+        index = index if index.numel() else index.long()
+        if index.dtype != torch.int64 or index.dim() != 1 or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size):
             raise ValueError(f"rows={rows!r} is not possible: give a list of row numbers below {self.batch_size}")
         return self._map(lambda tensor: tensor.index_select(0, index))
 
@@ -116,9 +125,17 @@ class StreamState:
         """The same values, cut from the graph: gradients end here."""
         return self._map(torch.Tensor.detach)
 
-    def to(self, device: torch.device | str) -> StreamState:
-        """The state on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+    def to(self, target: torch.device | str | torch.dtype) -> StreamState:
+        """The state on another device, or in another floating type (gates and sums stay in at least float32)."""
+        if not isinstance(target, torch.dtype):
+            return self._map(lambda tensor: tensor.to(target))
+        kinds = {True: torch.promote_types(target, torch.float32), False: target}
+
+        def convert(name: str, tensor: Tensor) -> Tensor:
+            return tensor.to(kinds[name in _AT_LEAST_FLOAT32]) if tensor.is_floating_point() else tensor
+
+        layers = tuple(LayerState(**{k: convert(k, v) for k, v in layer.items()}) for layer in self.layers)
+        return dataclasses.replace(self, layers=layers)
 
     def reset(self, rows_B: Tensor) -> StreamState:
         """A fresh document in the rows where `rows_B` (B,) bool is true: nothing of the old one is left in them."""

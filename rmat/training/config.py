@@ -63,7 +63,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of activations; bfloat16 runs under autocast with weights and loss in float32."""
     compile: bool = False
-    """Run the model through torch.compile; pays on a GPU, costs a minute at the start."""
+    """Run the blocks through torch.compile; made for a GPU, costs a minute at the start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     seed: int = 0

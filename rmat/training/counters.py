@@ -1,6 +1,7 @@
 """Where a run stands, as numbers that go into a checkpoint."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +71,7 @@ class Counters:
         """Remember an evaluation at the present step; whether it is the best so far."""
         self.evaluated_step, self.evaluation = self.step, scores
         bits = scores["bits_per_byte"]
-        if self.best_bits_per_byte is not None and bits >= self.best_bits_per_byte:
-            return False
-        self.best_step, self.best_bits_per_byte = self.step, bits
-        return True
+        best = math.isfinite(bits) and (self.best_bits_per_byte is None or bits < self.best_bits_per_byte)
+        if best:
+            self.best_step, self.best_bits_per_byte = self.step, bits
+        return best

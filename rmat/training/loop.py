@@ -63,7 +63,10 @@ def train(
     run = open_run(config, resume, reporter)
     train_config, counters = run.config.train, run.counters
     _tell_arithmetic(run)
-    forward = torch.compile(run.model) if train_config.compile else run.model
+    if train_config.compile:
+        # Block by block: they share one graph, and the layout of documents around them depends on the data.
+        for block in run.model.blocks:
+            block.compile()
     run.model.train()
     windows = _windows(run)
     reporter.started(counters.step, train_config.steps)
@@ -77,7 +80,7 @@ def train(
                 lr = train_config.lr * learning_rate_factor(counters.step, share, train_config)
                 set_learning_rate(run.optimizers, lr)
                 batches, position = next(windows)
-                result = training_step(forward, run.model, run.optimizers, batches, run.state, train_config)
+                result = training_step(run.model, run.optimizers, batches, run.state, train_config)
 
                 run.state = result.state
                 counters.lanes = position.to_dict()

@@ -1,20 +1,17 @@
 """One update of the weights: truncated back-propagation through windows that continue each other."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from rmat.data.lanes import Batch
 from rmat.model import StreamState
 from rmat.training.config import TrainConfig
 from rmat.training.objective import IGNORED, next_token_loss
-
-Forward = Callable[..., tuple[Tensor, StreamState]]
-"""The model, or the model compiled: (tokens, state, resets=) -> (logits, state)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class StepResult:
 
 
 def training_step(
-    forward: Forward,
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     batches: Sequence[Batch],
@@ -55,7 +51,7 @@ def training_step(
         start = state if config.carry_state else None
         device_type = batch.tokens.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits, after = forward(batch.tokens, start, resets=batch.resets)
+            logits, after = model(batch.tokens, start, resets=batch.resets)
         objective = next_token_loss(logits, batch.targets, config.z_loss)
         nats += objective.nats.item()
         if not torch.isfinite(objective.total):

@@ -41,6 +41,13 @@ def test_ablation_of_one_document_leaves_out_shuffled(rmat: Rmat, run_folder: Pa
     assert result["shuffled"] is None and result["zeroed"]["bits_per_byte"] > 0
 
 
+def test_ablation_of_one_mode(rmat: Rmat, run_folder: Path) -> None:
+    result = rmat("eval", "ablation", run_folder, "--mode", "zeroed", "--json").json
+    assert result["frozen"] is None and result["shuffled"] is None
+    gap = result["zeroed"]["bits_per_byte"] - result["on"]["bits_per_byte"]
+    assert result["zeroed"]["minus_on"]["bits_per_byte"] == pytest.approx(gap)
+
+
 def test_splits_hold_different_text(rmat: Rmat, run_folder: Path, workplace: Path) -> None:
     sizes = {
         split: rmat("eval", "perplexity", run_folder, "--split", split, "--json").json["bytes"]

@@ -46,17 +46,44 @@ CASES: dict[str, Overrides] = {
         "memory_position": "rank",
     },
     "pool_gru_token": {"writer": "pool", "gate": "gru", "fusion": "token", "null_slot": False},
-    "pool_push_head": {"writer": "pool", "gate": "push", "fusion": "head", "memory_position": "age", "conv_width": 4},
+    "pool_push_head": {
+        "writer": "pool",
+        "gate": "push",
+        "fusion": "head",
+        "memory_position": "age",
+        "conv_width": 4,
+    },
     "all_push_scalar": {"writer": "all", "gate": "push", "fusion": "scalar", "memory_position": "rank"},
     "all_both_output": {"writer": "all", "gate": "both", "write_from": "output", "null_slot": False},
-    "mean_push_output": {"variant": "paper", "gate": "push", "chunk_lookback": 1, "n_kv_heads": 1, "n_slots": 3},
+    "mean_push_output": {
+        "variant": "paper",
+        "gate": "push",
+        "chunk_lookback": 1,
+        "n_kv_heads": 1,
+        "n_slots": 3,
+    },
     "select_none_token": {"gate": "none", "fusion": "token", "chunk_lookback": 0, "tie_embeddings": False},
     "select_gru_wide_conv": {"gate": "gru", "conv_width": 5, "norm": "layernorm", "mlp": "gelu"},
     "memory_only": {"streams": ("memory",), "conv_width": 3, "fusion": "scalar"},
     "chunked_only_lookback": {"streams": ("chunked",), "chunk_lookback": 1},
-    "full_and_memory": {"streams": ("full", "memory"), "fusion": "joint", "rope_theta": (10.0, 10.0, 500.0, 500.0)},
-    "chunked_and_memory": {"streams": ("chunked", "memory"), "fusion": "head", "chunk_len": 2, "segment_len": 4},
-    "bank_below_one_segment": {"writer": "all", "gate": "push", "segment_len": 6, "n_slots": 6, "n_layers": 3},
+    "full_and_memory": {
+        "streams": ("full", "memory"),
+        "fusion": "joint",
+        "rope_theta": (10.0, 10.0, 500.0, 500.0),
+    },
+    "chunked_and_memory": {
+        "streams": ("chunked", "memory"),
+        "fusion": "head",
+        "chunk_len": 2,
+        "segment_len": 4,
+    },
+    "bank_below_one_segment": {
+        "writer": "all",
+        "gate": "push",
+        "segment_len": 6,
+        "n_slots": 6,
+        "n_layers": 3,
+    },
 }
 VARIANTS = ("recommended", "paper", "local", "xl", "full")
 WITH_MEMORY = tuple(name for name in CASES if name not in ("local", "full", "chunked_only_lookback"))
@@ -115,7 +142,11 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
 
 
 def make_model(
-    case: str | Overrides | ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float64, **overrides: Any
+    case: str | Overrides | ModelConfig,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **overrides: Any,
 ) -> LanguageModel:
     """A model in evaluation mode with scrambled parameters: about half of the write gates are closed."""
     config = case if isinstance(case, ModelConfig) else make_config(case, **overrides)
@@ -177,7 +208,9 @@ def shifted(state: StreamState, config: ModelConfig, tokens: int) -> StreamState
     return StreamState.from_tensors(config, tensors)
 
 
-def make_tokens(batch_size: int, length: int, *, vocab_size: int = TINY["vocab_size"], seed: int = 0) -> Tensor:
+def make_tokens(
+    batch_size: int, length: int, *, vocab_size: int = TINY["vocab_size"], seed: int = 0
+) -> Tensor:
     """Random tokens (batch_size, length), int64."""
     generator = torch.Generator().manual_seed(seed + 1000)
     return torch.randint(0, vocab_size, (batch_size, length), generator=generator)
@@ -196,7 +229,11 @@ def split_points(length: int, rng: random.Random, pieces: int = 4) -> list[int]:
 
 
 def stream(
-    model: LanguageModel, tokens: Tensor, ends: list[int], state: StreamState | None = None, **per_token: Tensor
+    model: LanguageModel,
+    tokens: Tensor,
+    ends: list[int],
+    state: StreamState | None = None,
+    **per_token: Tensor,
 ) -> tuple[Tensor, StreamState]:
     """Read `tokens` in pieces that end at `ends`; `per_token` (resets, valid) is cut alike. Logits and final state."""
     parts = []
@@ -228,12 +265,11 @@ def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float |
         raise AssertionError(f"{what}: largest error {worst:.3e} at {place}, allowed {limit * scale:.1e}")
 
 
-def assert_same_state(actual: StreamState, expected: StreamState, what: str = "state", **options: float) -> None:
+def assert_same_state(
+    actual: StreamState, expected: StreamState, what: str = "state", **options: float
+) -> None:
     """Compare two states tensor by tensor."""
     left, right = actual.tensors(), expected.tensors()
-    import os
-    if os.environ.get("CANON"):
-        left, right = _canon(left), _canon(right)
     assert left.keys() == right.keys(), f"{what}: {sorted(left)} != {sorted(right)}"
     for name in left:
         assert_close(left[name], right[name], f"{what}.{name}", **options)
@@ -245,22 +281,3 @@ def gradients(model: LanguageModel, loss: Tensor) -> Iterator[tuple[str, Tensor]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     for name, parameter, gradient in zip(names, parameters, found, strict=True):
         yield name, torch.zeros_like(parameter) if gradient is None else gradient
-
-
-def _canon(t):
-    t = dict(t)
-    pos = t["position"]
-    for k in list(t):
-        v = t[k]
-        base, _, name = k.rpartition(".")
-        def tail(n):
-            m = torch.arange(v.shape[1] - 1, -1, -1)[None] < n[:, None]
-            return torch.where(m.view(*m.shape, *[1] * (v.ndim - 2)), v, torch.zeros_like(v))
-        if name.endswith(("full_key", "full_value", "chunked_key", "chunked_value", "tail")):
-            t[k] = tail(pos)
-        elif name.startswith("slot_"):
-            t[k] = tail(t[base + ".pushed"])
-        elif name in ("pending", "pending_offset") and base + ".pending_offset" in t:
-            e = t[base + ".pending_score"] < -1e20
-            t[k] = torch.where(e[..., None] if name == "pending" else e, torch.zeros_like(v) - int(name != "pending"), v)
-    return t

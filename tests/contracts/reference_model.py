@@ -32,7 +32,7 @@ def reference_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 def reference_run(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[LayerMemory]]:
     """Logits (T, V), and every layer's memory after the document's last token."""
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     config = model.config
     h = torch.stack([parameters["embedding.weight"][token] for token in tokens.tolist()])
     memories = []
@@ -78,10 +78,15 @@ def _feedforward(config: ModelConfig, own: dict[str, Tensor], vector: Tensor) ->
             gate / (1 + torch.exp(-gate)) * (own["feedforward.up.weight"] @ vector)
         )
     up = own["feedforward.up.weight"] @ vector + own["feedforward.up.bias"]
-    return own["feedforward.down.weight"] @ (up * (1 + torch.erf(up / math.sqrt(2))) / 2) + own["feedforward.down.bias"]
+    return (
+        own["feedforward.down.weight"] @ (up * (1 + torch.erf(up / math.sqrt(2))) / 2)
+        + own["feedforward.down.bias"]
+    )
 
 
-def _project(config: ModelConfig, own: dict[str, Tensor], name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(
+    config: ModelConfig, own: dict[str, Tensor], name: str, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     def split(part: str, heads: int) -> Tensor:
         rows = [(own[f"{name}.{part}.weight"] @ vector).view(heads, config.head_dim) for vector in x]
         return torch.stack(rows)
@@ -127,7 +132,9 @@ def _attend(
     return ref.fuse(parts, [_fusion_score(config, own, x[p], stream, head) for stream in range(len(parts))])
 
 
-def _fusion_score(config: ModelConfig, own: dict[str, Tensor], vector: Tensor, stream: int, head: int) -> Tensor:
+def _fusion_score(
+    config: ModelConfig, own: dict[str, Tensor], vector: Tensor, stream: int, head: int
+) -> Tensor:
     if config.fusion == "scalar":
         return own["fusion.logits"][stream]
     if config.fusion == "head":
@@ -157,7 +164,9 @@ def _memory_entries(
     return ref.memory_entries(query, memory.slots, head, offsets=offsets, null=null)
 
 
-def _write(config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, left: Tensor, start: int) -> None:
+def _write(
+    config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, left: Tensor, start: int
+) -> None:
     """What a closed segment pushes: `left` (S, E) are its vectors, `start` its first token."""
     scorer = None
     if config.scores_writes:

@@ -24,7 +24,14 @@ RANDOM = settings(max_examples=8, deadline=None, derandomize=True)
 def numbering_model(**fields: object) -> LanguageModel:
     """A model of one layer whose memory values are the numbers of the tokens that were written."""
     config = make_config(
-        {"streams": ("memory",), "n_layers": 1, "d_model": WIDTH, "vocab_size": WIDTH, "conv_width": 0, **fields},
+        {
+            "streams": ("memory",),
+            "n_layers": 1,
+            "d_model": WIDTH,
+            "vocab_size": WIDTH,
+            "conv_width": 0,
+            **fields,
+        },
         norm="rmsnorm",
         write_from="input",
         n_heads=2,
@@ -37,7 +44,9 @@ def numbering_model(**fields: object) -> LanguageModel:
             parameter.zero_()
         model.embedding.weight.copy_(torch.eye(WIDTH))
         model.get_parameter("blocks.0.norm.weight").fill_(1.0)
-        model.get_parameter("blocks.0.memory.value.weight")[0] = torch.arange(WIDTH, dtype=torch.float64) * length
+        model.get_parameter("blocks.0.memory.value.weight")[0] = (
+            torch.arange(WIDTH, dtype=torch.float64) * length
+        )
         if config.scores_writes:
             weight = model.get_parameter("blocks.0.memory.writer.score.weight")
             weight[0] = torch.tensor(SCORES, dtype=torch.float64) * length

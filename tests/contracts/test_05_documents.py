@@ -5,7 +5,15 @@ import random
 import pytest
 import torch
 
-from .makers import CASES, assert_close, assert_same_state, make_model, make_tokens, sampled_cases, schedules_of
+from .makers import (
+    CASES,
+    assert_close,
+    assert_same_state,
+    make_model,
+    make_tokens,
+    sampled_cases,
+    schedules_of,
+)
 
 SAMPLED = sampled_cases(10, seed=5)
 
@@ -25,7 +33,9 @@ def test_a_document_inside_a_row_equals_the_document_alone(name: str) -> None:
     model = make_model(SAMPLED.get(name, name))
     length = model.config.segment_len
     rng = random.Random(name)
-    resets, spans = pack([2 * length + 1, 1, length, 1, rng.randint(2, 3 * length), length - 1, 2 * length + 2])
+    resets, spans = pack(
+        [2 * length + 1, 1, length, 1, rng.randint(2, 3 * length), length - 1, 2 * length + 2]
+    )
     tokens = make_tokens(1, resets.shape[1])
     _, earlier = model(make_tokens(1, 2 * length + 3, seed=3))
     for schedule in schedules_of(model.config):
@@ -42,14 +52,16 @@ def test_perturbing_a_document_changes_nothing_in_the_next(name: str) -> None:
     model = make_model(SAMPLED.get(name, name))
     length = model.config.segment_len
     for cut in (1, length - 1, length, 2 * length + 2):
-        resets, spans = pack([cut, 2 * length + 1])
+        resets, _ = pack([cut, 2 * length + 1])
         tokens = make_tokens(1, resets.shape[1])
         changed = tokens.clone()
         changed[:, :cut] = make_tokens(1, cut, seed=99)
         for schedule in schedules_of(model.config):
             before, _ = model(tokens, resets=resets, schedule=schedule)
             after, _ = model(changed, resets=resets, schedule=schedule)
-            assert_close(after[:, cut:], before[:, cut:], f"document after {cut} others, {schedule}", tolerance=1e-12)
+            assert_close(
+                after[:, cut:], before[:, cut:], f"document after {cut} others, {schedule}", tolerance=1e-12
+            )
 
 
 @pytest.mark.parametrize("name", ["recommended", "paper", "xl", "joint_both_gates", "select_gru_wide_conv"])

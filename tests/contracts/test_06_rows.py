@@ -9,11 +9,22 @@ from hypothesis import strategies as st
 
 from rmat.model import StreamState
 
-from .makers import CASES, assert_close, assert_same_state, make_model, make_tokens, sampled_cases, schedules_of
+from .makers import (
+    CASES,
+    assert_close,
+    assert_same_state,
+    make_model,
+    make_tokens,
+    sampled_cases,
+    schedules_of,
+)
 
 SAMPLED = sampled_cases(8, seed=6)
 RANDOM = settings(
-    max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

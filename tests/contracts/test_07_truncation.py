@@ -40,7 +40,9 @@ def test_inside_a_call_gradients_flow_through_memory(name: str) -> None:
     tokens = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(3))[None]
     for schedule in schedules_of(model.config):
         logits, _ = model(tokens, schedule=schedule)
-        (gradient,) = torch.autograd.grad(logits[0, 2 * model.config.segment_len :].square().sum(), [model.embedding.weight])
+        (gradient,) = torch.autograd.grad(
+            logits[0, 2 * model.config.segment_len :].square().sum(), [model.embedding.weight]
+        )
         assert bool((gradient[tokens[0, : model.config.segment_len]].abs().sum(-1) > 0).any())
 
 

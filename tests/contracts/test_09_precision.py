@@ -1,4 +1,7 @@
-"""Contract 9: softmax, gates, rotary angles and recurrent state in at least float32; float64 stays float64."""
+"""Contract 9: softmax, gates, rotary angles and recurrent state in at least float32; float64 stays float64.
+
+That no step of a float64 model is hidden in float32 is what contract 0 shows: it agrees with the reference to 1e-9.
+"""
 
 from typing import Any
 
@@ -53,24 +56,6 @@ def test_float64_is_float64_throughout(name: str) -> None:
         assert logits.dtype == torch.float64
         for key, tensor in state.tensors().items():
             assert tensor.dtype in (torch.float64, torch.int64), f"{key} is {tensor.dtype}"
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_no_float32_detour_in_float64(name: str) -> None:
-    """A hidden float32 step would leave errors near 1e-7: nudge one weight by 1e-12 and the logits must follow it."""
-    model = make_model(name)
-    tokens = make_tokens(1, 27)
-    with torch.no_grad():
-        before, _ = model(tokens)
-        weight = model.get_parameter("blocks.0.output.weight")
-        direction = torch.randn_like(weight)
-        weight.add_(direction * 1e-5)
-        near, _ = model(tokens)
-        weight.add_(direction * 1e-5)
-        far, _ = model(tokens)
-    curvature = (far - near) - (near - before)
-    assert float((near - before).abs().max()) > 1e-7
-    assert float(curvature.abs().max()) < 2e-8
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -29,7 +29,9 @@ def test_a_state_does_not_keep_larger_tensors_alive(name: str) -> None:
     for length in (30, 3000):
         with torch.no_grad():
             _, state = model(make_tokens(1, length))
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.tensors().values()}
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.tensors().values()
+        }
         held.append(sum(storages.values()))
     assert held[1] <= 2 * max(held[0], state.nbytes), f"bytes held alive: {held}"
 

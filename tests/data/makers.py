@@ -20,9 +20,7 @@ def make_store(
     tokenizer = tokenizer or load_tokenizer("bytes")
     made = [text_document(str(n), d) if isinstance(d, str) else d for n, d in enumerate(documents)]
     writer = StoreWriter(folder, tokenizer)
-    for number, (document, encoded) in enumerate(
-        zip(made, encode_documents(tokenizer, made), strict=True)
-    ):
+    for number, (document, encoded) in enumerate(zip(made, encode_documents(tokenizer, made), strict=True)):
         writer.add(document.name, encoded, document.n_bytes, parts[number] if parts else 0)
     return writer.close()
 

@@ -112,7 +112,9 @@ def test_own_splits_are_kept(tmp_path, load):
 def test_one_long_file_is_split_by_position(tmp_path, load):
     text = "".join(f"line {n}\n" for n in range(500))
     corpus = load(write_files(tmp_path, {"book.txt": text}) / "book.txt")
-    parts = [corpus.tokenizer.decode(store[0].tolist()) for store in (corpus.train, corpus.valid, corpus.test)]
+    parts = [
+        corpus.tokenizer.decode(store[0].tolist()) for store in (corpus.train, corpus.valid, corpus.test)
+    ]
     assert "".join(parts) == text
     assert len(parts[0]) > 0.85 * len(text)
     assert corpus.description["sources"][0]["split_by"] == "position"
@@ -124,7 +126,9 @@ def test_everything_trains_when_nothing_is_held_out(tmp_path, load):
 
 
 def test_several_sources_are_told_apart_by_part(tmp_path, load):
-    corpus = load(sized(tmp_path / "a", 50), write_jsonl(tmp_path / "b.jsonl", [{"text": f"b{k}"} for k in range(80)]))
+    corpus = load(
+        sized(tmp_path / "a", 50), write_jsonl(tmp_path / "b.jsonl", [{"text": f"b{k}"} for k in range(80)])
+    )
     for index in range(len(corpus.train)):
         assert corpus.train.parts[index] == corpus.train.name(index).startswith("b.jsonl")
     assert [source["documents"] for source in corpus.description["sources"]] == [50, 80]
@@ -145,7 +149,9 @@ def test_counts_are_printed_to_standard_error(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     line = captured.err.replace("\n", "")
-    assert "60 documents" in line and "1 empty (first: empty.txt)" in line and "1 neither text nor code" in line
+    assert (
+        "60 documents" in line and "1 empty (first: empty.txt)" in line and "1 neither text nor code" in line
+    )
 
 
 @pytest.mark.parametrize(

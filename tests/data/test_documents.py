@@ -76,7 +76,9 @@ def test_cutting_loses_nothing_and_keeps_the_order(document):
     assert all(pieces)
     text = "".join(part for part in document.parts if isinstance(part, str))
     assert "".join(part for piece in pieces for part in piece.parts if isinstance(part, str)) == text
-    assert sum(p.parts.count(Special("turn_end")) for p in pieces) == document.parts.count(Special("turn_end"))
+    assert sum(p.parts.count(Special("turn_end")) for p in pieces) == document.parts.count(
+        Special("turn_end")
+    )
     assert 0.8 < pieces[0].n_bytes / document.n_bytes < 0.95
     assert pieces[1].n_header == 0 and pieces[0].n_header == document.n_header
     assert len({piece.name for piece in pieces}) == 3

@@ -66,19 +66,24 @@ def test_an_empty_store_is_a_store(tmp_path):
     assert len(store) == store.n_tokens == store.n_bytes == 0
 
 
-def test_fingerprints_follow_the_content(tmp_path):
-    stores = [make_store(tmp_path / str(n), texts) for n, texts in enumerate((["ab", "c"], ["a", "bc"], ["ab", "c"]))]
-    assert stores[0].fingerprint == stores[2].fingerprint != stores[1].fingerprint
+def test_fingerprints_follow_content_and_parts(tmp_path):
+    made = ((["ab", "c"], [0, 0]), (["ab", "c"], [0, 0]), (["ab", "c"], [0, 1]), (["a", "bc"], [0, 0]))
+    prints = [
+        make_store(tmp_path / str(n), texts, parts=parts).fingerprint for n, (texts, parts) in enumerate(made)
+    ]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     store = make_store(tmp_path / "s", ["abc"])
     store.require_tokenizer(TOK)
-    with pytest.raises(ValueError, match="vocabulary mismatch: the tokenizer has .* entries and the store .* 265"):
+    with pytest.raises(
+        ValueError, match=r"vocabulary mismatch: the tokenizer has .* entries and the store .* 265"
+    ):
         store.require_tokenizer(train_bpe(["one two " * 20], 270))
     one, two = (train_bpe([text * 20], 266) for text in ("ab ", "cd "))
     assert one.vocab_size == two.vocab_size
-    with pytest.raises(ValueError, match="vocabulary mismatch: the tokens in .* were made by"):
+    with pytest.raises(ValueError, match=r"vocabulary mismatch: the tokens in .* were made by"):
         make_store(tmp_path / "t", ["abc"], one).require_tokenizer(two)
 
 
@@ -116,7 +121,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match="cache folder .*file cannot be written.*RMAT_CACHE"):
+    with pytest.raises(ValueError, match=r"cache folder .*file cannot be written.*RMAT_CACHE"):
         build_once(tmp_path / "file" / "k", lambda folder: None)
 
 

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rmat.data import tokenizer as module
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_bpe
@@ -128,28 +128,28 @@ def test_encode_many_keeps_the_order(monkeypatch):
     assert [BPE.decode(ids.tolist()) for ids in BPE.encode_many(texts)] == texts
 
 
-def third_party(tmp_path, **extra):
-    """A byte-level tokenizer as others save it: own special tokens, truncation, padding, a template."""
-    backend = tokenizers.Tokenizer.from_str(BYTES._backend.to_str())
-    plain = tokenizers.Tokenizer(models.BPE(vocab=dict(backend.get_vocab(with_added_tokens=False)), merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    plain.add_special_tokens(["<s>"])
-    plain.add_tokens([AddedToken("<|user|>", special=extra.get("user_special", False))])
-    plain.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    plain.enable_truncation(4)
-    plain.enable_padding(length=16, pad_id=256, pad_token="<s>")
-    plain.save(str(tmp_path / "tokenizer.json"))
-    return load_tokenizer(tmp_path)
-
-
 def test_a_third_party_file_gets_the_special_tokens_it_lacks(tmp_path):
-    tokenizer = third_party(tmp_path)
-    assert tokenizer.special_id("user") == 257
+    """Others save truncation, padding and a template that adds tokens; none of it may touch our texts."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["one two three " * 20], trainer)
+    size = backend.get_vocab_size()
+    backend.add_special_tokens(["<s>"])
+    backend.add_tokens([AddedToken("<|user|>", special=False)])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", size)])
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64, pad_id=size, pad_token="<s>")
+    backend.save(str(tmp_path / "tokenizer.json"))
+
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_id("user") == size + 1, "one that is there already keeps its place"
     ids = {tokenizer.special_id(token[2:-2]) for token in SPECIAL_TOKENS}
     assert len(ids) == len(SPECIAL_TOKENS) and max(ids) == tokenizer.vocab_size - 1
-    text = "longer than <|user|> its truncation <s>"
-    assert tokenizer.encode(text) == list(text.encode())
+    text = "one longer than <|user|> its truncation <s>"
+    assert not {size, *ids} & set(tokenizer.encode(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -167,7 +167,9 @@ def test_a_tokenizer_with_byte_fallback_streams(tmp_path):
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=[("\u2581", "a")], byte_fallback=True, unk_token="[UNK]")
     )
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -180,7 +182,9 @@ def test_a_tokenizer_with_byte_fallback_streams(tmp_path):
 
 def test_a_vocabulary_that_does_not_fit_is_named():
     BYTES.require_vocab_size(265)
-    with pytest.raises(ValueError, match="vocabulary mismatch: the tokenizer has 265 entries and the model 512"):
+    with pytest.raises(
+        ValueError, match="vocabulary mismatch: the tokenizer has 265 entries and the model 512"
+    ):
         BYTES.require_vocab_size(512)
 
 

@@ -35,16 +35,9 @@ def make_batch(start: int, stop: int) -> Batch:
     return Batch(tokens, targets, torch.zeros_like(tokens, dtype=torch.bool))
 
 
-def step(
-    model: LanguageModel,
-    batches: list[Batch],
-    state: StreamState | None = None,
-    forward: Any = None,
-    **fields: Any,
-) -> Any:
-    optimizer = SGD(model.parameters(), lr=0.1)
-    config = TrainConfig(clip=fields.pop("clip", 0.0), **fields)
-    return training_step(forward or model, model, [optimizer], batches, state, config)
+def step(model: LanguageModel, batches: list[Batch], state: StreamState | None = None, **fields: Any) -> Any:
+    config = TrainConfig(**{"clip": 0.0, **fields})
+    return training_step(model, [SGD(model.parameters(), lr=0.1)], batches, state, config)
 
 
 def mark_moved(model: LanguageModel, before: Tensor) -> bool:
@@ -60,7 +53,7 @@ def test_gradient_reaches_the_windows_start_and_nothing_before(variant: str) -> 
     inside = first.targets.clone()
     inside[:, :8] = IGNORED
     before = model.embedding.weight[MARK].detach().clone()
-    state = training_step(model, model, [], [first], None, TrainConfig()).state
+    state = training_step(model, [], [first], None, TrainConfig()).state
     assert state is not None and not any(tensor.requires_grad for tensor in state.tensors().values())
 
     step(model, [second], state)
@@ -126,14 +119,15 @@ def test_what_is_not_finite_never_reaches_the_weights(where: str) -> None:
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def broken(tokens: Tensor, state: Any, **more: Any) -> tuple[Tensor, Any]:
-        logits, state = model(tokens, state, **more)
+    def break_it(module: LanguageModel, arguments: Any, output: tuple[Tensor, StreamState]) -> Any:
+        logits, state = output
         if where == "loss":
             return logits * math.inf, state
         logits.register_hook(lambda gradient: gradient * math.nan)
         return logits, state
 
-    result = step(model, [make_batch(0, WINDOW)], forward=broken)
+    model.register_forward_hook(break_it)
+    result = step(model, [make_batch(0, WINDOW)])
     assert result.skipped == f"the {where} is not finite"
     assert result.state is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -11,14 +11,18 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def joined(pieces: list[RecallBatch]) -> RecallBatch:
-    return RecallBatch(*(torch.cat([getattr(p, f) for p in pieces], 1) for f in ("tokens", "targets", "first")))
+    return RecallBatch(
+        *(torch.cat([getattr(p, f) for p in pieces], 1) for f in ("tokens", "targets", "first"))
+    )
 
 
 def check(task: RecallTask, batch: RecallBatch) -> int:
     """Every row follows the rules; returns the number of questions."""
     asked = 0
     values = range(task.n_keys, task.n_keys + task.n_values)
-    for tokens, targets, first in zip(*(t.tolist() for t in (batch.tokens, batch.targets, batch.first)), strict=True):
+    for tokens, targets, first in zip(
+        *(t.tolist() for t in (batch.tokens, batch.targets, batch.first)), strict=True
+    ):
         opening = 2 * task.n_pairs
         pairs = dict(zip(tokens[:opening:2], tokens[1:opening:2], strict=True))
         assert len(pairs) == task.n_pairs and all(key < task.n_keys for key in pairs)
@@ -39,7 +43,7 @@ def check(task: RecallTask, batch: RecallBatch) -> int:
                 assert token >= task.n_keys + task.n_values
                 assert targets[position] == -100 and not first[position]
                 position += 1
-    assert 0 <= int(batch.tokens.min()) and int(batch.tokens.max()) < task.vocab_size
+    assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocab_size
     return asked
 
 

@@ -1,0 +1,146 @@
+"""The fast attention functions against their loop-level definitions, forward and gradients."""
+
+import math
+
+import pytest
+import torch
+
+from rmat.ops import reference as ref
+from rmat.ops.attention import attend, causal_convolution, fold_chunks, rotate
+
+HEADS = [(1, 1), (4, 2), (3, 3), (6, 1)]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def angles(positions: range, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    frequency = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.tensor(list(positions), dtype=torch.float64)[:, None, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def agree(fast: torch.Tensor, slow: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    """Equal values and equal gradients of a random projection."""
+    assert torch.allclose(fast, slow, atol=1e-11)
+    weights = torch.randn_like(fast)
+    left = torch.autograd.grad((fast * weights).sum(), inputs)
+    right = torch.autograd.grad((slow * weights).sum(), inputs)
+    for a, b in zip(left, right, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("theta", [3.0, 10000.0])
+def test_rotation(theta: float) -> None:
+    x = draw(1, 7, 2, 6)
+    cos, sin = angles(range(-3, 4), 6, theta)
+    slow = torch.stack(
+        [torch.stack([ref.rotate(x[0, t, h], t - 3, theta) for h in range(2)]) for t in range(7)]
+    )
+    agree(rotate(x, cos, sin)[0], slow, [x])
+
+
+def test_rotation_is_exact_in_narrow_types() -> None:
+    x = draw(1, 3, 1, 4).detach()
+    cos, sin = angles(range(3), 4, 10.0)
+    narrow = rotate(x.bfloat16(), cos.float(), sin.float())
+    assert narrow.dtype == torch.bfloat16
+    assert torch.allclose(narrow.double(), rotate(x.bfloat16().double(), cos, sin), atol=2e-2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_causal_attention_inside_a_segment(heads: int, kv_heads: int) -> None:
+    length, width = 7, 6
+    q, k, v = (
+        draw(1, length, heads, width),
+        draw(1, length, kv_heads, width, seed=1),
+        draw(1, length, kv_heads, width, seed=2),
+    )
+    cos, sin = angles(range(length), width, 20.0)
+    fast = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, causal=True)
+    slow = ref.local_attention(
+        q[0], k[0], v[0], lambda p: ref.segment_keys(p, length), length, [20.0] * heads
+    )
+    agree(fast[0], slow, [q, k, v])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 9])
+@pytest.mark.parametrize("lookback", [0, 1])
+def test_chunks_laid_side_by_side(chunk: int, lookback: int) -> None:
+    """Two segments of nine tokens: the second also sees the last chunk of the first."""
+    size, width = 9, 4
+    q, k, v = (
+        draw(1, 2 * size, 2, width),
+        draw(1, 2 * size, 1, width, seed=1),
+        draw(1, 2 * size, 1, width, seed=2),
+    )
+    before = lookback * chunk
+    cos, sin = angles(range(size), width, 20.0)
+    key_cos, key_sin = angles(range(-before, size), width, 20.0)
+    second = slice(size - before, 2 * size)
+    folded = fold_chunks(
+        rotate(q[:, size:], cos, sin), rotate(k[:, second], key_cos, key_sin), v[:, second], chunk, lookback
+    )
+    cells = torch.arange(chunk)
+    mask = torch.cat([torch.ones(chunk, chunk * lookback, dtype=torch.bool), cells[:, None] >= cells], dim=1)
+    fast = attend(*folded, mask=mask).reshape(size, 2, width)
+    slow = ref.local_attention(
+        q[0], k[0], v[0], lambda p: ref.chunk_keys(p, chunk, lookback), size, [20.0] * 2
+    )
+    agree(fast, slow[size:], [q, k, v])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_attention_with_a_bias_is_the_memory_read(heads: int, kv_heads: int) -> None:
+    tokens, slots, width = 3, 5, 6
+    q, k, v = (
+        draw(1, tokens, heads, width),
+        draw(1, slots, kv_heads, width, seed=1),
+        draw(1, slots, kv_heads, width, seed=2),
+    )
+    score = draw(slots)
+    fast = attend(q, k, v, bias=torch.nn.functional.logsigmoid(score)[None, None, None])
+    rows = []
+    for t in range(tokens):
+        bank = [
+            ref.Slot(key=k[0, j], value=v[0, j], log_gate=-torch.log(1 + torch.exp(-score[j])), position=j)
+            for j in range(slots)
+        ]
+        found = [ref.read(ref.memory_entries(q[0, t], bank, head)) for head in range(heads)]
+        rows.append(torch.stack([each for each in found if each is not None]))
+    agree(fast[0], torch.stack(rows), [q, k, v, score])
+
+
+def test_a_mask_and_a_bias_together() -> None:
+    q, k, v = draw(1, 2, 1, 4), draw(1, 3, 1, 4, seed=1), draw(1, 3, 1, 4, seed=2)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    bias = torch.tensor([[0.0, 5.0, -1.0], [2.0, 0.5, 9.0]], dtype=torch.float64)
+    fast = attend(q, k, v, mask=mask[None, None], bias=bias[None, None])
+    for t in range(2):
+        entries = [
+            ref.Entry(logit=q[0, t, 0] @ k[0, j, 0] / math.sqrt(4) + bias[t, j], value=v[0, j, 0])
+            for j in range(3)
+            if mask[t, j]
+        ]
+        found = ref.read(entries)
+        assert found is not None and torch.allclose(fast[0, t, 0], found, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_convolution_with_held_inputs_and_document_starts(width: int) -> None:
+    """Eleven inputs of one document, the last seven in this call; then a document that starts inside the call."""
+    x, weight = draw(1, 11, 3), draw(width, 3, seed=1)
+    held = x[:, 4 - (width - 1) : 4]
+    fast = causal_convolution(x[:, 4:], held, weight, torch.arange(4, 11)[None])
+    agree(fast[0], ref.causal_depthwise_convolution(x[0], weight.flip(0).T)[4:], [x, weight])
+    position = torch.tensor([[4, 5, 6, 0, 1, 2, 3]])
+    fast = causal_convolution(x[:, 4:], held, weight, position)
+    slow = torch.cat(
+        [
+            ref.causal_depthwise_convolution(x[0, :7], weight.flip(0).T)[4:],
+            ref.causal_depthwise_convolution(x[0, 7:], weight.flip(0).T),
+        ]
+    )
+    agree(fast[0], slow, [x, weight])

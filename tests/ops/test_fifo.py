@@ -1,0 +1,58 @@
+"""The loop-free bank against pushing one by one; identity is carried in the values."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmat.ops import reference as ref
+from rmat.ops.fifo import fifo_windows, take_rows
+
+RANDOM = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def slot(number: int) -> ref.Slot:
+    place = torch.zeros(1, 1)
+    return ref.Slot(key=place, value=place, log_gate=place[0, 0], position=number)
+
+
+@given(data=st.data())
+@RANDOM
+def test_windows_equal_pushing_one_by_one(data: st.DataObject) -> None:
+    """Slots before the call are the numbers 0 .. M-1, candidate w of segment n is M + n * W + w."""
+    n_rows, n_segments, n_writes = (data.draw(st.integers(1, 4)) for _ in range(3))
+    n_slots = data.draw(st.integers(1, 7))
+    flags = data.draw(
+        st.lists(
+            st.booleans(), min_size=n_rows * n_segments * n_writes, max_size=n_rows * n_segments * n_writes
+        )
+    )
+    entered = torch.tensor(flags).view(n_rows, n_segments, n_writes)
+    windows = fifo_windows(entered, n_slots)
+    assert windows.shape == (n_rows, n_segments + 1, n_slots)
+    for b in range(n_rows):
+        bank = [slot(number) for number in range(n_slots)]
+        for n in range(n_segments + 1):
+            assert windows[b, n].tolist() == [each.position for each in bank]
+            for w in range(n_writes if n < n_segments else 0):
+                if entered[b, n, w]:
+                    bank = ref.push(bank, slot(n_slots + n * n_writes + w), n_slots)
+
+
+def test_nothing_enters_nothing_moves() -> None:
+    windows = fifo_windows(torch.zeros(2, 3, 2, dtype=torch.bool), 4)
+    assert bool((windows == torch.arange(4)).all())
+
+
+def test_take_rows_reads_each_rows_own_places_and_gradients_return_there() -> None:
+    x = torch.arange(24, dtype=torch.float64).view(2, 4, 3).requires_grad_()
+    index = torch.tensor([[[3, 0], [0, 0]], [[1, 1], [2, 3]]])
+    taken = take_rows(x, index)
+    assert taken.shape == (2, 2, 2, 3)
+    for b in range(2):
+        for i in range(2):
+            for j in range(2):
+                assert torch.equal(taken[b, i, j], x[b, index[b, i, j]])
+    taken.sum().backward()
+    counts = torch.stack([torch.bincount(index[b].flatten(), minlength=4) for b in range(2)])
+    assert x.grad is not None
+    assert torch.equal(x.grad, counts[..., None].expand(2, 4, 3).double())
