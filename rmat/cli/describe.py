@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         commands,
         "describe",
         run=run,
-        settings=True,
+        words="settings",
         help="parameters, FLOPs per token, state bytes and memory horizon of a model",
         description="What a preset or a saved model costs. A preset takes field=value settings, such as d_model=256.",
         usage="rmat describe MODEL_OR_PRESET [--variant NAME] [field=value ...] [--json]",

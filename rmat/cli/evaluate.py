@@ -14,8 +14,8 @@ from rmat.cli.parsing import add_command, add_json
 if TYPE_CHECKING:
     from rmat.data.store import TokenStore
     from rmat.data.tokenizer import Tokenizer
-    from rmat.evaluation.scores import MemoryMode
     from rmat.model import LanguageModel
+    from rmat.model.language_model import MemoryMode
 
 MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
 

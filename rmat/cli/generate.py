@@ -13,8 +13,9 @@ from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
 
 DESCRIPTION = """\
-Write on from a prompt. The prompt is the argument, the content of --file, or else standard input; without any of
-them a new document is begun. It may be of any length. Only the new text is printed.
+Write on from a prompt. The prompt is the argument (- for standard input; after -- it may begin with a dash), the
+content of --file, or else standard input; without any of them a new document is begun. It may be of any length.
+Only the new text is printed.
 
 With --state-out the place in the text is kept, and --state-in goes on from it, with or without another prompt, at the
 same cost however much was read before."""
@@ -22,11 +23,16 @@ same cost however much was read before."""
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "generate", run=run, help="write text", description=DESCRIPTION)
-    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
-    parser.add_argument(
-        "prompt", metavar="PROMPT", nargs="?", help="text to go on from; - for standard input"
+    parser = add_command(
+        commands,
+        "generate",
+        run=run,
+        words="prompt",
+        help="write text",
+        description=DESCRIPTION,
+        usage="rmat generate MODEL [PROMPT] [options]",
     )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
     parser.add_argument("--file", metavar="F", help="read the prompt from a UTF-8 file; - for standard input")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="write at most N tokens (default: 256)"

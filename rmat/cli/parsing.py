@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rmat.training.fields import nearest
 
@@ -28,18 +28,21 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, message)
 
 
-def add_command(commands: Any, name: str, *, run: Any, settings: bool = False, **texts: Any) -> Parser:
+def add_command(
+    commands: Any, name: str, *, run: Any, words: Literal["settings", "prompt"] | None = None, **texts: Any
+) -> Parser:
     """A command's parser with what every command has.
 
     Args:
         commands: what `add_subparsers` gave.
         name: name of the command.
         run: called with the parsed arguments; its result is the exit status.
-        settings: whether the command takes `field=value` words; they arrive in `args.settings` as nested dicts.
+        words: what further words mean: any number of `field=value`, which arrive in `args.settings` as nested dicts;
+            one text, which arrives in `args.prompt`; or a mistake.
         texts: `help`, `description` and so on.
     """
     parser: Parser = commands.add_parser(name, **texts)
-    parser.set_defaults(run=run, parser=parser, takes_settings=settings)
+    parser.set_defaults(run=run, parser=parser, words=words, settings={}, prompt=None)
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 
@@ -52,25 +55,33 @@ def add_json(parser: Parser) -> None:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parsed arguments; words that are no option are `field=value` settings where the command takes them.
-
-    Settings may stand anywhere among the options, which positional arguments of argparse may not.
-    """
-    args, words = parser.parse_known_args(arguments)
-    settings: dict[str, Any] = {}
+    """Parsed arguments. Settings and prompts may stand anywhere among the options, which optional positional arguments
+    of argparse may not; what follows `--` is no option."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    args, words = parser.parse_known_args(arguments[:end])
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-" and " " not in word:
             options = [name for name in args.parser._option_string_actions if name.startswith("--")]
             name = word.partition("=")[0]
             args.parser.error(f"there is no option {name!r}: did you mean {nearest(name, options)!r}?")
-        if not args.takes_settings:
-            args.parser.error(f"one argument too many: {word!r}")
+    words += arguments[end + 1 :]
+    if args.words == "settings":
+        args.settings = _settings(args.parser, words)
+    elif args.words == "prompt" and words:
+        args.prompt = words.pop(0)
+    if words and args.words != "settings":
+        args.parser.error(f"one argument too many: {words[0]!r}")
+    return args
+
+
+def _settings(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            args.parser.error(f"{word!r} is no setting: settings are written field=value")
+            parser.error(f"{word!r} is no setting: settings are written field=value")
         settings = merge(settings, nest(key, value))
-    args.settings = settings
-    return args
+    return settings
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         commands,
         "train",
         run=run,
-        settings=True,
+        words="settings",
         help="train a model",
         description=DESCRIPTION,
         usage="rmat train [--preset NAME] [--variant NAME] [--data SPEC] [--out DIR] [--config FILE] "

@@ -31,7 +31,7 @@ class RecallTraining:
     """Updates of the weights."""
     batch_size: int = 32
     """Fresh rows per update."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 50
     """Updates over which the learning rate rises linearly; a half cosine to a tenth follows."""

@@ -36,7 +36,9 @@ class Accounting:
 
 def account(config: ModelConfig) -> Accounting:
     """The costs of a configuration, counted from its shapes without building it in memory."""
-    from rmat.model.language_model import LanguageModel  # only here: the model imports nothing of its accounting
+    from rmat.model.language_model import (
+        LanguageModel,  # only here: the model imports nothing of its accounting
+    )
 
     with torch.device("meta"):
         model = LanguageModel(config)
@@ -61,7 +63,10 @@ def _flops(config: ModelConfig, *, decode: bool) -> int:
     matrices = head_width * width + config.d_ff * width * (3 if config.mlp == "swiglu" else 2)
     matrices += len(config.held) * projections + config.conv_width * width
     chunk = config.chunk_len
-    keys = {"full": (config.segment_len + 1) // 2, "chunked": (chunk + 1) // 2 + chunk * config.chunk_lookback}
+    keys = {
+        "full": (config.segment_len + 1) // 2,
+        "chunked": (chunk + 1) // 2 + chunk * config.chunk_lookback,
+    }
     n_keys = sum(keys[stream] for stream in config.local_streams)
     if config.has_memory:
         share = config.writes_per_segment / config.segment_len
@@ -80,8 +85,14 @@ def _flops(config: ModelConfig, *, decode: bool) -> int:
 
 
 def _horizon(config: ModelConfig) -> tuple[int | None, str]:
-    reach = max((config.segment_len if s == "full" else config.chunk_len * (1 + config.chunk_lookback))
-                for s in config.local_streams) if config.local_streams else 0
+    reach = (
+        max(
+            (config.segment_len if s == "full" else config.chunk_len * (1 + config.chunk_lookback))
+            for s in config.local_streams
+        )
+        if config.local_streams
+        else 0
+    )
     if not config.has_memory:
         return reach, f"{reach} tokens: local attention only"
     if config.refuses_writes:

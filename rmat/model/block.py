@@ -1,9 +1,9 @@
 """One block of the paper: pre-normalised streams, fused, then the feed-forward network.
 
-    x  = conv(norm(h))                     the block input
-    h' = h + W_o fuse(A_full(x), A_chunk(x), A_mem(x))
-    h" = h' + mlp(norm(h'))                the block output
-    bank <- writer and gate of x or h"     when a segment closes
+x  = conv(norm(h))                     the block input
+h' = h + W_o fuse(A_full(x), A_chunk(x), A_mem(x))
+h" = h' + mlp(norm(h'))                the block output
+bank <- writer and gate of x or h"     when a segment closes
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Block(nn.Module):
             local[name], key, value = projection(x_BTE, *held, layout, rotary)
             state = dataclasses.replace(state, **{f"{field}_key": key, f"{field}_value": value})
         if self.config.fusion == "joint" and local:
-            slots = (self.memory.queries(x_BTE), *self.memory.keys(bank, memory)) if bank is not None else None
+            slots = (
+                (self.memory.queries(x_BTE), *self.memory.keys(bank, memory)) if bank is not None else None
+            )
             return joint_attention(self.config, next(iter(local.values())), layout, slots), state
         streams = []
         for stream in self.config.streams:
@@ -89,5 +91,5 @@ class Block(nn.Module):
                 streams.append(self.memory.read(x_BTE, bank, layout, memory))
             else:
                 attention = full_attention if stream == "full" else chunked_attention
-                streams.append(attention(self.config, local.get(stream, local.get("shared")), layout))
+                streams.append(attention(self.config, local[stream if stream in local else "shared"], layout))
         return self.fusion(x_BTE, streams) if len(streams) > 1 else streams[0], state

@@ -170,7 +170,7 @@ class ModelConfig:
     @property
     def local_streams(self) -> tuple[Stream, ...]:
         """The streams that read tokens, in the order full, chunked."""
-        return tuple(s for s in ("full", "chunked") if s in self.streams)  # type: ignore[misc]
+        return tuple(s for s in get_args(Stream)[:2] if s in self.streams)
 
     @property
     def has_memory(self) -> bool:

@@ -13,7 +13,9 @@ from rmat.ops.attention import causal_convolution
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """LayerNorm or RMSNorm over the model width."""
-    return nn.LayerNorm(config.d_model) if config.norm == "layernorm" else nn.RMSNorm(config.d_model, eps=1e-6)
+    return (
+        nn.LayerNorm(config.d_model) if config.norm == "layernorm" else nn.RMSNorm(config.d_model, eps=1e-6)
+    )
 
 
 class FeedForward(nn.Module):
@@ -31,7 +33,8 @@ class FeedForward(nn.Module):
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) to (B, T, E)."""
         hidden_BTF = F.silu(self.gate(x_BTE)) * self.up(x_BTE) if self.gated else F.gelu(self.up(x_BTE))
-        return self.down(hidden_BTF)
+        out_BTE: Tensor = self.down(hidden_BTF)
+        return out_BTE
 
 
 class ShortConvolution(nn.Module):

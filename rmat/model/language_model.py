@@ -31,7 +31,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not isinstance(config, ModelConfig):
-            raise ValueError(f"LanguageModel takes a ModelConfig, not {type(config).__name__}: try ModelConfig.preset")
+            raise ValueError(
+                f"LanguageModel takes a ModelConfig, not {type(config).__name__}: try ModelConfig.preset"
+            )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -71,7 +73,9 @@ class LanguageModel(nn.Module):
         state = self._check(tokens, state, resets, valid)
         name, _ = self.resolve_schedule(schedule)
         if memory not in get_args(MemoryMode):
-            raise ValueError(f"memory={memory!r} is not possible: choose one of {', '.join(get_args(MemoryMode))}")
+            raise ValueError(
+                f"memory={memory!r} is not possible: choose one of {', '.join(get_args(MemoryMode))}"
+            )
         length, place = None, None
         if valid is not None and not bool(valid.all()):
             tokens, resets, length, place = _compact(tokens, resets, valid)
@@ -94,7 +98,9 @@ class LanguageModel(nn.Module):
     def resolve_schedule(self, schedule: Schedule = "auto") -> tuple[str, str]:
         """The schedule that `forward` takes for `schedule`, and why."""
         if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r} is not possible: choose one of {', '.join(get_args(Schedule))}")
+            raise ValueError(
+                f"schedule={schedule!r} is not possible: choose one of {', '.join(get_args(Schedule))}"
+            )
         recurrent = self.config.has_memory and self.config.write_from == "output"
         if schedule == "parallel" and recurrent:
             raise ValueError(
@@ -104,7 +110,10 @@ class LanguageModel(nn.Module):
         if schedule != "auto":
             return schedule, "asked for"
         if recurrent:
-            return "sequential", "write_from='output': a segment's memory needs the block outputs of the one before"
+            return (
+                "sequential",
+                "write_from='output': a segment's memory needs the block outputs of the one before",
+            )
         if not self.config.has_memory:
             return "parallel", "no memory: segments need only keys and values of their neighbours"
         return "parallel", "write_from='input': all segments of a layer are known at once"
@@ -114,7 +123,9 @@ class LanguageModel(nn.Module):
     ) -> StreamState:
         """The state of rows that have read nothing; device and floating type default to the model's."""
         weight = self.embedding.weight
-        return initial_state(self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype)
+        return initial_state(
+            self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype
+        )
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write a model folder (config.json, model.safetensors and, if given, tokenizer.json)."""
@@ -122,7 +133,9 @@ class LanguageModel(nn.Module):
 
         save_model(self, folder, tokenizer=tokenizer)
 
-    def _read(self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str) -> tuple[Tensor, StreamState]:
+    def _read(
+        self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str
+    ) -> tuple[Tensor, StreamState]:
         """All blocks over one layout: hidden vectors (B, T, E) and the new state."""
         h_BTE = self.embedding(tokens_BT)
         rotary = Rotary.of(self.config, layout, self.embedding.weight.dtype)
@@ -150,7 +163,9 @@ class LanguageModel(nn.Module):
         if layout.uniform is not None:
             return joined_BXE, state
         start_BT = torch.tensor(starts, device=tokens_BT.device)[layout.segment_BT]
-        within_BT = torch.arange(layout.n_tokens, device=tokens_BT.device) - layout.first_BN.gather(1, layout.segment_BT)
+        within_BT = torch.arange(layout.n_tokens, device=tokens_BT.device) - layout.first_BN.gather(
+            1, layout.segment_BT
+        )
         return take_rows(joined_BXE, (start_BT + within_BT).clamp(0, n_read - 1)), state
 
     def _head(self, hidden_BTE: Tensor) -> Tensor:
@@ -164,42 +179,58 @@ class LanguageModel(nn.Module):
             kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(f"tokens are {kind}: give an int64 tensor of shape (rows, tokens)")
         if tokens.dim() != 2 or not tokens.numel():
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (rows, tokens) with at least one of each")
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}: give (rows, tokens) with at least one of each"
+            )
         device = self.embedding.weight.device
         if tokens.device != device:
             raise ValueError(f"tokens are on {tokens.device}, the model on {device}: move one of them")
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             odd = low if low < 0 else high
-            raise ValueError(f"token {odd} is out of range: ids must be in [0, vocab_size={self.config.vocab_size})")
+            raise ValueError(
+                f"token {odd} is out of range: ids must be in [0, vocab_size={self.config.vocab_size})"
+            )
         for name, mask in (("resets", resets), ("valid", valid)):
             if mask is None:
                 continue
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens.shape:
-                seen = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-                raise ValueError(f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape)}")
+                seen = (
+                    f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+                )
+                raise ValueError(
+                    f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape)}"
+                )
             if mask.device != device:
                 raise ValueError(f"{name} is on {mask.device}, the model on {device}: move one of them")
         if state is None:
             return self.initial_state(tokens.shape[0])
         if not isinstance(state, StreamState):
-            raise ValueError(f"state is {type(state).__name__}: give the StreamState of an earlier call, or None")
+            raise ValueError(
+                f"state is {type(state).__name__}: give the StreamState of an earlier call, or None"
+            )
         if state.fingerprint != self.config.fingerprint():
             raise ValueError(
                 f"state belongs to another configuration (fingerprint {state.fingerprint}, this model has "
                 f"{self.config.fingerprint()}): start from model.initial_state"
             )
         if state.batch_size != tokens.shape[0]:
-            raise ValueError(f"state has {state.batch_size} rows, tokens have {tokens.shape[0]}: select or concat rows")
+            raise ValueError(
+                f"state has {state.batch_size} rows, tokens have {tokens.shape[0]}: select or concat rows"
+            )
         if state.position.device != device:
-            raise ValueError(f"state is on {state.position.device}, the model on {device}: use state.to('{device}')")
+            raise ValueError(
+                f"state is on {state.position.device}, the model on {device}: use state.to('{device}')"
+            )
         if state.dtype != self.embedding.weight.dtype:
             kind = self.embedding.weight.dtype
             raise ValueError(f"state holds {state.dtype}, the model computes in {kind}: use state.to({kind})")
         return state
 
 
-def _compact(tokens: Tensor, resets: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def _compact(
+    tokens: Tensor, resets: Tensor | None, valid: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Move every row's real tokens to its front. Returns tokens and resets of the longest row's length, the rows'
     lengths (B,), and where each original place (B, T) went. Resets at padding are no document starts."""
     length = valid.sum(1)

@@ -94,7 +94,9 @@ class Layout:
             return x_BTE[:, None]
         if self.uniform is not None:
             after = self.n_segments * self.n_cells - self.uniform - self.n_tokens
-            return _pad(x_BTE, self.uniform, after).reshape(self.n_rows, self.n_segments, self.n_cells, *x_BTE.shape[2:])
+            return _pad(x_BTE, self.uniform, after).reshape(
+                self.n_rows, self.n_segments, self.n_cells, *x_BTE.shape[2:]
+            )
         return self.fold_held(x_BTE, 0, 0)
 
     def unfold(self, y_BNSE: Tensor) -> Tensor:

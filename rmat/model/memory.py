@@ -102,12 +102,18 @@ class Memory(nn.Module):
         if layout.closes or layout.n_segments > 1:
             bank, state = self._push(pending, x_BTE.dtype, bank, state, layout, memory)
         closed_B1 = layout.closes_BN.gather(1, layout.last_B[:, None])
-        kept = {"pending": pending.vector_RPE, "pending_score": pending.score_RP, "pending_offset": pending.offset_RP}
+        kept = {
+            "pending": pending.vector_RPE,
+            "pending_score": pending.score_RP,
+            "pending_offset": pending.offset_RP,
+        }
         changed = {}
         for name, folded in kept.items():
             if folded is not None:
                 last = take_rows(folded.unflatten(0, (layout.n_rows, -1)), layout.last_B[:, None])[:, 0]
-                changed[name] = torch.where(closed_B1.view(-1, *[1] * (last.dim() - 1)), EMPTY.get(name, 0), last)
+                changed[name] = torch.where(
+                    closed_B1.view(-1, *[1] * (last.dim() - 1)), EMPTY.get(name, 0), last
+                )
         return bank, dataclasses.replace(state, **changed)
 
     def _absorb(self, x_BTE: Tensor, state: LayerState, layout: Layout) -> Pending:
@@ -142,7 +148,9 @@ class Memory(nn.Module):
         first_document_BN = layout.document_BN == 0
         if memory == "frozen":
             earlier_BNW = entered_BNW.flatten(1).cumsum(1).view(entered_BNW.shape) - entered_BNW.long()
-            document_starts = torch.searchsorted(layout.document_BN.contiguous(), layout.document_BN.contiguous())
+            document_starts = torch.searchsorted(
+                layout.document_BN.contiguous(), layout.document_BN.contiguous()
+            )
             earlier_BNW = earlier_BNW - earlier_BNW[..., 0].gather(1, document_starts)[..., None]
             before_BN = torch.where(first_document_BN, state.pushed[:, None], 0)
             entered_BNW = entered_BNW & (earlier_BNW + before_BN[..., None] < n_slots)
@@ -155,7 +163,9 @@ class Memory(nn.Module):
         source_BNW = layout.base_BN[..., None] + offered.offset_RW.view(entered_BNW.shape)
         start_B = layout.base_BN[:, 0]
 
-        index_BNM = fifo_windows(entered_BNW, n_slots)  # (B, N + 1, M): before every segment, and after the call
+        index_BNM = fifo_windows(
+            entered_BNW, n_slots
+        )  # (B, N + 1, M): before every segment, and after the call
         segment_BNM = (index_BNM - n_slots).div(self.config.writes_per_segment, rounding_mode="floor")
         segment_BNM = segment_BNM.clamp(min=0)
         was_held_BNM = index_BNM < n_slots
@@ -172,7 +182,9 @@ class Memory(nn.Module):
         filled_BNM = ~was_held_BNM | held_filled_BNM.view(index_BNM.shape)
         bank = Bank(
             take_rows(torch.cat([held.key_BNMKD[:, 0], key_BXKD.to(held.key_BNMKD.dtype)], 1), index_BNM),
-            take_rows(torch.cat([held.value_BNMKD[:, 0], value_BXKD.to(held.value_BNMKD.dtype)], 1), index_BNM),
+            take_rows(
+                torch.cat([held.value_BNMKD[:, 0], value_BXKD.to(held.value_BNMKD.dtype)], 1), index_BNM
+            ),
             take_rows(pool(held.log_gate_BNM, log_gate), index_BNM),
             filled_BNM & (document_BNM == reader_BN[..., None]),
             reader_base_BN[..., None]
@@ -223,7 +235,9 @@ class Memory(nn.Module):
         if self.config.memory_position == "rank":
             key_BNJKD = key_BNJKD + self.place_key.flip(0).to(key_BNJKD.dtype)
         elif self.config.memory_position == "age":
-            segments_BNJ = (age_BNJ + self.config.segment_len - 1).div(self.config.segment_len, rounding_mode="floor")
+            segments_BNJ = (age_BNJ + self.config.segment_len - 1).div(
+                self.config.segment_len, rounding_mode="floor"
+            )
             doublings = 2 ** torch.arange(1, AGE_BUCKETS, device=age_BNJ.device)
             bucket_BNJ = torch.bucketize(segments_BNJ, doublings, right=True)
             key_BNJKD = key_BNJKD + self.place_key.to(key_BNJKD.dtype)[bucket_BNJ]
@@ -246,7 +260,8 @@ class Memory(nn.Module):
 
     def queries(self, x_BTE: Tensor) -> Tensor:
         """(B, T, H, D)."""
-        return self.query(x_BTE).unflatten(2, (self.config.n_heads, self.config.head_dim))
+        q_BTHD: Tensor = self.query(x_BTE).unflatten(2, (self.config.n_heads, self.config.head_dim))
+        return q_BTHD
 
     def read(self, x_BTE: Tensor, bank: Bank, layout: Layout, memory: str) -> Tensor:
         """r of every token: (B, T, H, D)."""

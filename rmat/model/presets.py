@@ -26,12 +26,24 @@ _MODERN = dict(norm="rmsnorm", mlp="swiglu", conv_width=3, projections="shared",
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recommended": dict(
-        _MODERN, writer="select", gate="push", write_from="input", memory_position="none", null_slot=True, fusion="head"
+        _MODERN,
+        writer="select",
+        gate="push",
+        write_from="input",
+        memory_position="none",
+        null_slot=True,
+        fusion="head",
     ),
     "paper": dict(writer="mean", gate="gru", write_from="output", fusion="scalar", n_slots=32),
     "local": dict(_MODERN, streams=("full", "chunked"), fusion="head"),
     "xl": dict(
-        _MODERN, writer="all", gate="none", write_from="input", memory_position="rank", null_slot=True, fusion="head"
+        _MODERN,
+        writer="all",
+        gate="none",
+        write_from="input",
+        memory_position="rank",
+        null_slot=True,
+        fusion="head",
     ),
     "full": dict(_MODERN, streams=("full",), segment_len=FULL_CONTEXT),
 }
@@ -50,7 +62,9 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
     if paper:
         fields["n_layers"] = overrides.get("n_layers", PAPER_LAYERS[size])
     segment, heads = fields["segment_len"], fields["n_heads"]
-    if not all(isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")):
+    if not all(
+        isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")
+    ):
         fields.setdefault("chunk_len", 1)  # ModelConfig refuses the bad value with its own sentence
         fields.setdefault("n_kv_heads", 1)
         fields.setdefault("d_ff", 1)
@@ -67,8 +81,9 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
     elif writer == "mean":
         fields.setdefault("writes_per_segment", 1)
     fields.setdefault("n_slots", SLOTS[size])
-    slots = fields["n_slots"]
-    fields.setdefault("writes_per_segment", max(1, min(64, segment // 4, slots if isinstance(slots, int) else 1)))
+    slots: Any = fields["n_slots"]
+    slots = slots if isinstance(slots, int) else 1
+    fields.setdefault("writes_per_segment", max(1, min(64, max(16, segment // 4), segment, slots)))
     return fields
 
 

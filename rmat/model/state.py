@@ -107,8 +107,14 @@ class StreamState:
         """The given rows in the given order; a row may be taken more than once (a fork)."""
         index = torch.as_tensor(rows, device=self.position.device)
         index = index if index.numel() else index.long()
-        if index.dtype != torch.int64 or index.dim() != 1 or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size):
-            raise ValueError(f"rows={rows!r} is not possible: give a list of row numbers below {self.batch_size}")
+        if (
+            index.dtype != torch.int64
+            or index.dim() != 1
+            or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size)
+        ):
+            raise ValueError(
+                f"rows={rows!r} is not possible: give a list of row numbers below {self.batch_size}"
+            )
         return self._map(lambda tensor: tensor.index_select(0, index))
 
     @staticmethod
@@ -117,7 +123,9 @@ class StreamState:
         if not states:
             raise ValueError("states=[] is not possible: give at least one state")
         if len({state.fingerprint for state in states}) > 1:
-            raise ValueError("the states belong to models with different configurations: concat takes one model's")
+            raise ValueError(
+                "the states belong to models with different configurations: concat takes one model's"
+            )
         named = [state.tensors() for state in states]
         return states[0]._with({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
 
@@ -163,15 +171,24 @@ class StreamState:
             raise ValueError(f"no state of this configuration: tensor {odd[0]!r} is missing or not expected")
         for name, tensor in tensors.items():
             shape = (position.shape[0], *expected[name].shape[1:])
-            if tuple(tensor.shape) != shape or tensor.is_floating_point() != expected[name].is_floating_point():
-                raise ValueError(f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}")
+            if (
+                tuple(tensor.shape) != shape
+                or tensor.is_floating_point() != expected[name].is_floating_point()
+            ):
+                raise ValueError(
+                    f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}"
+                )
         state = initial_state(config, 0, torch.device("meta"), torch.float32)
         return state._with(dict(tensors))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with the format version and the configuration's fingerprint."""
         meta = {"format": "rmat-state", "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, str(path), {"rmat": json.dumps(meta)})
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()},
+            str(path),
+            {"rmat": json.dumps(meta)},
+        )
 
     @staticmethod
     def load(path: str | Path, config: ModelConfig) -> StreamState:
@@ -188,7 +205,9 @@ class StreamState:
         if not isinstance(meta, dict) or meta.get("format") != "rmat-state":
             raise ValueError(f"{path} holds no stream state: give a file that StreamState.save wrote")
         if meta.get("version") != str(FORMAT_VERSION):
-            raise ValueError(f"{path} has state format {meta.get('version')}, this version reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"{path} has state format {meta.get('version')}, this version reads {FORMAT_VERSION}"
+            )
         if meta.get("fingerprint") != config.fingerprint():
             raise ValueError(
                 f"{path} belongs to a model with another configuration (fingerprint {meta.get('fingerprint')}, "
@@ -208,7 +227,9 @@ class StreamState:
         return dataclasses.replace(self, position=tensors["position"], layers=layers)
 
 
-def initial_state(config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> StreamState:
+def initial_state(
+    config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> StreamState:
     """The state of `batch_size` rows that have read nothing."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
         raise ValueError(f"batch_size={batch_size!r} is not possible: give the number of rows")
@@ -234,7 +255,12 @@ def initial_state(config: ModelConfig, batch_size: int, device: torch.device, dt
 
     def make(name: str, shape: tuple[int, ...]) -> Tensor:
         kind = torch.promote_types(dtype, torch.float32) if name in _AT_LEAST_FLOAT32 else dtype
-        return torch.full((batch_size, *shape), EMPTY.get(name, 0), dtype=torch.int64 if name in _LONG else kind, device=device)
+        return torch.full(
+            (batch_size, *shape),
+            EMPTY.get(name, 0),
+            dtype=torch.int64 if name in _LONG else kind,
+            device=device,
+        )
 
     layers = tuple(LayerState(**{k: make(k, v) for k, v in shapes.items()}) for _ in range(config.n_layers))
     position = torch.zeros(batch_size, dtype=torch.int64, device=device)

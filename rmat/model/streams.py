@@ -47,7 +47,9 @@ class LocalProjection(nn.Module):
         super().__init__()
         self.config = config
         self.n_held = config.held[name]
-        self.lookback = config.chunk_len * config.chunk_lookback if "chunked" in config.streams and name != "full" else 0
+        self.lookback = (
+            config.chunk_len * config.chunk_lookback if "chunked" in config.streams and name != "full" else 0
+        )
         kv_width = config.n_kv_heads * config.head_dim
         self.query = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
         self.key = nn.Linear(config.d_model, kv_width, bias=False)
@@ -150,7 +152,9 @@ def joint_attention(
     query_BTHD, slot_key, slot_value, slot_bias = memory
     query_RSHD = layout.fold(query_BTHD).flatten(0, 1)
     slot_key, slot_value, slot_bias = (x.flatten(0, 1) for x in (slot_key, slot_value, slot_bias))
-    q = torch.cat([local.q_RSHD, query_RSHD], dim=3) * 2**0.5  # attend divides by the root of the double width
+    q = (
+        torch.cat([local.q_RSHD, query_RSHD], dim=3) * 2**0.5
+    )  # attend divides by the root of the double width
     k_local = torch.cat([local.k_RJKD, torch.zeros_like(local.k_RJKD)], dim=3)
     k_slots = torch.cat([torch.zeros_like(slot_key), slot_key], dim=3)
     k = torch.cat([k_slots, k_local], dim=1)

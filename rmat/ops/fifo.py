@@ -25,12 +25,16 @@ def fifo_windows(entered_BNW: Tensor, n_slots: int) -> Tensor:
     total = n_segments * n_candidates
     entered_BX = entered_BNW.reshape(n_rows, total)
     number_BX = entered_BX.cumsum(1) - 1
-    place_BX = torch.where(entered_BX, n_slots + number_BX, n_slots + total)  # the refused share a spare place
+    place_BX = torch.where(
+        entered_BX, n_slots + number_BX, n_slots + total
+    )  # the refused share a spare place
     order_BX = torch.zeros(n_rows, n_slots + total + 1, dtype=torch.int64, device=device)
     order_BX[:, :n_slots] = torch.arange(n_slots, device=device)
     source_BX = torch.arange(n_slots, n_slots + total, device=device).expand(n_rows, total)
     order_BX.scatter_(1, place_BX, source_BX)
-    before_BN = torch.cat([entered_BNW.new_zeros(n_rows, 1, dtype=torch.int64), entered_BNW.sum(2).cumsum(1)], dim=1)
+    before_BN = torch.cat(
+        [entered_BNW.new_zeros(n_rows, 1, dtype=torch.int64), entered_BNW.sum(2).cumsum(1)], dim=1
+    )
     window_BNM = before_BN[..., None] + torch.arange(n_slots, device=device)
     return order_BX.gather(1, window_BNM.flatten(1)).view(window_BNM.shape)
 

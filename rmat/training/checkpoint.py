@@ -8,9 +8,9 @@
         trainer.json            counters, data position, Python's and numpy's generators
         manifest.json           format version, SHA-256 and size of every file above
 
-A folder is filled under another name, brought to the disk and renamed. Of the finished ones the newest are kept, two or
-more, so that damage to one costs only the steps since the one before, and the best by validation.
-"""
+A folder is filled under another name, brought to the disk and renamed. Of the finished ones the newest are
+kept, two or more, so that damage to one costs only the steps since the one before, and the best by
+validation."""
 
 import hashlib
 import json
@@ -46,7 +46,8 @@ class DamagedCheckpointError(Exception):
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` under `folder`; whatever happens meanwhile, no incomplete checkpoint is left under its name."""
+    """Write `checkpoint` under `folder`; whatever happens meanwhile, no incomplete checkpoint is left under
+    its name."""
     target = folder / f"step-{checkpoint.step:08d}"
     temporary = fresh_folder(target)
     for name, tensors in checkpoint.tensors.items():
@@ -66,9 +67,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`.
 
-    Raises DamagedCheckpointError if a file is missing, truncated or changed, and ValueError if it was written by a newer
-    version of this package.
-    """
+    Raises DamagedCheckpointError if a file is missing, truncated or changed, and ValueError if it was written
+    by a newer version of this package."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         version, step, files = manifest["format"], int(manifest["step"]), dict(manifest["files"])
@@ -92,9 +92,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def newest_sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint under `folder` that is whole, or None.
 
-    Each damaged one is told to `say` and renamed from step-* to damaged-step-*, so that it is not counted among the
-    checkpoints to keep.
-    """
+    Each damaged one is told to `say` and renamed from step-* to damaged-step-*, so that it is not counted
+    among the checkpoints to keep."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return read_checkpoint(path)
@@ -114,7 +113,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the `keep_last` newest and the one of `best_step`, and what interrupted writes left."""
+    """Delete all checkpoints but the `keep_last` newest and the one of `best_step`, and what interrupted
+    writes left."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if path.name != f"step-{best_step or 0:08d}":
             shutil.rmtree(path)

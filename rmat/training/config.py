@@ -30,12 +30,14 @@ class TrainConfig:
     steps: int = 2000
     """Updates of the weights, at most."""
     max_minutes: float | None = None
-    """Wall-clock budget in minutes over all parts of a resumed run; training ends there even if `steps` are left, and the
-    learning rate follows whichever of steps and minutes is nearer to its end. None: no budget."""
+    """Wall-clock budget in minutes over all parts of a resumed run; training ends there even if `steps` are
+    left, and the learning rate follows whichever of steps and minutes is nearer to its end. None: no
+    budget."""
     batch_size: int = 8
     """Rows read side by side, each a stream of documents of its own."""
     window: int = 512
-    """Tokens each row reads in one call of the model; the gradient flows through all of them and no further."""
+    """Tokens each row reads in one call of the model; the gradient flows through all of them and no
+    further."""
     accumulate: int = 1
     """Consecutive windows whose gradients are added up before one update."""
     lr: float = 3e-3
@@ -59,7 +61,8 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the whole gradient; a larger one is scaled down to it. 0: no clipping."""
     z_loss: float = 0.0
-    """Weight of the mean squared log-normaliser of the logits in the loss; keeps logits from drifting. 0: off."""
+    """Weight of the mean squared log-normaliser of the logits in the loss; keeps logits from drifting. 0:
+    off."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of activations; bfloat16 runs under autocast with weights and loss in float32."""
     compile: bool = False
@@ -69,7 +72,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, of dropout and of the order of documents."""
     eval_every: int = 250
-    """Updates between two evaluations on the validation split; the end is always evaluated. 0: only the end."""
+    """Updates between two evaluations on the validation split; the end is always evaluated. 0: only the
+    end."""
     eval_bytes: int = 200_000
     """Bytes of the validation split read by one evaluation."""
     sample_every: int = 500
@@ -122,7 +126,8 @@ class RunConfig:
     variant: str = "recommended"
     """Kind of model at that size: recommended, paper, local, xl or full."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of `ModelConfig` that differ from the preset. The vocabulary follows the tokenizer unless it is set here."""
+    """Fields of `ModelConfig` that differ from the preset. The vocabulary follows the tokenizer unless it is
+    set here."""
     data: DataConfig = field(default_factory=DataConfig)
     """What is read."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -159,9 +164,8 @@ class RunConfig:
     def from_dict(cls, nested: Mapping[str, Any]) -> "RunConfig":
         """A config from a nested dict whose values are typed or strings.
 
-        Raises ValueError for an unknown key at any level (with the nearest valid dotted name) and for a value of the
-        wrong type.
-        """
+        Raises ValueError for an unknown key at any level (with the nearest valid dotted name) and for a value
+        of the wrong type."""
         valid, kinds = setting_names(), field_types(cls)
         refuse_unknown(nested, "", kinds, valid)
         given: dict[str, Any] = {}
@@ -206,7 +210,8 @@ where, not what."""
 
 
 def check_resumable(stored: RunConfig, wanted: RunConfig) -> None:
-    """Raise ValueError naming the first setting in which `wanted` differs from the run that is to be resumed."""
+    """Raise ValueError naming the first setting in which `wanted` differs from the run that is to be
+    resumed."""
     before, now = stored.to_dict(), wanted.to_dict()
     for section in ("preset", "variant", "model", "data"):
         if before[section] != now[section]:

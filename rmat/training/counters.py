@@ -32,8 +32,9 @@ class Interval:
 
 @dataclass
 class Counters:
-    """All that a run counts. `step`: updates done or skipped; `tokens`: tokens read; `elapsed`: wall-clock seconds of the loop,
-    evaluation included; `step_seconds`: seconds of the updates alone; `nonfinite`: updates skipped."""
+    """All that a run counts. `step`: updates done or skipped; `tokens`: tokens read; `elapsed`: wall-clock
+    seconds of the loop, evaluation included; `step_seconds`: seconds of the updates alone; `nonfinite`:
+    updates skipped."""
 
     step: int = 0
     tokens: int = 0

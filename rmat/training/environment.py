@@ -43,7 +43,8 @@ def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the working tree that holds this package, with "-dirty" if files differ; None outside one."""
+    """The commit of the working tree that holds this package, with "-dirty" if files differ; None outside
+    one."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

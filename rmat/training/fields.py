@@ -39,9 +39,8 @@ def refuse_unknown(
 ) -> None:
     """Raise ValueError for the first key of `given` that is not in `valid_here`.
 
-    `section` is the dotted name of the place ("" at the top); `valid` are all dotted names that exist, from which
-    the nearest is offered.
-    """
+    `section` is the dotted name of the place ("" at the top); `valid` are all dotted names that exist, from
+    which the nearest is offered."""
     allowed = set(valid_here)
     for key in given:
         if key not in allowed:
@@ -52,9 +51,9 @@ def refuse_unknown(
 def coerce(value: Any, kind: Any, name: str) -> Any:
     """`value` as the type `kind`, reading strings as a command line gives them.
 
-    Understands int, float, bool, str, dict, None, Literal, tuple[X, ...] and unions of these. Text for a tuple is a JSON list or
-    values between commas. Raises ValueError naming `name`, the value and what is expected.
-    """
+    Understands int, float, bool, str, dict, None, Literal, tuple[X, ...] and unions of these. Text for a
+    tuple is a JSON list or values between commas. Raises ValueError naming `name`, the value and what is
+    expected."""
     fits, result = _try_coerce(value, kind)
     if not fits:
         raise ValueError(f"{name} is {value!r}: give {describe(kind)}")

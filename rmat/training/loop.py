@@ -50,15 +50,15 @@ def train(
 ) -> Path:
     """Train a model and return the folder of the run; it holds result.json if the run was completed.
 
-    config: what to train. With `resume`, the folder of an earlier run, it may be left out, and may differ from that run's only in how
-    long it is and how closely it is watched. On the same machine a resumed run equals an uninterrupted one bit for
-    bit, unless a time budget (`train.max_minutes`) shapes the learning rate or a GPU's kernels add in no fixed order.
-    evaluate, sample: called with the model in evaluation mode; random numbers they draw leave the training as it is.
+    config: what to train. With `resume`, the folder of an earlier run, it may be left out, and may differ
+    from that run's only in how long it is, how closely it is watched and where it runs. On the same machine a
+    resumed run equals an uninterrupted one bit for bit, unless a time budget (`train.max_minutes`) shapes the
+    learning rate or a GPU's kernels add in no fixed order. evaluate, sample: called with the model in
+    evaluation mode; random numbers they draw leave the training as it is.
 
-    The exported model is the one of the last step, not of the best evaluation; the best is kept as a checkpoint. SIGINT
-    or SIGTERM finishes the step, saves and returns. Raises ValueError for settings or data that cannot be used and
-    NonFiniteError if the numbers break down.
-    """
+    The exported model is the one of the last step, not of the best evaluation; the best is kept as a
+    checkpoint. SIGINT or SIGTERM finishes the step, saves and returns. Raises ValueError for settings or data
+    that cannot be used and NonFiniteError if the numbers break down."""
     reporter = reporter or Terminal()
     run = open_run(config, resume, reporter)
     train_config, counters = run.config.train, run.counters
@@ -98,10 +98,11 @@ def train(
                     best = _evaluate(run, evaluate)
                 if sample is not None and _due(counters.step, train_config.sample_every):
                     _sample(run, sample)
-                if over or best or stop.requested or counters.step % train_config.checkpoint_every == 0:
+                if over or best or counters.step % train_config.checkpoint_every == 0:
                     counters.elapsed = time.perf_counter() - began
                     run.save()
             if not over:
+                run.save()
                 reporter.say(
                     f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume {run.folder}"
                 )

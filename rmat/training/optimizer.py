@@ -17,15 +17,16 @@ class ParameterGroups:
     hidden_matrices: dict[str, nn.Parameter]
     """Weights of linear maps inside the blocks: decayed, and what Muon is made for."""
     other_matrices: dict[str, nn.Parameter]
-    """Weights of linear maps outside the blocks (an untied head): decayed, but Muon would flatten the differences
-    between rare and frequent tokens."""
+    """Weights of linear maps outside the blocks (an untied head): decayed, but Muon would flatten the
+    differences between rare and frequent tokens."""
     undecayed: dict[str, nn.Parameter]
-    """Everything else: embeddings, norms, biases, the write gate's score (a vector), learned queries and slots, fusion
-    weights, convolutions. Shrinking them would favour one answer rather than a simple model."""
+    """Everything else: embeddings, norms, biases, the write gate's score (a vector), learned queries and
+    slots, fusion weights, convolutions. Shrinking them would favour one answer rather than a simple model."""
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:
-    """Sort the trainable parameters of `model`; a weight shared by the embedding and the head counts as embedding."""
+    """Sort the trainable parameters of `model`; a weight shared by the embedding and the head counts as
+    embedding."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - embeddings
     groups = ParameterGroups({}, {}, {})
@@ -44,9 +45,9 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """One AdamW, or Muon for the hidden matrices and AdamW for the rest.
 
-    Muon's updates are scaled to the size of AdamW's, so that one `config.lr` serves both. Its arithmetic is in bfloat16, which is
-    slow on a CPU without instructions for it. Raises ValueError if this torch has no Muon.
-    """
+    Muon's updates are scaled to the size of AdamW's, so that one `config.lr` serves both. Its arithmetic is
+    in bfloat16, which is slow on a CPU without instructions for it. Raises ValueError if this torch has no
+    Muon."""
     groups = parameter_groups(model)
     decayed = dict(groups.other_matrices)
     optimizers: list[Optimizer] = []

@@ -113,7 +113,8 @@ class Run:
         return result
 
     def train_bits_per_byte(self, nats_per_token: float) -> float:
-        """Nats per token as bits per byte, by the bytes a token of the training split stands for on average."""
+        """Nats per token as bits per byte, by the bytes a token of the training split stands for on
+        average."""
         store = self.corpus.train
         return nats_per_token / math.log(2) * store.n_tokens / max(store.n_bytes, 1)
 
@@ -121,9 +122,8 @@ class Run:
 def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Run:
     """Make the folder of a new run, or open that of one to be continued; load the data and build the model.
 
-    Raises ValueError if there is nothing to resume, if the folder of a new run already holds one, or if the configuration or the
-    data of a resumed run is not what it was started with.
-    """
+    Raises ValueError if there is nothing to resume, if the folder of a new run already holds one, or if the
+    configuration or the data of a resumed run is not what it was started with."""
     if resume is not None:
         stored = RunConfig.load(Path(resume))
         config = stored if config is None else dataclasses.replace(config, out=stored.out)

@@ -42,6 +42,20 @@ def test_the_prompt_may_come_from_three_places(run_folder: Path, tmp_path: Path,
     assert from_file["text"] == piped["text"] == expected["text"]
 
 
+def test_the_prompt_may_stand_anywhere(rmat: Rmat, run_folder: Path) -> None:
+    """An optional positional argument of argparse is only found next to the one before it."""
+    expected = rmat("generate", run_folder, "the text", *SHORT).out
+    assert rmat("generate", run_folder, *SHORT, "the text").out == expected
+    assert rmat("generate", *SHORT, run_folder, "the text").out == expected
+    assert rmat("generate", run_folder, *SHORT, "--", "the text").out == expected
+
+
+@pytest.mark.parametrize("words", [["--", "--json"], ["- a list"]])
+def test_a_prompt_may_begin_with_a_dash(rmat: Rmat, run_folder: Path, words: list[str]) -> None:
+    result = rmat("generate", run_folder, "--max-new-tokens", "0", "--json", *words).json
+    assert result["prompt_tokens"] == 1 + len(words[-1])
+
+
 def test_a_long_prompt_leaves_a_state_of_the_same_size(rmat: Rmat, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("the text goes on. " * 3000)
     short = rmat("generate", run_folder, "the", *SHORT, "--json").json

@@ -28,7 +28,7 @@ def test_detach_stops_gradients_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
 def test_without_detach_gradients_flow_through_memory(name: str) -> None:
-    """Also into tokens that only memory can reach: those of the first call's last closed segment."""
+    """Streams that cross the segment's edge carry a gradient too: that memory alone does is the next test."""
     for schedule in schedules_of(make_config(name)):
         assert bool((reach(name, False, schedule)[:LENGTH] > 0).any())
 

@@ -1,7 +1,4 @@
-"""Contract 9: softmax, gates, rotary angles and recurrent state in at least float32; float64 stays float64.
-
-That no step of a float64 model is hidden in float32 is what contract 0 shows: it agrees with the reference to 1e-9.
-"""
+"""Contract 9: softmax, gates, rotary angles and recurrent state in at least float32; float64 stays float64."""
 
 from typing import Any
 
@@ -56,6 +53,32 @@ def test_float64_is_float64_throughout(name: str) -> None:
         assert logits.dtype == torch.float64
         for key, tensor in state.tensors().items():
             assert tensor.dtype in (torch.float64, torch.int64), f"{key} is {tensor.dtype}"
+
+
+class WatchAll(TorchDispatchMode):
+    """Notes every operation whose floating result is not float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, torch.Tensor) and each.is_floating_point() and each.dtype != torch.float64:
+                self.narrow.add(func.overloadpacket.__name__)
+        return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_of_a_float64_model_is_narrower(name: str) -> None:
+    model = make_model(name)
+    state = None
+    with WatchAll() as watch, torch.no_grad():
+        for schedule in schedules_of(model.config):
+            for length in (20, 1, 7):
+                _, state = model(make_tokens(2, length), state, schedule=schedule)
+    assert not watch.narrow, sorted(watch.narrow)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,8 +1,8 @@
-"""Tiny runs: their data and settings, stand-ins for evaluation and sampling, and what makes two runs the same.
+"""Tiny runs: their data and settings, stand-ins for evaluation and sampling, and what makes two runs the
+same.
 
-Started as a script with the file of a configuration it trains in a process of its own, resuming where there is
-something to resume.
-"""
+Started as a script with the file of a configuration it trains in a process of its own, resuming where there
+is something to resume."""
 
 import json
 import random
@@ -107,7 +107,8 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """Weights, optimiser, memory, generators, counters, metrics, samples and exported model are equal bit for bit."""
+    """Weights, optimiser, memory, generators, counters, metrics, samples and exported model are equal bit for
+    bit."""
     one, two = last_checkpoint(left), last_checkpoint(right)
     assert one.name == two.name
     assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())

@@ -24,7 +24,8 @@ FIELDS = {"steps": 30, "checkpoint_every": 2, "eval_every": 7, "log_every": 3, "
 
 
 def train_in_a_process(config: RunConfig, file: Path, kill_after: float | None) -> bool:
-    """Start or resume the run; kill it `kill_after` seconds after it was ready. Whether the kill came in time."""
+    """Start or resume the run; kill it `kill_after` seconds after it was ready. Whether the kill came in
+    time."""
     file.write_text(json.dumps(config.to_dict()))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(

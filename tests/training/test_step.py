@@ -46,8 +46,8 @@ def mark_moved(model: LanguageModel, before: Tensor) -> bool:
 
 @pytest.mark.parametrize("variant", ["recommended", "paper", "xl", "local"])
 def test_gradient_reaches_the_windows_start_and_nothing_before(variant: str) -> None:
-    """The marked token is the stream's first. Scored from the second segment on, it gets a gradient in its own window and
-    exactly none in the next, although the next reads what it left in the state."""
+    """The marked token is the stream's first. Scored from the second segment on, it gets a gradient in its
+    own window and exactly none in the next, although the next reads what it left in the state."""
     model = make_model(variant)
     first, second = make_batch(0, WINDOW), make_batch(WINDOW, 2 * WINDOW)
     inside = first.targets.clone()
