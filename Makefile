@@ -57,4 +57,4 @@ bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
 # On a machine with a GPU and no network: runs on the Python that has torch, installs nothing.
 .PHONY: gpu-check
 gpu-check: ## parity and speed on a GPU, without .venv (make gpu-check PYTHON=...)
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py
+	PYTHONPATH=. $(PYTHON) scripts/gpu_check.py

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "rmat"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [
     path
-    for part in ("rmat", "tests", "benchmarks", "examples")
+    for part in ("rmat", "tests", "benchmarks", "examples", "scripts")
     for path in sorted((ROOT / part).rglob("*.py"))
 ]
 
