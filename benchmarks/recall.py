@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/recall.json"), help="file to write")
     given = parser.parse_args(arguments)
     task = RecallTask()
+    if given.rows < 1:
+        parser.error(f"--rows {given.rows} is too small: test at least one row")
     try:
         training = RecallTraining(steps=given.steps, lr=given.lr, seed=given.seed)
         for variant in given.variants:

@@ -59,6 +59,10 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
         if resume is None:
             raise ValueError("nothing to train: give a RunConfig, or the folder of a run as resume")
         config = RunConfig.load(resume)
+    if not isinstance(config, RunConfig):
+        raise ValueError(
+            f"config is {type(config).__name__}: give a RunConfig, or the folder of a run as resume"
+        )
     return run(config, resume=resume, evaluate=evaluate, sample=sample, reporter=reporter)
 
 

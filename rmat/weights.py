@@ -105,6 +105,10 @@ def model_folder(path: str | Path) -> Path:
             return folder
     if not path.exists():
         raise FileNotFoundError(f"no model at {path}: there is no such folder")
+    if (path / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"no model in {path} yet: the training run is not complete; go on with: rmat train --resume {path}"
+        )
     raise FileNotFoundError(f"no model in {path}: neither it nor its folder 'model' has a {WEIGHTS_FILE}")
 
 

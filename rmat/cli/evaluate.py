@@ -12,7 +12,8 @@ from rmat.cli.output import human_bytes, print_json, print_table, with_interval
 from rmat.cli.parsing import add_command, add_json
 
 if TYPE_CHECKING:
-    from rmat.data.store import TokenStore
+    from rmat.data.corpus import Corpus
+    from rmat.data.store import JoinedStores, TokenStore
     from rmat.data.tokenizer import Tokenizer
     from rmat.model import LanguageModel
     from rmat.model.language_model import MemoryMode
@@ -212,7 +213,7 @@ def _add_common_options(parser: Any) -> None:
     add_json(parser)
 
 
-def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore]:
+def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore | JoinedStores]:
     from rmat.data.config import DataConfig
     from rmat.data.corpus import load_corpus
     from rmat.training.config import RunConfig
@@ -230,6 +231,16 @@ def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStor
         # Read as in training, so that its cache serves; another tokenizer means that the text has changed since.
         corpus = load_corpus(data)
         if corpus.tokenizer.fingerprint == tokenizer.fingerprint:
-            return model, tokenizer, getattr(corpus, args.split)
+            return model, tokenizer, _part(corpus, args.split)
     corpus = load_corpus(replace(data, tokenizer=str(folder)))
-    return model, tokenizer, corpus.train if args.split == "all" else getattr(corpus, args.split)
+    return model, tokenizer, _part(corpus, args.split)
+
+
+def _part(corpus: Corpus, split: str) -> TokenStore | JoinedStores:
+    """A split, or for "all" every split there is: a source with parts of its own is split whatever valid_share says."""
+    from rmat.data.store import JoinedStores
+
+    if split == "all":
+        return JoinedStores([corpus.train, corpus.valid, corpus.test])
+    store: TokenStore = getattr(corpus, split)
+    return store

@@ -73,6 +73,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the text."""
     prompt = _prompt(args)
+    if args.state_out is not None and not Path(args.state_out).parent.is_dir():
+        raise ValueError(f"--state-out {args.state_out}: there is no folder to write it into; make it first")
 
     from rmat.generation.resume import load_place, save_place
     from rmat.generation.stream import generate

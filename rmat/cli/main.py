@@ -1,6 +1,6 @@
 """The command `rmat`: picks the command, and turns what goes wrong into a sentence and an exit status.
 
-Exit status: 0 done, 1 failed in running, 2 wrong arguments or input, 130 interrupted.
+Exit status: 0 done, 1 failed in running (or interrupted), 2 wrong arguments or input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import rmat
 from rmat.cli import describe, evaluate, generate, train
 from rmat.cli.parsing import Parser, parse
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+FAILED, WRONG_INPUT = 1, 2
 
 _WRONG_INPUT_ERRORS = (
     ValueError,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return FAILED
     except BrokenPipeError:
         # The reader of our output left, as in `rmat generate ... | head`; nothing can be said to it any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,7 +68,7 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
     if with_traceback:
         raise error
     if isinstance(error, OSError) and error.filename is not None:
-        sentence = f"{error.filename}: {error.strerror}"
+        sentence = f"{error.filename}: {error.strerror}; check this path and what may be done there"
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
     print(f"rmat: {sentence}", file=sys.stderr)

@@ -11,13 +11,15 @@ from typing import Any
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json, merge
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 
 DESCRIPTION = """\
 Train a model and export it to DIR/model.
 
 Settings are written section.field=value, for example train.lr=1e-3 data.tokenizer=bytes model.n_layers=6, and count
-more than options, which count more than --config. --print-config shows all of them, explained, without training."""
+more than options, which count more than --config. --print-config shows all of them, explained, without training.
+
+Ctrl-C (SIGINT) or SIGTERM finishes the step, saves and ends with status 0, without a result: --resume goes on."""
 
 
 def add(commands: Any) -> None:
@@ -54,7 +56,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 130 if the run was interrupted (it is saved and can be resumed)."""
+    """Train; 0 also if the run was told to stop (it is saved and can be resumed), then without a result."""
     given = _given(args)
     if args.resume is not None and any((args.preset, args.variant, args.data, args.out, args.config)):
         raise ValueError(
@@ -79,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"rmat: {error}", file=sys.stderr)
         return FAILED
     result = folder / "result.json"
-    if not result.is_file():
-        return INTERRUPTED
-    if args.json:
+    if args.json and result.is_file():
         print_json(json.loads(result.read_text(encoding="utf-8")))
     return 0
 

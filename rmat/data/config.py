@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,19 @@ class DataConfig:
             raise ValueError(
                 f"data.specs must be a tuple of SPECs, got the string {self.specs!r}; write ({self.specs!r},)"
             )
-        object.__setattr__(self, "specs", tuple(self.specs))
+        if not isinstance(self.specs, (tuple, list)):
+            raise ValueError(
+                f"data.specs must be a tuple of SPECs, got {self.specs!r}; write for example ('python-stdlib',)"
+            )
+        object.__setattr__(self, "specs", tuple(_as_text(spec) for spec in self.specs))
+        for name in ("tokenizer", "cache_dir", "column"):
+            value = _as_text(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if not isinstance(value, str) and (value is not None or name != "cache_dir"):
+                raise ValueError(f"data.{name} must be text, got {value!r}; write it in quotes")
+        for name in ("fim_rate", "valid_share"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"data.{name} must be a number, got {getattr(self, name)!r}; 0.05 is 5 %")
         if not self.specs or not all(isinstance(spec, str) and spec for spec in self.specs):
             raise ValueError(
                 f"data.specs must name at least one source, got {self.specs!r}; "
@@ -59,7 +72,10 @@ class DataConfig:
         self._check_tokenizer()
 
     def _check_weights(self) -> None:
-        assert self.weights is not None
+        if not isinstance(self.weights, (tuple, list)) or not all(map(_is_number, self.weights)):
+            raise ValueError(
+                f"data.weights must be positive numbers, got {self.weights!r}; write for example (1.0, 2.0)"
+            )
         object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
         if len(self.weights) != len(self.specs):
             raise ValueError(
@@ -85,3 +101,11 @@ class DataConfig:
         """Entries of the BPE vocabulary to train; None for every other tokenizer."""
         kind, _, size = self.tokenizer.partition(":")
         return int(size) if kind == "bpe" and size.isdecimal() else None
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

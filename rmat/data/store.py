@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -148,6 +148,27 @@ class TokenStore:
             raise IndexError(f"document {index} of {len(self)}")
         row: NDArray[np.int64] = self._documents[index]
         return row
+
+
+class JoinedStores:
+    """The documents of several stores, one store after the other, to be scored together."""
+
+    def __init__(self, stores: Sequence[TokenStore]) -> None:
+        self._documents = [(store, index) for store in stores for index in range(len(store))]
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self._documents)
+
+    def view(self, index: int) -> NDArray[Any]:
+        """As `TokenStore.view`."""
+        store, number = self._documents[index]
+        return store.view(number)
+
+    def document_bytes(self, index: int) -> int:
+        """As `TokenStore.document_bytes`."""
+        store, number = self._documents[index]
+        return store.document_bytes(number)
 
 
 class StoreWriter:

@@ -168,7 +168,8 @@ def _plan(store: Documents, widths: NDArray[np.int64], max_bytes: int | None) ->
         left -= size
     if not tallies:
         raise ValueError(
-            "there is no text to score: the split has no document with text, or max_bytes is below one token"
+            "there is no text to score: the split has no document with text, or max_bytes is below one token; "
+            "choose another split, other data or more bytes"
         )
     return tallies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -29,25 +30,29 @@ class SamplingConfig:
     """Seed of the draws; the same seed gives the same text. None takes another one each time."""
 
     def __post_init__(self) -> None:
+        temperature_fits = _is(numbers.Real, self.temperature) and 0 <= self.temperature < math.inf
+        self._require("temperature", temperature_fits, "give 0 (the likeliest token) or a number above")
+        top_k_fits = self.top_k is None or (_is(numbers.Integral, self.top_k) and self.top_k >= 1)
+        self._require("top_k", top_k_fits, "give a whole number, 1 or more, or leave it out")
+        top_p_fits = self.top_p is None or (_is(numbers.Real, self.top_p) and 0 < self.top_p <= 1)
+        self._require("top_p", top_p_fits, "give a number above 0 and up to 1, or leave it out")
+        penalty = self.repetition_penalty
+        penalty_fits = _is(numbers.Real, penalty) and 0.01 <= penalty <= 100
         self._require(
-            "temperature", 0 <= self.temperature < math.inf, "give 0 (the likeliest token) or a number above"
+            "repetition_penalty",
+            penalty_fits,
+            "give a number from 0.01 to 100; 1 changes nothing, 1.1 is mild",
         )
-        self._require("top_k", self.top_k is None or self.top_k >= 1, "give 1 or more, or leave it out")
-        self._require(
-            "top_p",
-            self.top_p is None or 0 < self.top_p <= 1,
-            "give a number above 0 and up to 1, or leave it out",
-        )
-        penalty_fits = 0 < self.repetition_penalty < math.inf
-        self._require(
-            "repetition_penalty", penalty_fits, "give a number above 0; 1 changes nothing, 1.1 is mild"
-        )
-        seed_fits = self.seed is None or 0 <= self.seed < 2**63
+        seed_fits = self.seed is None or (_is(numbers.Integral, self.seed) and 0 <= self.seed < 2**63)
         self._require("seed", seed_fits, "give a whole number from 0 to 9223372036854775807, or leave it out")
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
             raise ValueError(f"{name} is {getattr(self, name)!r}: {remedy}")
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Sampler:
@@ -76,7 +81,9 @@ class Sampler:
         if self._config.temperature == 0:
             token = int(scores.argmax())
         else:
-            kept = keep_likeliest(scores / self._config.temperature, self._config.top_k, self._config.top_p)
+            # From the best score down and in float64: the smallest temperature divides without overflow.
+            below = (scores.double() - scores.max()) / self._config.temperature
+            kept = keep_likeliest(below.float(), self._config.top_k, self._config.top_p)
             token = int(torch.multinomial(kept.softmax(-1), 1, generator=self._generator))
         self._drawn[token] = True
         return token

@@ -6,6 +6,7 @@ The model's state has one size however much was read, so a token costs the same 
 from __future__ import annotations
 
 import codecs
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
@@ -71,8 +72,14 @@ class Generation(Iterator[str]):
         state: StreamState | None,
         next_logits: Tensor | None,
     ) -> None:
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}: give 0 (only read the prompt) or more")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens!r}: give a whole number, 0 (only read the prompt) or more"
+            )
+        if tokenizer is None:
+            raise ValueError(
+                "tokenizer is None: give the one the model was trained with, as from rmat.load_tokenizer"
+            )
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
@@ -82,7 +89,12 @@ class Generation(Iterator[str]):
             raise ValueError(
                 f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"
             )
-        prompt_ids = _prompt_ids(tokenizer, prompt, fresh=state is None)
+        if next_logits is not None and next_logits.shape != (model.config.vocab_size,):
+            raise ValueError(
+                f"next_logits has shape {tuple(next_logits.shape)}: give the ({model.config.vocab_size},) logits that "
+                "came with the state"
+            )
+        prompt_ids = _prompt_ids(tokenizer, prompt, model.config.vocab_size, fresh=state is None)
         if not prompt_ids and next_logits is None:
             raise ValueError(
                 "the prompt is empty: give some text to go on from, or next_logits along with the state"
@@ -210,9 +222,22 @@ def piece_length(model: LanguageModel) -> int:
     return most - most % segment if most >= segment else most
 
 
-def _prompt_ids(tokenizer: TextCodec, prompt: str | Sequence[int], *, fresh: bool) -> list[int]:
+def _prompt_ids(
+    tokenizer: TextCodec, prompt: str | Sequence[int], vocab_size: int, *, fresh: bool
+) -> list[int]:
     if not isinstance(prompt, str):
-        return list(prompt)
+        try:
+            ids = [] if isinstance(prompt, bytes) else [operator.index(token) for token in prompt]
+        except TypeError:
+            ids = []
+        if len(ids) != len(prompt):
+            raise ValueError(f"the prompt is {type(prompt).__name__}: give text, or a list of token ids")
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"token {token} of the prompt is out of range: ids must be in [0, {vocab_size})"
+                )
+        return ids
     start = [tokenizer.special_id("document")] if fresh else []
     return start + tokenizer.encode(prompt)
 

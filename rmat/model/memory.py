@@ -23,7 +23,7 @@ from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.state import EMPTY, LayerState
 from rmat.model.writers import Candidates, Pending, Writer
-from rmat.ops.attention import MASKED, at_least_float32, attend
+from rmat.ops.attention import MASKED, attend
 from rmat.ops.fifo import fifo_windows, take_rows
 
 AGE_BUCKETS = 24
@@ -267,6 +267,6 @@ class Memory(nn.Module):
         """r of every token: (B, T, H, D)."""
         key_BNJKD, value_BNJKD, bias_BNJ = self.keys(bank, memory)
         q_RSHD = layout.fold(self.queries(x_BTE)).flatten(0, 1)
-        bias_R11J = at_least_float32(bias_BNJ).flatten(0, 1)[:, None, None]
-        r_RSHD = attend(q_RSHD, key_BNJKD.flatten(0, 1), value_BNJKD.flatten(0, 1), bias=bias_R11J)
+        key_RJKD, value_RJKD = key_BNJKD.flatten(0, 1), value_BNJKD.flatten(0, 1)
+        r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias_BJ=bias_BNJ.flatten(0, 1))
         return layout.unfold(r_RSHD.unflatten(0, (layout.n_rows, -1)))

@@ -179,7 +179,8 @@ class StreamState:
                     f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}"
                 )
         state = initial_state(config, 0, torch.device("meta"), torch.float32)
-        return state._with(dict(tensors))
+        # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must go on exactly.
+        return state._with({name: tensor.clone() for name, tensor in tensors.items()})
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with the format version and the configuration's fingerprint."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.rotary import Rotary
-from rmat.ops.attention import MASKED, at_least_float32, attend, fold_chunks, rotate
+from rmat.ops.attention import at_least_float32, attend, fold_chunks, rotate
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,11 @@ def joint_attention(
     k_slots = torch.cat([torch.zeros_like(slot_key), slot_key], dim=3)
     k = torch.cat([k_slots, k_local], dim=1)
     v = torch.cat([slot_value, local.v_RJKD], dim=1)
-    local_bias = torch.where(visible, 0.0, MASKED).to(slot_bias.dtype)
-    local_bias = local_bias.expand(q.shape[0], q.shape[1], -1)
-    bias = torch.cat([slot_bias[:, None].expand(-1, q.shape[1], -1), local_bias], dim=2)[:, None]
-    out = attend(q, k, torch.cat([v, torch.zeros_like(v)], dim=3), bias=bias)[..., : config.head_dim]
+    bias_RJ = torch.cat([slot_bias, slot_bias.new_zeros(q.shape[0], local.k_RJKD.shape[1])], dim=1)
+    visible = visible.expand(q.shape[0], q.shape[1], -1)
+    visible = torch.cat([visible.new_ones(*visible.shape[:2], slot_key.shape[1]), visible], dim=2)
+    v = torch.cat([v, torch.zeros_like(v)], dim=3)
+    out = attend(q, k, v, mask=visible[:, None], key_bias_BJ=bias_RJ)[..., : config.head_dim]
     return layout.unfold(out.unflatten(0, (layout.n_rows, -1)))
 
 

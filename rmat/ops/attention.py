@@ -26,31 +26,35 @@ def attend(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
-    bias: Tensor | None = None,
+    key_bias_BJ: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention, one call for all rows: softmax(q . k / sqrt(D) + bias) v.
+    """Softmax attention, one call for all rows: softmax(q . k / sqrt(D) + bias of k) v.
 
     Args:
         q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
         mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
-        causal: query t sees the keys 0..t (T == J); excludes mask and bias.
-        bias: float, broadcastable to (B, 1, T, J), added to the logits; differentiable.
+        causal: query t sees the keys 0..t (T == J); excludes the mask.
+        key_bias_BJ: added to every logit of its key; differentiable. It goes in as one more coordinate of the keys
+            against a constant one of the queries, because the fused kernels give no gradient to an additive mask.
 
     Returns: (B, T, H, D), in the type of q.
     """
-    grouped = q_BTHD.shape[2] != k_BJKD.shape[2]
-    extra = mask if bias is None else bias.to(q_BTHD.dtype)
-    if mask is not None and bias is not None:
-        extra = torch.where(mask, bias, MASKED).to(q_BTHD.dtype)
+    width = q_BTHD.shape[3]
+    if key_bias_BJ is not None:
+        bias = key_bias_BJ.to(k_BJKD.dtype)[..., None, None].expand(*k_BJKD.shape[:3], 1)
+        q_BTHD = torch.cat([q_BTHD, q_BTHD.new_full((*q_BTHD.shape[:3], 1), width**0.5)], dim=3)
+        k_BJKD = torch.cat([k_BJKD, bias], dim=3)
+        v_BJKD = F.pad(v_BJKD, (0, 1))
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BJKD.transpose(1, 2),
         v_BJKD.transpose(1, 2),
-        attn_mask=extra,
+        attn_mask=mask,
         is_causal=causal,
-        enable_gqa=grouped,
+        scale=width**-0.5,
+        enable_gqa=q_BTHD.shape[2] != k_BJKD.shape[2],
     )
-    return out_BHTD.transpose(1, 2)
+    return out_BHTD.transpose(1, 2)[..., :width]
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

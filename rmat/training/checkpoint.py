@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedCheckpointError(f"its {name} is missing")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise DamagedCheckpointError(f"its {name} is not what was written (size or checksum differ)")
-    tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
+    tensors = {Path(name).stem: _load(path / name) for name in files if name.endswith(".safetensors")}
     values = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
     return Checkpoint(step=step, tensors=tensors, values=values)
 
@@ -142,3 +142,9 @@ def _write_json(path: Path, value: Any) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, copied: those of the file lie at addresses at which kernels may round differently, and a
+    resumed run must go on exactly."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}

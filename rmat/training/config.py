@@ -129,17 +129,21 @@ class RunConfig:
     """Fields of `ModelConfig` that differ from the preset. The vocabulary follows the tokenizer unless it is
     set here."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What is read."""
+    """What is read; a mapping of fields becomes a DataConfig."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How it is trained."""
+    """How it is trained; a mapping of fields becomes a TrainConfig."""
     out: str | None = None
     """Folder of the run; None makes one under `runs/` named by preset, variant and time."""
 
     def __post_init__(self) -> None:
-        kinds = field_types(ModelConfig)
-        refuse_unknown(self.model, "model", kinds, setting_names())
-        typed = {name: coerce(value, kinds[name], f"model.{name}") for name, value in self.model.items()}
+        for name, kind in (("data", DataConfig), ("train", TrainConfig)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                object.__setattr__(self, name, kind(**_typed_section(value, name, kind)))
+        typed = _typed_section(self.model, "model", ModelConfig)
         object.__setattr__(self, "model", typed)
+        out = str(self.out) if isinstance(self.out, Path) else self.out
+        object.__setattr__(self, "out", coerce(out, str | None, "out"))
         ModelConfig.preset(self.preset, variant=self.variant, **typed)
 
     def model_config(self, tokenizer_size: int) -> ModelConfig:
@@ -166,32 +170,41 @@ class RunConfig:
 
         Raises ValueError for an unknown key at any level (with the nearest valid dotted name) and for a value
         of the wrong type."""
-        valid, kinds = setting_names(), field_types(cls)
-        refuse_unknown(nested, "", kinds, valid)
-        given: dict[str, Any] = {}
-        for name, value in nested.items():
-            if name in ("data", "train"):
-                section = coerce(value, dict, name)
-                section_kinds = field_types(kinds[name])
-                refuse_unknown(section, name, section_kinds, valid)
-                typed = {
-                    key: coerce(part, section_kinds[key], f"{name}.{key}") for key, part in section.items()
-                }
-                given[name] = kinds[name](**typed)
-            else:
-                given[name] = coerce(value, kinds[name], name)
-        return cls(**given)
+        kinds = field_types(cls)
+        refuse_unknown(nested, "", kinds, setting_names())
+        return cls(
+            **{
+                name: coerce(value, dict if name in ("data", "train") else kinds[name], name)
+                for name, value in nested.items()
+            }
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "RunConfig":
         """The config of the run in `folder`, with `out` set to that folder.
 
-        Raises ValueError if `folder` holds no run.
+        Raises ValueError if `folder` holds no run, or its configuration cannot be read.
         """
         path = folder / "config.json"
         if not path.is_file():
             raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
-        return dataclasses.replace(cls.from_dict(json.loads(path.read_text())), out=str(folder))
+        try:
+            nested = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): put it back, or start a new run") from None
+        if not isinstance(nested, dict) or "train" not in nested:
+            raise ValueError(f"{folder} is not the folder of a training run: its config.json describes none")
+        try:
+            return dataclasses.replace(cls.from_dict(nested), out=str(folder))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _typed_section(given: Any, name: str, kind: type) -> dict[str, Any]:
+    """The mapping `given` with values of the types that the fields of `kind` have."""
+    section, kinds = coerce(given, dict, name), field_types(kind)
+    refuse_unknown(section, name, kinds, setting_names())
+    return {key: coerce(value, kinds[key], f"{name}.{key}") for key, value in section.items()}
 
 
 def setting_names() -> list[str]:

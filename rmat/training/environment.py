@@ -14,7 +14,7 @@ PACKAGES = ("rmat", "torch", "numpy", "safetensors", "tokenizers", "rich")
 
 
 def pick_device(wanted: str) -> tuple[torch.device, str]:
-    """The device for `train.device` and the reason for the choice.
+    """The device for the name `wanted` (auto, cpu, cuda) and the reason for the choice.
 
     Raises ValueError if a GPU is asked for and torch sees none.
     """
@@ -23,7 +23,7 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), "asked for" if wanted == "cuda" else "a GPU is there"
     if wanted == "cuda":
-        raise ValueError("train.device is 'cuda' but torch sees no GPU: give cpu or auto")
+        raise ValueError("device is 'cuda' but torch sees no GPU: give cpu or auto")
     return torch.device("cpu"), "torch sees no GPU"
 
 

@@ -63,6 +63,9 @@ def train(
     run = open_run(config, resume, reporter)
     train_config, counters = run.config.train, run.counters
     _tell_arithmetic(run)
+    if evaluate is not None and not run.corpus.valid.n_bytes:
+        reporter.say("no text is held out for validation (data.valid_share): nothing is evaluated")
+        evaluate = None
     if train_config.compile:
         # Block by block: they share one graph, and the layout of documents around them depends on the data.
         for block in run.model.blocks:

@@ -131,6 +131,8 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
     elif config is None:
         raise ValueError("neither a configuration nor a run to resume was given: give one of them")
     folder = Path(config.out) if config.out is not None else _new_folder(config)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder for the run")
     if resume is None and (folder / "config.json").exists():
         raise ValueError(
             f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"

@@ -6,7 +6,7 @@ from rmat.data.synthetic.recall import RecallTask
 from rmat.evaluation.recall_training import recall_config
 from rmat.model import LanguageModel
 
-from .conftest import Rmat
+from .conftest import TOY, Rmat
 
 
 def test_perplexity(rmat: Rmat, run_folder: Path) -> None:
@@ -46,6 +46,25 @@ def test_ablation_of_one_mode(rmat: Rmat, run_folder: Path) -> None:
     assert result["frozen"] is None and result["shuffled"] is None
     gap = result["zeroed"]["bits_per_byte"] - result["on"]["bits_per_byte"]
     assert result["zeroed"]["minus_on"]["bits_per_byte"] == pytest.approx(gap)
+
+
+def test_all_takes_every_part_of_a_source_with_parts_of_its_own(
+    rmat: Rmat, run_folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "valid", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "text.txt").write_text(f"some text to {split} on\n")
+    arguments = ["--data", tmp_path, "--split", "all", "--json"]
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.txt"))
+    assert rmat("eval", "perplexity", run_folder, *arguments).json["bytes"] == size
+
+
+def test_all_of_a_run_without_held_out_text(rmat: Rmat, workplace: Path) -> None:
+    data = workplace / "texts" / "1.txt"
+    arguments = ["--data", data, "--out", workplace / "unheld", *TOY, "data.valid_share=0", "train.steps=1"]
+    assert rmat("train", *arguments).status == 0
+    result = rmat("eval", "perplexity", workplace / "unheld", "--split", "all", "--json").json
+    assert result["bytes"] == data.stat().st_size
 
 
 def test_splits_hold_different_text(rmat: Rmat, run_folder: Path, workplace: Path) -> None:

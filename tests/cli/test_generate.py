@@ -154,6 +154,11 @@ def test_the_state_of_another_model_is_refused(rmat: Rmat, run_folder: Path, tmp
     )
 
 
+def test_a_place_that_cannot_be_kept_is_refused_before_writing(rmat: Rmat, run_folder: Path) -> None:
+    arguments = ["x", "--state-out", "no/such/folder/state", "--max-new-tokens", "9"]
+    assert "no/such/folder" in rmat("generate", run_folder, *arguments).refused()
+
+
 def test_a_model_without_tokenizer_is_refused(rmat: Rmat, tmp_path: Path) -> None:
     LanguageModel(ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=265)).save(tmp_path)
     assert "without a tokenizer" in rmat("generate", tmp_path, "x").refused()

@@ -56,8 +56,10 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     assert shares(SamplingConfig(temperature=0), LOGITS, draws=20).tolist() == [0, 1, 0, 0]
 
 
-def test_a_tiny_temperature_is_not_a_division_error() -> None:
-    assert shares(SamplingConfig(temperature=1e-30, seed=0), LOGITS, draws=20).tolist() == [0, 1, 0, 0]
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 5e-324])
+def test_a_tiny_temperature_is_not_a_division_error(temperature: float) -> None:
+    found = shares(SamplingConfig(temperature=temperature, seed=0), 10 + LOGITS, draws=20)
+    assert found.tolist() == [0, 1, 0, 0]
 
 
 def test_penalty_lowers_drawn_tokens_whatever_their_sign() -> None:
@@ -102,10 +104,15 @@ def test_seeds() -> None:
         ("top_k", 0),
         ("top_p", 0.0),
         ("top_p", 1.01),
+        ("temperature", None),
+        ("temperature", "warm"),
+        ("top_k", 2.5),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-40),
         ("seed", -1),
+        ("seed", 1.5),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{field} is {value!r}: give"):
-        SamplingConfig(**{field: value})
+        SamplingConfig(**{field: value})  # type: ignore[arg-type]

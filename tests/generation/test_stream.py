@@ -221,9 +221,36 @@ class TestRefusals:
     """All at the call, before anything is read."""
 
     def test_settings(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
-        for options in ({"max_new_tokens": -1}, {"temperature": -1.0}, {"stop": [""]}, {"stop": "text"}):
+        for options in (
+            {"max_new_tokens": -1},
+            {"max_new_tokens": 2.5},
+            {"temperature": -1.0},
+            {"stop": [""]},
+            {"stop": [1]},
+            {"stop": "text"},
+            {"next_logits": torch.zeros(3)},
+        ):
             with pytest.raises(ValueError, match=r"give|leave"):
                 generate(model, tokenizer, "x", **options)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("prompt", "sentence"),
+        [
+            (b"text", "prompt is bytes"),
+            (["text"], "prompt is list"),
+            ([1, 265], "token 265"),
+            ([-1], "token -1"),
+        ],
+    )
+    def test_a_prompt_that_is_no_text(
+        self, model: LanguageModel, tokenizer: Tokenizer, prompt: object, sentence: str
+    ) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            generate(model, tokenizer, prompt)  # type: ignore[arg-type]
+
+    def test_no_tokenizer(self, model: LanguageModel) -> None:
+        with pytest.raises(ValueError, match="tokenizer is None"):
+            generate(model, None, "x")  # type: ignore[arg-type]
 
     def test_nothing_to_go_on_from(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
         with pytest.raises(ValueError, match="prompt is empty"):

@@ -101,7 +101,7 @@ def test_attention_with_a_bias_is_the_memory_read(heads: int, kv_heads: int) -> 
         draw(1, slots, kv_heads, width, seed=2),
     )
     score = draw(slots)
-    fast = attend(q, k, v, bias=torch.nn.functional.logsigmoid(score)[None, None, None])
+    fast = attend(q, k, v, key_bias_BJ=torch.nn.functional.logsigmoid(score)[None])
     rows = []
     for t in range(tokens):
         bank = [
@@ -116,11 +116,11 @@ def test_attention_with_a_bias_is_the_memory_read(heads: int, kv_heads: int) -> 
 def test_a_mask_and_a_bias_together() -> None:
     q, k, v = draw(1, 2, 1, 4), draw(1, 3, 1, 4, seed=1), draw(1, 3, 1, 4, seed=2)
     mask = torch.tensor([[True, False, True], [True, True, False]])
-    bias = torch.tensor([[0.0, 5.0, -1.0], [2.0, 0.5, 9.0]], dtype=torch.float64)
-    fast = attend(q, k, v, mask=mask[None, None], bias=bias[None, None])
+    bias = torch.tensor([0.5, 5.0, -1.0], dtype=torch.float64)
+    fast = attend(q, k, v, mask=mask[None, None], key_bias_BJ=bias[None])
     for t in range(2):
         entries = [
-            ref.Entry(logit=q[0, t, 0] @ k[0, j, 0] / math.sqrt(4) + bias[t, j], value=v[0, j, 0])
+            ref.Entry(logit=q[0, t, 0] @ k[0, j, 0] / math.sqrt(4) + bias[j], value=v[0, j, 0])
             for j in range(3)
             if mask[t, j]
         ]

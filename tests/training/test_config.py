@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rmat.data.config import DataConfig
 from rmat.training.config import RunConfig, TrainConfig, check_resumable
 
 
@@ -126,6 +127,37 @@ def test_a_resumed_run_may_change_its_length_but_not_what_it_trains() -> None:
             check_resumable(stored, changed)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not the folder of a training run"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "not the folder of a training run"),
+        ('{"format": "rmat-model"}', "not the folder of a training run"),
+        ('{"train":', r"config.json is damaged"),
+        ('{"train": {"stepz": 1}}', r"config.json: unknown setting 'train.stepz'"),
+    ],
+)
+def test_a_folder_without_a_run_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
         RunConfig.load(tmp_path)
+
+
+def test_sections_may_be_mappings_and_out_a_path() -> None:
+    given = RunConfig(data={"specs": ["a"]}, train={"steps": 3}, out=Path("here"))  # type: ignore[arg-type]
+    assert given == RunConfig(data=DataConfig(specs=("a",)), train=TrainConfig(steps=3), out="here")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data": "python-stdlib"}, "data is 'python-stdlib': give a mapping"),
+        ({"data": {"specs": ["a"], "spec": 1}}, "unknown setting 'data.spec'"),
+        ({"model": None}, "model is None: give a mapping"),
+        ({"train": {"steps": "many"}}, "train.steps is 'many'"),
+        ({"out": 3}, "out is 3: give"),
+    ],
+)
+def test_sections_of_a_wrong_kind_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**fields)

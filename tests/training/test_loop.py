@@ -226,5 +226,19 @@ def test_compile_compiles_every_block(config: MakeConfig, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(config: MakeConfig) -> None:
-    with pytest.raises(ValueError, match=r"train.device is 'cuda' but torch sees no GPU"):
+    with pytest.raises(ValueError, match=r"device is 'cuda' but torch sees no GPU"):
         train(config(device="cuda"), reporter=Silent())
+
+
+def test_without_validation_text_the_model_is_trained_and_exported(config: MakeConfig) -> None:
+    wanted = config()
+    wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, valid_share=0.0))
+    reporter = Spoken()
+
+    def fail(*arguments: Any, **options: Any) -> dict[str, float]:
+        raise ValueError("there is no text to score")
+
+    folder = train(wanted, evaluate=fail, reporter=reporter)
+    assert load_model(folder / "model").config == wanted.model_config(265)
+    assert json.loads((folder / "result.json").read_text())["valid_bits_per_byte"] is None
+    assert not rows_of(folder, "eval") and any("nothing is evaluated" in said for said in reporter.said)

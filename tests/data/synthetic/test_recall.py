@@ -54,7 +54,8 @@ def test_batches_follow_the_rules(length):
     assert batch.tokens.shape == (16, length) and batch.tokens.dtype == batch.targets.dtype == torch.int64
     assert batch.first.dtype == torch.bool
     asked = check(task, batch)
-    assert 0.15 < asked / (16 * ((length - 16) // 2)) < 0.5 or length == 18
+    share = asked / (16 * ((length - 16) // 2))
+    assert abs(share - task.query_share) < 0.05 or length == 18
 
 
 def test_stream_follows_the_rules_and_asks_in_the_last_tenth():
