@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -91,7 +92,7 @@ class ModelConfig:
     """Probability of dropping a value of a sub-layer's output in training, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.streams, str) or not isinstance(self.streams, (list, tuple)):
+        if not isinstance(self.streams, (list, tuple)) or not all(isinstance(s, str) for s in self.streams):
             self._refuse("streams", "give a list of stream names")
         object.__setattr__(self, "streams", tuple(self.streams))
         theta: Any = self.rope_theta
@@ -124,7 +125,7 @@ class ModelConfig:
         if self.n_heads % self.n_kv_heads:
             self._refuse("n_kv_heads", f"choose a divisor of n_heads={self.n_heads}")
         thetas = self.rope_theta if isinstance(self.rope_theta, tuple) else (self.rope_theta,)
-        if any(not _is_number(theta) or theta <= 1.0 for theta in thetas):
+        if any(not _is_number(theta) or not 1.0 < theta < math.inf for theta in thetas):
             self._refuse("rope_theta", "choose bases above 1")
         if isinstance(self.rope_theta, tuple):
             group = self.n_heads // self.n_kv_heads
@@ -209,11 +210,16 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Unknown keys are refused with the nearest valid name."""
+        if not isinstance(values, dict):
+            raise ValueError(f"ModelConfig.from_dict takes a dict of fields, not {type(values).__name__}")
         refuse_unknown(values)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"ModelConfig is incomplete: {error}") from None
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ValueError(
+                f"ModelConfig lacks {', '.join(missing)}: give every field, or use ModelConfig.preset"
+            )
+        return cls(**values)
 
     @classmethod
     def preset(cls, size: str, variant: str = "recommended", **overrides: Any) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,14 @@ class StreamState:
         """The rows of several states of one model, one behind the other."""
         if not states:
             raise ValueError("states=[] is not possible: give at least one state")
+        if not all(isinstance(state, StreamState) for state in states):
+            raise ValueError(
+                "states holds something that is no StreamState: give the states of earlier calls"
+            )
+        if len({(state.dtype, state.position.device) for state in states}) > 1:
+            raise ValueError(
+                "the states are of different floating types or devices: convert them with state.to"
+            )
         if len({state.fingerprint for state in states}) > 1:
             raise ValueError(
                 "the states belong to models with different configurations: concat takes one model's"
@@ -183,7 +192,13 @@ class StreamState:
         return state._with({name: tensor.clone() for name, tensor in tensors.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the format version and the configuration's fingerprint."""
+        """Write a safetensors file with the format version and the configuration's fingerprint. Raises `OSError` with
+        one sentence where the file cannot be written."""
+        folder = Path(path).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise FileNotFoundError(
+                f"cannot write {path}: {folder} is no folder that can be written to; make it first"
+            )
         meta = {"format": "rmat-state", "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()},
@@ -234,6 +249,8 @@ def initial_state(
     """The state of `batch_size` rows that have read nothing."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
         raise ValueError(f"batch_size={batch_size!r} is not possible: give the number of rows")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is not possible: give a floating type such as torch.float32")
     heads = (config.n_kv_heads, config.head_dim)
     shapes: dict[str, tuple[int, ...]] = {}
     for stream, length in config.held.items():

@@ -41,10 +41,11 @@ def attend(
     """
     width = q_BTHD.shape[3]
     if key_bias_BJ is not None:
-        bias = key_bias_BJ.to(k_BJKD.dtype)[..., None, None].expand(*k_BJKD.shape[:3], 1)
-        q_BTHD = torch.cat([q_BTHD, q_BTHD.new_full((*q_BTHD.shape[:3], 1), width**0.5)], dim=3)
-        k_BJKD = torch.cat([k_BJKD, bias], dim=3)
-        v_BJKD = F.pad(v_BJKD, (0, 1))
+        extra_BJD = _coordinates(key_bias_BJ * width**0.5, k_BJKD.dtype)
+        n_extra = extra_BJD.shape[2]
+        q_BTHD = F.pad(q_BTHD, (0, n_extra), value=1.0)
+        k_BJKD = torch.cat([k_BJKD, extra_BJD[:, :, None].expand(*k_BJKD.shape[:3], n_extra)], dim=3)
+        v_BJKD = F.pad(v_BJKD, (0, n_extra))
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BJKD.transpose(1, 2),
@@ -55,6 +56,14 @@ def attend(
         enable_gqa=q_BTHD.shape[2] != k_BJKD.shape[2],
     )
     return out_BHTD.transpose(1, 2)[..., :width]
+
+
+def _coordinates(x_BJ: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into a second."""
+    high = x_BJ.to(dtype)
+    if torch.promote_types(dtype, x_BJ.dtype) == dtype:
+        return high[..., None]
+    return torch.stack([high, (x_BJ - high).to(dtype)], dim=2)
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -125,7 +125,11 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
     Raises ValueError if there is nothing to resume, if the folder of a new run already holds one, or if the
     configuration or the data of a resumed run is not what it was started with."""
     if resume is not None:
-        stored = RunConfig.load(Path(resume))
+        stored = RunConfig.load(resume)
+        if config is not None and config.out is not None and Path(config.out).resolve() != resume.resolve():
+            raise ValueError(
+                f"out is {config.out!r} but the run to resume is in {resume}, where it stays: leave `out` out"
+            )
         config = stored if config is None else dataclasses.replace(config, out=stored.out)
         check_resumable(stored, config)
     elif config is None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmat.ops import reference as ref
-from rmat.ops.attention import attend, causal_convolution, fold_chunks, rotate
+from rmat.ops.attention import _coordinates, attend, causal_convolution, fold_chunks, rotate
 
 HEADS = [(1, 1), (4, 2), (3, 3), (6, 1)]
 
@@ -144,3 +144,22 @@ def test_convolution_with_held_inputs_and_document_starts(width: int) -> None:
         ]
     )
     agree(fast[0], slow, [x, weight])
+
+
+def test_a_bias_keeps_its_precision_under_bfloat16() -> None:
+    """The log of a gate was rounded to the eight bits of the keys' type before it met the logits."""
+    bias = torch.linspace(-7.0, 0.0, 101)[None]
+    narrow = _coordinates(bias, torch.bfloat16)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow.float().sum(2) - bias).abs().max() < 2**-14 * 7
+    assert (bias.bfloat16().float() - bias).abs().max() > 2**-9 * 4
+    assert torch.equal(_coordinates(bias, torch.float32)[..., 0], bias)
+    q, k, v = (torch.zeros(1, n, 1, 8, dtype=torch.bfloat16) for n in (1, 2, 2))
+    v[0, 1] = 1.0
+    bias = torch.tensor([[0.0, -0.3017]], requires_grad=True)
+    weight = attend(q, k, v, key_bias_BJ=bias)[0, 0, 0, 0]
+    expected = torch.sigmoid(torch.tensor(-0.3017))
+    assert abs(weight - expected) < 2**-8
+    weight.backward()
+    assert bias.grad is not None
+    assert abs(bias.grad[0, 1] - expected * (1 - expected)) < 2**-6

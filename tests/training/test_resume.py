@@ -156,3 +156,11 @@ def test_another_environment_is_told(config: MakeConfig) -> None:
     reporter = Spoken()
     train(resume=folder, reporter=reporter)
     assert any("environment differs from before (python)" in said for said in reporter.said)
+
+
+def test_a_resumed_run_stays_in_its_folder(config: MakeConfig, tmp_path: Path) -> None:
+    wanted = config()
+    folder = train(wanted, reporter=Silent())
+    with pytest.raises(ValueError, match=r"elsewhere.*leave `out` out"):
+        train(dataclasses.replace(wanted, out=str(tmp_path / "elsewhere")), resume=folder, reporter=Silent())
+    assert train(dataclasses.replace(wanted, out=None), resume=folder, reporter=Silent()) == folder
