@@ -84,8 +84,8 @@ class LocalProjection(nn.Module):
             offset_k = torch.arange(-before, layout.n_cells, device=least_R1.device)[None]
             at_q, at_k = rotary.queries(slice(0, layout.n_cells)), rotary.keys(slice(-before, layout.n_cells))
         q_RSHD = rotate(q_RSHD, at_q.cos, at_q.sin)
-        k_RJKD = rotate(key_BXKD.to(q_RSHD.dtype), at_k.cos, at_k.sin)
-        local = Local(q_RSHD, k_RJKD, value_BXKD.to(q_RSHD.dtype), before, offset_q, offset_k, least_R1)
+        k_RJKD = rotate(key_BXKD, at_k.cos, at_k.sin)
+        local = Local(q_RSHD, k_RJKD, value_BXKD, before, offset_q, offset_k, least_R1)
         return local, *held
 
 

@@ -40,6 +40,7 @@ def attend(
     Returns: (B, T, H, D), in the type of q.
     """
     width = q_BTHD.shape[3]
+    k_BJKD, v_BJKD = k_BJKD.to(q_BTHD.dtype), v_BJKD.to(q_BTHD.dtype)  # under autocast what was held is wider
     if key_bias_BJ is not None:
         extra_BJD = _coordinates(key_bias_BJ * width**0.5, k_BJKD.dtype)
         n_extra = extra_BJD.shape[2]

@@ -47,7 +47,7 @@ class RecallTask:
     length: int = 256
     """Tokens of a row."""
 
-    query_share: float = 0.125
+    query_share: float = 0.2
     """Probability that a two-token slot of `batch` is a question."""
 
     def __post_init__(self) -> None:
