@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,28 +61,28 @@ class Layout:
     last_B: Tensor
     """The segment that holds a row's last token."""
 
-    @property
+    @cached_property  # all layers ask
     def base_BN(self) -> Tensor:
         """Flat coordinate of each segment's start."""
         return self.first_BN - self.offset_BN
 
-    @property
+    @cached_property
     def closes_BN(self) -> Tensor:
         """Whether the call completes the segment."""
         return self.offset_BN + self.count_BN == self.segment_len
 
-    @property
+    @cached_property
     def open_base_B(self) -> Tensor:
         """Flat coordinate of the start of the segment that is open after the call."""
         return self.length_B - self.end_B % self.segment_len
 
-    @property
+    @cached_property
     def cell_offset_BNS(self) -> Tensor:
         """Offset in its segment of every cell, broadcastable to (B, N, S)."""
         cells = torch.arange(self.n_cells, device=self.first_BN.device)
         return self.offset_BN[..., None] + cells if self.streaming else cells.view(1, 1, -1)
 
-    @property
+    @cached_property
     def live_BNS(self) -> Tensor:
         """Whether a cell holds a token of this call."""
         offset = self.offset_BN[..., None]

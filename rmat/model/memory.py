@@ -99,14 +99,15 @@ class Memory(nn.Module):
         """
         pending = self._absorb(x_BTE, state, layout)
         bank = self.held_bank(state, layout)
-        if layout.closes or layout.n_segments > 1:
-            bank, state = self._push(pending, x_BTE.dtype, bank, state, layout, memory)
-        closed_B1 = layout.closes_BN.gather(1, layout.last_B[:, None])
         kept = {
             "pending": pending.vector_RPE,
             "pending_score": pending.score_RP,
             "pending_offset": pending.offset_RP,
         }
+        if layout.n_segments == 1 and not layout.closes:  # most tokens of decoding: one segment, still open
+            return bank, dataclasses.replace(state, **{k: x for k, x in kept.items() if x is not None})
+        bank, state = self._push(pending, x_BTE.dtype, bank, state, layout, memory)
+        closed_B1 = layout.closes_BN.gather(1, layout.last_B[:, None])
         changed = {}
         for name, folded in kept.items():
             if folded is not None:
@@ -121,8 +122,8 @@ class Memory(nn.Module):
 
         def at_first(name: str) -> Tensor | None:
             held = getattr(state, name)
-            if held is None:
-                return None
+            if held is None or layout.n_segments == 1:
+                return held
             rest = held.new_full((layout.n_rows, layout.n_segments - 1, *held.shape[1:]), EMPTY.get(name, 0))
             return torch.cat([held[:, None], rest], dim=1).flatten(0, 1)
 
