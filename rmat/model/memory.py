@@ -121,7 +121,7 @@ class Memory(nn.Module):
         """The writer's summary of every segment of the call, rows and segments folded."""
 
         def at_first(name: str) -> Tensor | None:
-            held = getattr(state, name)
+            held: Tensor | None = getattr(state, name)
             if held is None or layout.n_segments == 1:
                 return held
             rest = held.new_full((layout.n_rows, layout.n_segments - 1, *held.shape[1:]), EMPTY.get(name, 0))
