@@ -61,7 +61,7 @@ class Block(nn.Module):
                 bank, state = self.memory.write(x_BTE, state, layout, memory)
             else:
                 assert layout.n_segments == 1, "writing from the output is sequential over segments"
-                bank = self.memory.held_bank(state, layout)
+                bank = self.memory.held_bank(state)
         mixed_BTHD, state = self._attend(x_BTE, bank, state, layout, rotary, memory)
         h_BTE = h_BTE + self.dropout(self.output(mixed_BTHD.flatten(2)))
         h_BTE = h_BTE + self.dropout(self.feedforward(self.feedforward_norm(h_BTE)))

@@ -79,7 +79,7 @@ class Memory(nn.Module):
             places = config.n_slots if config.memory_position == "rank" else AGE_BUCKETS
             self.place_key = nn.Parameter(torch.empty(places, config.n_kv_heads, config.head_dim))
 
-    def held_bank(self, state: LayerState, layout: Layout) -> Bank:
+    def held_bank(self, state: LayerState) -> Bank:
         """The bank as the call found it, for calls that stay in each row's first segment."""
         assert state.slot_key is not None and state.slot_value is not None and state.pushed is not None
         assert state.slot_log_gate is not None and state.slot_age is not None
@@ -98,7 +98,7 @@ class Memory(nn.Module):
         Returns: the bank of every segment of the call, and the layer's new state.
         """
         pending = self._absorb(x_BTE, state, layout)
-        bank = self.held_bank(state, layout)
+        bank = self.held_bank(state)
         kept = {
             "pending": pending.vector_RPE,
             "pending_score": pending.score_RP,
@@ -146,15 +146,8 @@ class Memory(nn.Module):
             assert offered.score_RW is not None
             entered_BNW = entered_BNW & (offered.score_RW > 0).unflatten(0, (n_rows, -1))
         assert state.pushed is not None
-        first_document_BN = layout.document_BN == 0
         if memory == "frozen":
-            earlier_BNW = entered_BNW.flatten(1).cumsum(1).view(entered_BNW.shape) - entered_BNW.long()
-            document_starts = torch.searchsorted(
-                layout.document_BN.contiguous(), layout.document_BN.contiguous()
-            )
-            earlier_BNW = earlier_BNW - earlier_BNW[..., 0].gather(1, document_starts)[..., None]
-            before_BN = torch.where(first_document_BN, state.pushed[:, None], 0)
-            entered_BNW = entered_BNW & (earlier_BNW + before_BN[..., None] < n_slots)
+            entered_BNW = _until_full(entered_BNW, state.pushed, layout.document_BN, n_slots)
         vector_BNWE, recurrent_BE = self._gate(offered, entered_BNW, state, layout)
         key_BXKD = self.key(vector_BNWE.flatten(1, 2)).unflatten(2, (self.config.n_kv_heads, -1))
         value_BXKD = self.value(vector_BNWE.flatten(1, 2)).unflatten(2, (self.config.n_kv_heads, -1))
@@ -164,9 +157,7 @@ class Memory(nn.Module):
         source_BNW = layout.base_BN[..., None] + offered.offset_RW.view(entered_BNW.shape)
         start_B = layout.base_BN[:, 0]
 
-        index_BNM = fifo_windows(
-            entered_BNW, n_slots
-        )  # (B, N + 1, M): before every segment, and after the call
+        index_BNM = fifo_windows(entered_BNW, n_slots)  # before every segment, and after the call
         segment_BNM = (index_BNM - n_slots).div(self.config.writes_per_segment, rounding_mode="floor")
         segment_BNM = segment_BNM.clamp(min=0)
         was_held_BNM = index_BNM < n_slots
@@ -271,3 +262,13 @@ class Memory(nn.Module):
         key_RJKD, value_RJKD = key_BNJKD.flatten(0, 1), value_BNJKD.flatten(0, 1)
         r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias_BJ=bias_BNJ.flatten(0, 1))
         return layout.unfold(r_RSHD.unflatten(0, (layout.n_rows, -1)))
+
+
+def _until_full(entered_BNW: Tensor, pushed_B: Tensor, document_BN: Tensor, n_slots: int) -> Tensor:
+    """Of the candidates that enter, those that find their document's bank not yet full."""
+    earlier_BNW = entered_BNW.flatten(1).cumsum(1).view(entered_BNW.shape) - entered_BNW.long()
+    document_BN = document_BN.contiguous()
+    start_BN = torch.searchsorted(document_BN, document_BN)  # the first segment of each segment's document
+    in_document_BNW = earlier_BNW - earlier_BNW[..., 0].gather(1, start_BN)[..., None]
+    before_BN = torch.where(document_BN == 0, pushed_B[:, None], 0)
+    return entered_BNW & (in_document_BNW + before_BN[..., None] < n_slots)
