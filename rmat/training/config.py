@@ -171,7 +171,7 @@ class RunConfig:
         Raises ValueError for an unknown key at any level (with the nearest valid dotted name) and for a value
         of the wrong type."""
         kinds = field_types(cls)
-        refuse_unknown(nested, "", kinds, setting_names())
+        refuse_unknown(nested, "", kinds, [*kinds, *setting_names()])
         return cls(
             **{
                 name: coerce(value, dict if name in ("data", "train") else kinds[name], name)

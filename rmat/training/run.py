@@ -147,11 +147,12 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
-    (folder / "result.json").unlink(missing_ok=True)
     environment = describe_environment(device, config.train.seed)
     if resume is not None:
         _check_same_data(folder, corpus)
         _warn_of_other_environment(folder, environment, reporter)
+    # Only now: a refused resume leaves a complete run complete.
+    (folder / "result.json").unlink(missing_ok=True)
     write_json(folder / "environment.json", environment)
     write_json(folder / "data.json", _describe_data(corpus))
     # Last, because a folder counts as a run that can be resumed once it has this file.

@@ -59,6 +59,7 @@ def test_round_trip_through_json() -> None:
         ({"model": {"n_layer": 1}}, "model.n_layer", "model.n_layers"),
         ({"data": {"spec": "x"}}, "data.spec", "data.specs"),
         ({"presets": "tiny"}, "presets", "preset"),
+        ({"trian": {"lr": 1}}, "trian", "train"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest_name(given: dict[str, Any], wrong: str, near: str) -> None:

@@ -144,8 +144,11 @@ def test_other_data_is_refused(config: MakeConfig) -> None:
     description = json.loads((folder / "data.json").read_text())
     description["train"]["fingerprint"] = "of other texts"
     (folder / "data.json").write_text(json.dumps(description))
+    result = folder / "result.json"
+    result.write_text("{}")
     with pytest.raises(ValueError, match=r"the data has changed.*train differs"):
         train(resume=folder, reporter=Silent())
+    assert result.read_text() == "{}"  # a refusal used to take away the result of a complete run
 
 
 def test_another_environment_is_told(config: MakeConfig) -> None:
