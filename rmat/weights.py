@@ -56,7 +56,7 @@ def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself 
                 shutil.copymode(
                     written[CONFIG_FILE], path
                 )  # safetensors makes files that only their owner can read
-                _flush(path)
+                flush(path)
         if tokenizer is None:
             (folder / TOKENIZER_FILE).unlink(missing_ok=True)
         for name, path in written.items():
@@ -65,7 +65,7 @@ def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself 
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
-    _flush(folder)
+    flush(folder)
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
@@ -188,7 +188,7 @@ def _refuse_difference(path: Path, expected: dict[str, Tensor], stored: dict[str
             )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the file or folder on the disk, not only in the operating system's memory."""
     handle = os.open(path, os.O_RDONLY)
     try:

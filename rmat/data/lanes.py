@@ -21,6 +21,9 @@ from rmat.data.fim import rearrange
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import Tokenizer
 
+IGNORED = -100
+"""Target of a position that is not scored."""
+
 
 @dataclass(frozen=True)
 class Batch:

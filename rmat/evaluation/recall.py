@@ -18,15 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rmat.data.lanes import IGNORED
 from rmat.data.synthetic.recall import RecallBatch, RecallTask
 from rmat.evaluation.intervals import wilson
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
 Place = Literal["everywhere", "end"]
-
-IGNORED = -100
-"""Target of a position that is not scored."""
 
 END_QUERIES = 24
 """Queries of a row that asks at the end; as many as fit where the last tenth of the row is too short."""

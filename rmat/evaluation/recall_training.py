@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from rmat.data.lanes import IGNORED
 from rmat.data.synthetic.recall import RecallTask
-from rmat.evaluation.recall import IGNORED, Answers, score_answers
+from rmat.evaluation.recall import Answers, score_answers
 from rmat.model import LanguageModel, ModelConfig
 
 

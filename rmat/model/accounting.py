@@ -85,14 +85,7 @@ def _flops(config: ModelConfig, *, decode: bool) -> int:
 
 
 def _horizon(config: ModelConfig) -> tuple[int | None, str]:
-    reach = (
-        max(
-            (config.segment_len if s == "full" else config.chunk_len * (1 + config.chunk_lookback))
-            for s in config.local_streams
-        )
-        if config.local_streams
-        else 0
-    )
+    reach = max(config.held.values(), default=0)
     if not config.has_memory:
         return reach, f"{reach} tokens: local attention only"
     if config.refuses_writes:

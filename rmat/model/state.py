@@ -174,7 +174,8 @@ class StreamState:
         position = tensors.get("position")
         if position is None or position.dim() != 1 or position.dtype != torch.int64:
             raise ValueError("no state: it has no int64 tensor 'position' of shape (rows,)")
-        expected = initial_state(config, 0, torch.device("meta"), torch.float32).tensors()
+        state = initial_state(config, 0, torch.device("meta"), torch.float32)
+        expected = state.tensors()
         if set(expected) != set(tensors):
             odd = sorted(set(expected) ^ set(tensors))
             raise ValueError(f"no state of this configuration: tensor {odd[0]!r} is missing or not expected")
@@ -187,7 +188,6 @@ class StreamState:
                 raise ValueError(
                     f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}"
                 )
-        state = initial_state(config, 0, torch.device("meta"), torch.float32)
         # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must go on exactly.
         return state._with({name: tensor.clone() for name, tensor in tensors.items()})
 

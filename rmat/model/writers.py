@@ -104,8 +104,8 @@ class Writer(nn.Module):
         best_RW = rank_RX.topk(self.n_writes, dim=1, sorted=False).indices
         empty_RW = score_RX.gather(1, best_RW) <= NEVER / 2
         when_RW = torch.where(empty_RW, self.segment_len, offset_RX.gather(1, best_RW))
-        best_RW = best_RW.gather(1, when_RW.argsort(dim=1, stable=True))
-        empty_RW = score_RX.gather(1, best_RW) <= NEVER / 2
+        order_RW = when_RW.argsort(dim=1, stable=True)
+        best_RW, empty_RW = best_RW.gather(1, order_RW), empty_RW.gather(1, order_RW)
         x_RXE = torch.cat([pending.vector_RPE, x_RSE.to(pending.vector_RPE.dtype)], dim=1)
         return Pending(
             torch.where(empty_RW[..., None], 0.0, take_rows(x_RXE, best_RW)),

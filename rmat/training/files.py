@@ -6,23 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-
-def sync(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from rmat.weights import flush
 
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` at `path`: either all of it is there afterwards or what was there before."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
+    flush(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    flush(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,9 +34,9 @@ def fresh_folder(target: Path) -> Path:
 def move_into_place(temporary: Path, target: Path) -> None:
     """Make the filled folder `temporary` the folder `target`, replacing what was there."""
     for path in temporary.iterdir():
-        sync(path)
-    sync(temporary)
+        flush(path)
+    flush(temporary)
     if target.exists():
         shutil.rmtree(target)
     os.rename(temporary, target)
-    sync(target.parent)
+    flush(target.parent)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rmat.training.files import sync, write_text
+from rmat.training.files import write_text
+from rmat.weights import flush
 
 
 class JsonLines:
@@ -33,4 +34,4 @@ class JsonLines:
     def sync(self) -> None:
         """Wait until the rows are on the disk."""
         if self.path.exists():
-            sync(self.path)
+            flush(self.path)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
-"""Target of a position that is not scored."""
+from rmat.data.lanes import IGNORED
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rmat.data.lanes import Batch
+from rmat.data.lanes import IGNORED, Batch
 from rmat.model import StreamState
 from rmat.training.config import TrainConfig
-from rmat.training.objective import IGNORED, next_token_loss
+from rmat.training.objective import next_token_loss
 
 
 @dataclass(frozen=True)

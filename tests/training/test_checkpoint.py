@@ -53,16 +53,23 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "rng.safetensors", "trainer.json", "manifest.json"])
-@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink])
+FILES = ("model.safetensors", "rng.safetensors", "trainer.json", "manifest.json")
+HARMS = [
+    (name, harm)
+    for name in FILES
+    for harm in (truncate, flip_a_bit, Path.unlink)
+    # A bit of white space more or less in the manifest changes nothing.
+    if (name, harm) != ("manifest.json", flip_a_bit)
+]
+
+
+@pytest.mark.parametrize(("name", "harm"), HARMS)
 def test_a_damaged_one_is_noticed_and_the_one_before_used(
     tmp_path: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
     write_checkpoint(tmp_path, make(1))
     harm(write_checkpoint(tmp_path, make(2)) / name)
     said: list[str] = []
-    if name == "manifest.json" and harm is flip_a_bit:
-        pytest.skip("a bit of white space more or less in the manifest changes nothing")
     found = newest_sound_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1
     assert len(said) == 1 and "step-00000002 is damaged" in said[0] and name in said[0]
@@ -108,7 +115,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
     for owner, name in (
         (module, "save_file"),
         (Path, "write_text"),
-        (files, "sync"),
+        (files, "flush"),
         (os, "rename"),
         (os, "replace"),
     ):

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from rmat.data.lanes import Batch
+from rmat.data.lanes import IGNORED, Batch
 from rmat.model import LanguageModel, ModelConfig, StreamState
 from rmat.training.config import TrainConfig
-from rmat.training.objective import IGNORED
 from rmat.training.step import gradient_norm, training_step
 
 WINDOW = 16

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rmat.data.lanes import IGNORED
+
 
 @dataclass(frozen=True)
 class RecallBatch:
@@ -143,7 +145,7 @@ class RecallTask:
         # Drawn time-major, so that a split into pieces draws the same numbers.
         filler = torch.randint(self.n_filler, (stop - start, keys.shape[0]), generator=generator)
         tokens = (self.n_keys + self.n_values + filler).t().contiguous()
-        targets = torch.full_like(tokens, -100)
+        targets = torch.full_like(tokens, IGNORED)
         firsts = torch.zeros_like(tokens, dtype=torch.bool)
         opening = torch.stack((keys, values), 2).flatten(1)[:, start:stop]
         tokens[:, : opening.shape[1]] = opening
