@@ -12,6 +12,7 @@ from rmat.weights import TOKENIZER_FILE, load_model, model_folder
 
 if TYPE_CHECKING:
     from rmat.data.store import TokenStore
+    from rmat.data.synthetic.corpus import HeldOutRows
     from rmat.data.tokenizer import Tokenizer
     from rmat.training.config import RunConfig
 
@@ -67,12 +68,20 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
 
 
 def evaluate(
-    model: LanguageModel, tokenizer: Tokenizer, store: TokenStore, *, max_bytes: int | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    store: TokenStore | HeldOutRows,
+    *,
+    max_bytes: int | None = None,
 ) -> dict[str, float]:
-    """Bits per byte of `store` with the memory on and with every read finding it empty.
+    """Scores on held-out text: bits per byte with the memory on and with every read finding it empty (without a
+    memory the two are the same number). On held-out rows of a task: nats of a scored token, share of them right."""
+    from rmat.data.synthetic.corpus import HeldOutRows
 
-    Without a memory the two are the same number.
-    """
+    if isinstance(store, HeldOutRows):
+        from rmat.evaluation.rows import score_rows
+
+        return score_rows(model, store)
     from rmat.evaluation.perplexity import perplexity
 
     on = perplexity(model, tokenizer, store, max_bytes=max_bytes, buckets=False).bits_per_byte

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmat.cli import evaluate_options
 from rmat.cli.loading import DEVICES, load_with_tokenizer
 from rmat.cli.output import human_bytes, print_json, print_table, with_interval
 from rmat.cli.parsing import add_command, add_json
@@ -80,6 +81,7 @@ def add(commands: Any) -> None:
         "--memory", choices=MEMORY_MODES, default="on", help="how the memory is used (default: on)"
     )
     _add_common_options(recall)
+    evaluate_options.add(kinds)
 
 
 def run_perplexity(args: argparse.Namespace) -> int:
@@ -93,6 +95,7 @@ def run_perplexity(args: argparse.Namespace) -> int:
         store,
         memory=args.memory,
         max_bytes=args.max_bytes,
+        max_document_bytes=args.max_document_bytes,
         batch_size=args.batch_size,
         seed=args.seed,
     )
@@ -128,6 +131,7 @@ def run_ablation(args: argparse.Namespace) -> int:
         store,
         modes=tuple(modes),
         max_bytes=args.max_bytes,
+        max_document_bytes=args.max_document_bytes,
         batch_size=args.batch_size,
         seed=args.seed,
     )
@@ -200,6 +204,12 @@ def _add_text_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--max-bytes", type=int, metavar="N", help="read at most N bytes of it (default: all)"
+    )
+    parser.add_argument(
+        "--max-document-bytes",
+        type=int,
+        metavar="N",
+        help="read at most N bytes of each document (default: all)",
     )
     _add_common_options(parser)
 

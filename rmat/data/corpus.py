@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rmat.data.config import DataConfig
-from rmat.data.documents import Document, cut_document, encode_documents
+from rmat.data.documents import Document, encode_documents
+from rmat.data.lanes import Lanes
 from rmat.data.progress import Progress
 from rmat.data.sources import Source
+from rmat.data.splits import LISTED_FILES, SPLITS, Scan, scan_source
 from rmat.data.store import FORMAT, StoreWriter, TokenStore, build_once
 from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
-
-SPLITS = ("train", "valid", "test")
 
 TOKENIZER_TRAINING_BYTES = 32 * 2**20
 """A BPE vocabulary is trained on about so much of the train split, chosen by document hash."""
 
 BATCH_BYTES = 4 * 2**20
 """Documents are tokenised together until they hold so much text."""
-
-LISTED_FILES = 2000
-"""A source of at most so many documents is listed in full in the description."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,43 @@ class Corpus:
     description: dict[str, Any]
     """JSON-able: of every SPEC its documents, bytes, what was left out and hashes of names and content; of
     every split documents, tokens, bytes and bytes per token; the tokenizer."""
+    data: DataConfig
+    """What it was made from."""
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether text is held out for validation."""
+        return self.valid.n_bytes > 0
+
+    def lanes(self, batch_size: int, window: int, seed: int) -> Lanes:
+        """Training windows without end."""
+        return Lanes(
+            self.train,
+            batch_size=batch_size,
+            window=window,
+            seed=seed,
+            weights=self.data.weights,
+            fim_rate=self.data.fim_rate,
+            tokenizer=self.tokenizer,
+        )
+
+    def held_out(self, batch_size: int, window: int) -> TokenStore:
+        """The documents to validate on."""
+        del batch_size, window  # each is read as a whole
+        return self.valid
+
+    def bits_per_byte(self, nats_per_token: float) -> float | None:
+        """Nats per token as bits per byte, by the bytes that a token of the training split stands for on average."""
+        return nats_per_token / math.log(2) * self.train.n_tokens / max(self.train.n_bytes, 1)
+
+    def summary(self, tokens: int) -> tuple[str, str]:
+        """What is read, and what `tokens` tokens of it are, in words."""
+        store = self.train
+        per_token = store.n_bytes / max(store.n_tokens, 1)
+        return (
+            f"{len(store):,} documents, {store.n_tokens:,} tokens of {per_token:.2f} bytes",
+            f"{tokens / max(store.n_tokens, 1):.2f} epochs",
+        )
 
 
 def load_corpus(data: DataConfig, progress: bool = True) -> Corpus:
@@ -59,7 +94,9 @@ def load_corpus(data: DataConfig, progress: bool = True) -> Corpus:
         ValueError: one sentence on what is wrong with the data, where, and what to do.
     """
     with Progress(progress) as shown:
-        scans = [_scan(Source(spec, column=data.column), data.valid_share, shown) for spec in data.specs]
+        scans = [
+            scan_source(Source(spec, column=data.column), data.valid_share, shown) for spec in data.specs
+        ]
         given = None if data.bpe_size else load_tokenizer(data.tokenizer)
         key = {
             "format": FORMAT,
@@ -86,84 +123,11 @@ def load_corpus(data: DataConfig, progress: bool = True) -> Corpus:
             valid=stores["valid"],
             test=stores["test"],
             description=_describe(data, scans, tokenizer, stores),
+            data=data,
         )
 
 
-@dataclass
-class _Scan:
-    """What a first reading of a source found."""
-
-    source: Source
-    valid_share: float
-    content: str = ""
-    names: str = ""
-    rule: str = "own"
-    n_documents: int = 0
-    n_bytes: int = 0
-    train_bytes: int = 0
-    skipped: dict[str, Any] = field(default_factory=dict)
-    files: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def split(self) -> Iterator[tuple[str, Document]]:
-        """(split, document) of another reading, under the rule the first one settled.
-
-        Raises ValueError at the end if the content is no longer that of the first reading.
-        """
-        content = hashlib.sha256()
-        shares = (1 - 2 * self.valid_share, self.valid_share, self.valid_share)
-        for own, document in self.source:
-            split = own or _split_by_hash(document, self.valid_share)
-            content.update(split.encode() + document.digest)
-            if self.rule == "position":
-                pieces = zip(SPLITS, cut_document(document, shares), strict=True)
-                yield from ((name, piece) for name, piece in pieces if piece is not None)
-            else:
-                yield split, document
-        if content.hexdigest() != self.content:
-            raise ValueError(
-                f"{self.source.spec!r} changed while it was being read; run again when it is at rest"
-            )
-
-
-def _scan(source: Source, valid_share: float, progress: Progress) -> _Scan:
-    scan = _Scan(source, valid_share)
-    content, names = hashlib.sha256(), hashlib.sha256()
-    found = dict.fromkeys(SPLITS, 0)
-    with progress.task(f"reading {source.spec}") as advance:
-        for own, document in source:
-            split = own or _split_by_hash(document, valid_share)
-            if own is None:
-                scan.rule = "hash"
-            content.update(split.encode() + document.digest)
-            names.update(document.name.encode() + b"\n")
-            found[split] += document.n_bytes
-            scan.n_documents += 1
-            if len(scan.files) <= LISTED_FILES:
-                scan.files.append((document.name, document.digest.hex(), split))
-            advance(document.n_bytes)
-    scan.n_bytes, scan.train_bytes = sum(found.values()), found["train"]
-    if scan.rule == "hash" and valid_share > 0 and not all(found.values()):
-        # So few documents that a split came out empty: hold out the end of each instead.
-        scan.rule, scan.train_bytes = "position", int(scan.n_bytes * (1 - 2 * valid_share))
-    scan.content, scan.names = content.hexdigest(), names.hexdigest()
-    scan.skipped = source.skipped.to_dict()
-    if not scan.n_documents:
-        raise ValueError(
-            f"no document left in {source.spec!r} (left out: {source.skipped}); "
-            "give a source with text, code, JSONL or Parquet"
-        )
-    left_out = f"; left out {source.skipped}" if scan.skipped else ""
-    progress.say(f"{source.spec}: {scan.n_documents} documents, {scan.n_bytes / 1e6:.1f} MB{left_out}")
-    return scan
-
-
-def _split_by_hash(document: Document, valid_share: float) -> str:
-    """`test`, `valid` or `train` by where the document's hash falls in 0..1."""
-    place = int.from_bytes(document.digest[:8], "big") / 2**64
-    return "test" if place < valid_share else "valid" if place < 2 * valid_share else "train"
-
-
-def _train_tokenizer(scans: Sequence[_Scan], size: int, progress: Progress) -> Tokenizer:
+def _train_tokenizer(scans: Sequence[Scan], size: int, progress: Progress) -> Tokenizer:
     share = TOKENIZER_TRAINING_BYTES / max(1, sum(scan.train_bytes for scan in scans))
 
     def texts() -> Iterator[str]:
@@ -178,7 +142,7 @@ def _train_tokenizer(scans: Sequence[_Scan], size: int, progress: Progress) -> T
         return train_bpe(texts(), size)
 
 
-def _write_splits(folder: Path, scans: Sequence[_Scan], tokenizer: Tokenizer, progress: Progress) -> None:
+def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, progress: Progress) -> None:
     writers = {split: StoreWriter(folder / split, tokenizer) for split in SPLITS}
     with progress.task("tokenising", sum(scan.n_bytes for scan in scans)) as advance:
         for part, scan in enumerate(scans):
@@ -213,7 +177,7 @@ def _batched(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[s
 
 
 def _describe(
-    data: DataConfig, scans: Sequence[_Scan], tokenizer: Tokenizer, stores: dict[str, TokenStore]
+    data: DataConfig, scans: Sequence[Scan], tokenizer: Tokenizer, stores: dict[str, TokenStore]
 ) -> dict[str, Any]:
     return {
         "sources": [

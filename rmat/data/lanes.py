@@ -129,6 +129,10 @@ class Lanes:
         key = (batch_size, seed, self._weights, fim_rate, [store.fingerprint for store in self._stores])
         self._fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
+    def resumed(self, values: Mapping[str, Any] | None) -> Iterator[tuple[Batch, LaneState]]:
+        """`batches` from the state of `LaneState.to_dict`, or from the start."""
+        return self.batches(None if values is None else LaneState.from_dict(values))
+
     def batches(self, state: LaneState | None = None) -> Iterator[tuple[Batch, LaneState]]:
         """(batch, the state behind it) without end, from the start or from the state behind an earlier batch.
 

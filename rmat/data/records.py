@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,41 @@ from rmat.data.documents import MAX_DOCUMENT_BYTES, Document, dialogue_document,
 from rmat.data.files import Skipped, Unusable, decode, too_large, unreadable
 
 
+@dataclass(frozen=True)
+class Query:
+    """A question on a whole conversation and the answer that a person gave."""
+
+    question: str
+    answer: str
+    spans: tuple[tuple[int, int], ...]
+    """First and last turn, both inclusive and counted from 0, of each passage with evidence; none if it is all of it."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a JSONL record and the questions on them."""
+
+    name: str
+    """Name of its document."""
+
+    turns: tuple[tuple[str, str], ...]
+    """(role, text) of each turn."""
+
+    queries: tuple[Query, ...]
+
+    def document(self) -> Document:
+        """The turns; behind them each question as a turn of the user and its answer as one of the assistant."""
+        asked = [
+            turn for query in self.queries for turn in (("user", query.question), ("assistant", query.answer))
+        ]
+        return dialogue_document(self.name, [*self.turns, *asked])
+
+
 def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
     """Documents of a .jsonl, .ndjson or .parquet file, called `name:number` counted from 1.
 
-    A JSONL record with `turns` is a dialogue, any other has its text in `column`. Records without text are
-    counted in `skipped`. Raises Unusable naming the file and the line.
+    A JSONL record with `turns` is a dialogue, followed by its `queries` if it has any; any other has its text in
+    `column`. Records without text are counted in `skipped`. Raises Unusable naming the file and the line.
     """
     read = _parquet if path.suffix.lower() == ".parquet" else _jsonl
     try:
@@ -24,7 +55,29 @@ def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterat
         raise unreadable(path, error) from None
 
 
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """The records of a .jsonl file that have `turns` and `queries`. Raises Unusable naming the file and the line."""
+    try:
+        for number, where, record in _objects(path):
+            if "turns" in record and record.get("queries"):
+                conversation = _conversation(record, f"{path.name}:{number}", where)
+                _require_characters(conversation.document(), where)
+                yield conversation
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def _jsonl(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
+    for number, where, record in _objects(path):
+        document = _record(record, f"{name}:{number}", where, column)
+        if document.n_bytes:
+            yield document
+        else:
+            skipped.add("empty record", document.name)
+
+
+def _objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(line number from 1, words for where that is, object) of every line that is not blank."""
     offset = number = 0
     found = False
     with path.open("rb") as file:
@@ -45,21 +98,17 @@ def _jsonl(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Doc
                 raise Unusable(
                     "not JSON", f"{where} is not JSON ({error}); write one JSON object a line"
                 ) from None
-            document = _record(record, f"{name}:{number}", where, column)
-            if document.n_bytes:
-                yield document
-            else:
-                skipped.add("empty record", document.name)
+            if not isinstance(record, dict):
+                raise Unusable("not JSON objects", f"{where} is not a JSON object; write one object a line")
+            yield number, where, record
     if not found:
         raise Unusable("empty", f"{path} is empty; give a file with one JSON object a line")
 
 
-def _record(record: Any, name: str, where: str, column: str) -> Document:
+def _record(record: dict[str, Any], name: str, where: str, column: str) -> Document:
     """The document of one JSON record."""
-    if not isinstance(record, dict):
-        raise Unusable("not JSON objects", f"{where} is not a JSON object; write one object a line")
     if "turns" in record:
-        document = dialogue_document(name, _turns(record["turns"], where))
+        document = _conversation(record, name, where).document()
     elif isinstance(record.get(column), str):
         document = text_document(name, record[column])
     else:
@@ -69,25 +118,57 @@ def _record(record: Any, name: str, where: str, column: str) -> Document:
             f"{where} has no text in {column!r} (it has {keys}); name the text field with data.column, "
             "or give 'turns' with 'role' and 'text'",
         )
+    _require_characters(document, where)
+    return document
+
+
+def _require_characters(document: Document, where: str) -> None:
     try:
         assert document.n_bytes >= 0
     except UnicodeEncodeError:
         raise Unusable(
             "not UTF-8", f"{where} holds a lone surrogate (half a character, \\ud800 to \\udfff); remove it"
         ) from None
-    return document
 
 
-def _turns(turns: Any, where: str) -> list[tuple[str, str]]:
+def _conversation(record: dict[str, Any], name: str, where: str) -> Conversation:
+    turns = _pairs(record["turns"], "role", "text")
+    if turns is None:
+        raise Unusable(
+            "malformed dialogue",
+            f"{where}: 'turns' must be a list of objects with a 'role' and a 'text'; correct the record",
+        )
+    queries = record.get("queries") or []
+    asked = _pairs(queries, "query", "answer")
+    if asked is None or not all(question and answer for question, answer in asked):
+        raise Unusable(
+            "malformed dialogue",
+            f"{where}: 'queries' must be a list of objects with a 'query' and an 'answer'; correct the record",
+        )
+    spans = [_spans(query.get("spans") or [], len(turns), where) for query in queries]
+    return Conversation(
+        name, turns, tuple(Query(*pair, held) for pair, held in zip(asked, spans, strict=True))
+    )
+
+
+def _pairs(items: Any, first: str, second: str) -> tuple[tuple[str, str], ...] | None:
+    """The texts of two fields of every object in a list; None if there is anything else."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return None
+    pairs = tuple((item.get(first), item.get(second)) for item in items)
+    return pairs if all(isinstance(text, str) for pair in pairs for text in pair) else None
+
+
+def _spans(spans: Any, n_turns: int, where: str) -> tuple[tuple[int, int], ...]:
     try:
-        pairs = [(turn["role"], turn["text"]) for turn in turns]
-        if all(isinstance(role, str) and isinstance(text, str) for role, text in pairs):
-            return pairs
-    except (TypeError, KeyError):
+        found = tuple((int(first), int(last)) for first, last in spans)
+        if all(0 <= first <= last < n_turns for first, last in found):
+            return found
+    except (TypeError, ValueError):
         pass
     raise Unusable(
         "malformed dialogue",
-        f"{where}: 'turns' must be a list of objects with a 'role' and a 'text'; correct the record",
+        f"{where}: 'spans' must be a list of [first turn, last turn], counted from 0; correct the record",
     )
 
 

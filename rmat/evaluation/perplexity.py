@@ -94,6 +94,7 @@ def perplexity(
     *,
     memory: MemoryMode = "on",
     max_bytes: int | None = None,
+    max_document_bytes: int | None = None,
     batch_size: int = 8,
     window: int | None = None,
     buckets: bool = True,
@@ -107,6 +108,7 @@ def perplexity(
         store: the documents, each beginning with the document token.
         memory: "on", or an ablation of the model's memory at evaluation time (see `LanguageModel.forward`).
         max_bytes: stop after this many bytes of text: whole documents in order, the last one cut; None for all.
+        max_document_bytes: read only so many bytes from the start of every document; None for all.
         batch_size: documents read side by side.
         window: tokens of a document read in one call; None for about 2048. It changes memory use, not results.
         buckets: also sum by position in the document.
@@ -125,7 +127,7 @@ def perplexity(
             "use the tokenizer the model was trained with"
         )
     widths = tokenizer.byte_lengths
-    tallies = _plan(store, widths, max_bytes)
+    tallies = _plan(store, widths, max_bytes, max_document_bytes)
     if memory == "shuffled" and len(tallies) < 2:
         raise ValueError(
             'memory="shuffled" needs at least two documents: a single row has no neighbour to read from'
@@ -148,20 +150,24 @@ def perplexity(
     return _result(model, tallies, edges, memory, seed)
 
 
-def _plan(store: Documents, widths: NDArray[np.int64], max_bytes: int | None) -> list[_Tally]:
-    """The documents to score, in order, the last one cut where `max_bytes` ends."""
+def _plan(
+    store: Documents, widths: NDArray[np.int64], max_bytes: int | None, max_document_bytes: int | None
+) -> list[_Tally]:
+    """The documents to score, in order, each cut at `max_document_bytes`, the last one where `max_bytes` ends."""
     left = math.inf if max_bytes is None else max_bytes
+    most = math.inf if max_document_bytes is None else max_document_bytes
     tallies: list[_Tally] = []
     for index in range(len(store)):
         if left <= 0:
             break
         tokens = store.view(index)
         size = store.document_bytes(index)
-        if size > left:
-            kept = int(np.searchsorted(np.cumsum(widths[tokens[1:]]), left, side="right"))
+        if size > min(left, most):
+            last = left <= most
+            kept = int(np.searchsorted(np.cumsum(widths[tokens[1:]]), min(left, most), side="right"))
             tokens = tokens[: kept + 1]
             size = int(widths[tokens[1:]].sum())
-            left = 0
+            left = 0 if last else left
         if len(tokens) > 1 and size > 0:
             empty = np.zeros(0)
             tallies.append(_Tally(tokens=tokens, size=size, bucket_nats=empty, bucket_bytes=empty))

@@ -44,19 +44,25 @@ def account(config: ModelConfig) -> Accounting:
         model = LanguageModel(config)
     state = initial_state(config, 1, torch.device("meta"), torch.float32)
     tokens, words = _horizon(config)
-    decode, train = _flops(config, decode=True), _flops(config, decode=False)
+    forward = _flops(config)
     return Accounting(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flops_per_token_train=3 * train,
-        flops_per_token_decode=decode,
+        flops_per_token_train=3 * forward,
+        flops_per_token_decode=forward,
         state_bytes=state.nbytes,
         horizon_tokens=tokens,
         horizon=words,
     )
 
 
-def _flops(config: ModelConfig, *, decode: bool) -> int:
+def _flops(config: ModelConfig) -> int:
     """Forward FLOPs of one token: matrices, attention scores and sums."""
+    blocks = sum(_block_flops(config.of_layer(index)) for index in range(config.n_layers))
+    return blocks + 2 * config.vocab_size * config.d_model
+
+
+def _block_flops(config: ModelConfig) -> int:
+    """The same in one block."""
     width, head_width = config.d_model, config.n_heads * config.head_dim
     kv_width = config.n_kv_heads * config.head_dim
     projections = width * (head_width + 2 * kv_width)
@@ -81,7 +87,7 @@ def _flops(config: ModelConfig, *, decode: bool) -> int:
     if config.fusion == "token" and len(config.streams) > 1:
         matrices += width * config.n_heads * len(config.streams)
     attention = 2 * n_keys * head_width
-    return 2 * (config.n_layers * (matrices + attention) + config.vocab_size * width)
+    return 2 * (matrices + attention)
 
 
 def _horizon(config: ModelConfig) -> tuple[int | None, str]:

@@ -14,6 +14,7 @@ Stream = Literal["full", "chunked", "memory"]
 Projections = Literal["separate", "shared"]
 Writer = Literal["mean", "pool", "select", "all"]
 Gate = Literal["none", "gru", "push", "both"]
+GateGradient = Literal["logit", "value"]
 WriteFrom = Literal["input", "output"]
 MemoryPosition = Literal["none", "rank", "age"]
 Fusion = Literal["scalar", "head", "token", "joint"]
@@ -24,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "projections": get_args(Projections),
     "writer": get_args(Writer),
     "gate": get_args(Gate),
+    "gate_gradient": get_args(GateGradient),
     "write_from": get_args(WriteFrom),
     "memory_position": get_args(MemoryPosition),
     "fusion": get_args(Fusion),
@@ -33,7 +35,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The legal values of every field that names an alternative."""
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
-_NOT_OF_FUNCTION = ("dropout",)
+_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_gradient", "write_cost")
+_LATER = {"memory_layers": None}
+"""Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class ModelConfig:
     """Whole previous chunks that the chunked stream also sees, 0 or 1; 1 crosses the segment's edge."""
     streams: tuple[Stream, ...] = ("full", "chunked", "memory")
     """Which of the paper's three attention streams a block has; any non-empty subset."""
+    memory_layers: tuple[int, ...] | None = None
+    """Blocks, counted from 0, that have the memory stream; None: all. The others have the local streams only."""
     projections: Projections = "separate"
     """Whether the local streams (full, chunked) own their query/key/value projections or share one set."""
     writer: Writer = "mean"
@@ -68,6 +74,15 @@ class ModelConfig:
     """Slots M of a layer's memory bank."""
     gate: Gate = "gru"
     """Write gate: none, the paper's recurrent GRU gate, push (a write may be refused), or both."""
+    gate_gradient: GateGradient = "logit"
+    """How the scores of writes learn: from what log g adds to the attention logit of a slot, or from what the slot's
+    value adds to the output, as if it were multiplied by g."""
+    gate_noise: float = 0.0
+    """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried now and then,
+    and scores learn to keep away from the threshold."""
+    write_cost: float = 0.0
+    """What training pays for every token that enters a bank, times its g; in the unit of the loss that is differentiated,
+    a force towards fewer writes where nothing speaks for them."""
     write_from: WriteFrom = "output"
     """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
     memory_position: MemoryPosition = "none"
@@ -95,6 +110,8 @@ class ModelConfig:
         if not isinstance(self.streams, (list, tuple)) or not all(isinstance(s, str) for s in self.streams):
             self._refuse("streams", "give a list of stream names")
         object.__setattr__(self, "streams", tuple(self.streams))
+        if isinstance(self.memory_layers, list):
+            object.__setattr__(self, "memory_layers", tuple(self.memory_layers))
         theta: Any = self.rope_theta
         if isinstance(theta, (list, tuple)):
             object.__setattr__(self, "rope_theta", tuple(float(t) if _is_number(t) else t for t in theta))
@@ -116,6 +133,9 @@ class ModelConfig:
         self._check_streams()
         if self.has_memory:
             self._check_memory()
+        for name in ("gate_noise", "write_cost"):
+            if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < math.inf:
+                self._refuse(name, "choose a number of at least 0")
         if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             self._refuse("dropout", "choose a probability in [0, 1)")
 
@@ -146,6 +166,19 @@ class ModelConfig:
             self._refuse("fusion", "one softmax over all keys needs one query: set projections='shared'")
 
     def _check_memory(self) -> None:
+        chosen: Any = self.memory_layers
+        if chosen is not None:
+            whole = isinstance(chosen, tuple) and all(
+                isinstance(i, int) and not isinstance(i, bool) and 0 <= i < self.n_layers for i in chosen
+            )
+            if not whole or not chosen or len(set(chosen)) != len(chosen):
+                self._refuse(
+                    "memory_layers", f"name different blocks of 0..{self.n_layers - 1}, or none (all)"
+                )
+            if len(chosen) < self.n_layers and not self.local_streams:
+                self._refuse(
+                    "memory_layers", "blocks without memory need a local stream: add 'full' or 'chunked'"
+                )
         if self.writer == "mean" and self.writes_per_segment != 1:
             self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
         if self.writer == "all" and self.writes_per_segment != self.segment_len:
@@ -177,6 +210,12 @@ class ModelConfig:
     def has_memory(self) -> bool:
         """Whether the blocks have a memory bank."""
         return "memory" in self.streams
+
+    def of_layer(self, index: int) -> ModelConfig:
+        """The configuration of one block: without the memory stream where `memory_layers` leaves it out."""
+        if not self.has_memory or self.memory_layers is None or index in self.memory_layers:
+            return self
+        return dataclasses.replace(self, streams=self.local_streams, memory_layers=None)
 
     @property
     def held(self) -> dict[str, int]:
@@ -235,7 +274,8 @@ class ModelConfig:
 
     def fingerprint(self) -> str:
         """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is left out."""
-        values = {k: v for k, v in self.to_dict().items() if k not in _NOT_OF_FUNCTION}
+        plain = {k: v for k, v in self.to_dict().items() if k not in _NOT_OF_FUNCTION}
+        values = {k: v for k, v in plain.items() if k not in _LATER or v != _LATER[k]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

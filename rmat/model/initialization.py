@@ -55,3 +55,17 @@ def initialize(model: LanguageModel) -> None:
                 parameter[0] = 1.0
             if not parameter.is_meta:
                 assert math.isfinite(float(parameter.abs().sum())), name
+    _align_memory(model)
+
+
+def _align_memory(model: LanguageModel) -> None:
+    """Let the first query head of every group ask in the terms of its key head: what a token stored is found by a token
+    like it from the first step on, and recall need not wait until two random projections meet."""
+    config = model.config
+    group = config.n_heads // config.n_kv_heads
+    for name, query in model.named_parameters():
+        if name.endswith("memory.query.weight"):
+            key = model.get_parameter(name.replace("query", "key"))
+            with torch.no_grad():
+                heads = query.view(config.n_kv_heads, group, config.head_dim, config.d_model)
+                heads[:, 0] = key.view(config.n_kv_heads, config.head_dim, config.d_model)

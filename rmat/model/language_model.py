@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,7 +37,7 @@ class LanguageModel(nn.Module):
             )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config.of_layer(index)) for index in range(config.n_layers))
         self.norm = make_norm(config)
         if not config.tie_embeddings:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -70,6 +71,26 @@ class LanguageModel(nn.Module):
 
         Raises: `ValueError` that names what is wrong with an argument, its value and the remedy.
         """
+        hidden, state = self.hidden(
+            tokens, state, resets=resets, valid=valid, schedule=schedule, memory=memory
+        )
+        logits = self.logits(hidden)
+        if valid is not None:
+            logits = torch.where(valid[..., None], logits, 0.0)
+        return logits, state
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: StreamState | None = None,
+        *,
+        resets: Tensor | None = None,
+        valid: Tensor | None = None,
+        schedule: Schedule = "auto",
+        memory: MemoryMode = "on",
+    ) -> tuple[Tensor, StreamState]:
+        """`forward` without the head: hidden vectors (B, T, E) for `logits`, and the state. For callers that need the
+        logits of few places only, as a large vocabulary makes the head the costliest part. Padding holds anything."""
         state = self._check(tokens, state, resets, valid)
         name, _ = self.resolve_schedule(schedule)
         if memory not in get_args(MemoryMode):
@@ -90,10 +111,14 @@ class LanguageModel(nn.Module):
             hidden, state = self._read(tokens, state, layout, memory)
         else:
             hidden, state = self._read_pieces(tokens, state, layout, memory)
-        logits = self._head(hidden)
-        if valid is not None and place is not None:
-            logits = torch.where(valid[..., None], take_rows(logits, place), 0.0)
-        return logits, state
+        if place is not None:
+            hidden = take_rows(hidden, place)
+        return hidden, state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) of hidden vectors (..., E)."""
+        weight = self.embedding.weight if self.config.tie_embeddings else self.head.weight
+        return nn.functional.linear(self.norm(hidden), weight)
 
     def resolve_schedule(self, schedule: Schedule = "auto") -> tuple[str, str]:
         """The schedule that `forward` takes for `schedule`, and why."""
@@ -126,6 +151,23 @@ class LanguageModel(nn.Module):
         return initial_state(
             self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype
         )
+
+    def with_slots(self, n_slots: int) -> LanguageModel:
+        """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in training.
+
+        Raises `ValueError` if the configuration refuses the number, or if slots have learned places
+        (memory_position="rank").
+        """
+        config = dataclasses.replace(self.config, n_slots=n_slots)
+        if n_slots != self.config.n_slots and config.has_memory and config.memory_position == "rank":
+            raise ValueError(
+                f"n_slots={n_slots} is not possible: memory_position='rank' has learned {self.config.n_slots} places"
+            )
+        weight = self.embedding.weight
+        with torch.random.fork_rng(devices=[]):  # what a seeded program draws next stays the same
+            other = LanguageModel(config).to(device=weight.device, dtype=weight.dtype)
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write a model folder (config.json, model.safetensors and, if given, tokenizer.json)."""
@@ -167,10 +209,6 @@ class LanguageModel(nn.Module):
             1, layout.segment_BT
         )
         return take_rows(joined_BXE, (start_BT + within_BT).clamp(0, n_read - 1)), state
-
-    def _head(self, hidden_BTE: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.config.tie_embeddings else self.head.weight
-        return nn.functional.linear(self.norm(hidden_BTE), weight)
 
     def _check(
         self, tokens: Tensor, state: StreamState | None, resets: Tensor | None, valid: Tensor | None

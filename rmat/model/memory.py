@@ -5,6 +5,7 @@
              g  = sigmoid(w . h + b)                   the selective gate: h enters only if g > 1/2
     read     s_i = q . k_i / sqrt(D) + log g_i         k_i, v_i: projections of slot i's vector; not rotated
              r   = sum_i softmax(s)_i v_i              over [null slot | filled slots]
+    learn    dr/dg_i through s_i, or (gate_gradient="value") as if slot i's value were g_i v_i and s_i did not depend on g
 
 A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running count of
 entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one gather, no loop.
@@ -154,6 +155,16 @@ class Memory(nn.Module):
         log_gate = held.log_gate_BNM.new_zeros(entered_BNW.shape)
         if offered.score_RW is not None:
             log_gate = nn.functional.logsigmoid(offered.score_RW).view(entered_BNW.shape)
+        if self.training and self.config.write_cost and log_gate.requires_grad:
+            # The gradient of write_cost * sum(g) over what entered. Added here and not to a loss, it is the same however
+            # the tokens are split into calls, and the gates need not leave the model.
+            price = self.config.write_cost * torch.where(entered_BNW, log_gate.detach().exp(), 0.0)
+            log_gate.register_hook(lambda gradient: gradient + price)
+        if offered.score_RW is not None and self.config.gate_gradient == "value":
+            # Through the logit, any harmless token is worth attending while a query finds nothing: gates open, and what
+            # they let in evicts what was needed. Through the value, a gate learns from what its own slot says only.
+            one_BX = (log_gate - log_gate.detach()).exp().flatten(1).to(value_BXKD.dtype)
+            value_BXKD, log_gate = value_BXKD * one_BX[..., None, None], log_gate.detach()
         source_BNW = layout.base_BN[..., None] + offered.offset_RW.view(entered_BNW.shape)
         start_B = layout.base_BN[:, 0]
 

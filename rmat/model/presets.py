@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         _MODERN,
         writer="select",
         gate="push",
+        gate_gradient="value",
         write_from="input",
         memory_position="none",
         null_slot=True,

@@ -251,6 +251,26 @@ def initial_state(
         raise ValueError(f"batch_size={batch_size!r} is not possible: give the number of rows")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not possible: give a floating type such as torch.float32")
+
+    def make(name: str, shape: tuple[int, ...]) -> Tensor:
+        kind = torch.promote_types(dtype, torch.float32) if name in _AT_LEAST_FLOAT32 else dtype
+        return torch.full(
+            (batch_size, *shape),
+            EMPTY.get(name, 0),
+            dtype=torch.int64 if name in _LONG else kind,
+            device=device,
+        )
+
+    layers = tuple(
+        LayerState(**{k: make(k, v) for k, v in _shapes(config.of_layer(index)).items()})
+        for index in range(config.n_layers)
+    )
+    position = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    return StreamState(position=position, layers=layers, fingerprint=config.fingerprint())
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of one layer's fields, without the rows."""
     heads = (config.n_kv_heads, config.head_dim)
     shapes: dict[str, tuple[int, ...]] = {}
     for stream, length in config.held.items():
@@ -270,16 +290,4 @@ def initial_state(
             shapes["pending_score"] = (places,)
         if config.writer == "select":
             shapes["pending_offset"] = (places,)
-
-    def make(name: str, shape: tuple[int, ...]) -> Tensor:
-        kind = torch.promote_types(dtype, torch.float32) if name in _AT_LEAST_FLOAT32 else dtype
-        return torch.full(
-            (batch_size, *shape),
-            EMPTY.get(name, 0),
-            dtype=torch.int64 if name in _LONG else kind,
-            device=device,
-        )
-
-    layers = tuple(LayerState(**{k: make(k, v) for k, v in shapes.items()}) for _ in range(config.n_layers))
-    position = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    return StreamState(position=position, layers=layers, fingerprint=config.fingerprint())
+    return shapes

@@ -57,6 +57,7 @@ class Writer(nn.Module):
         self.kind = config.writer
         self.segment_len = config.segment_len
         self.n_writes = config.writes_per_segment
+        self.noise = config.gate_noise
         if self.kind == "pool":
             self.queries = nn.Parameter(torch.empty(config.writes_per_segment, config.d_model))
         if config.scores_writes:
@@ -114,9 +115,12 @@ class Writer(nn.Module):
         )
 
     def scores(self, x_RSE: Tensor) -> Tensor:
-        """Write scores (R, S) in at least float32."""
+        """Write scores (R, S) in at least float32; in training with `config.gate_noise` on them."""
         x_RSE = at_least_float32(x_RSE)
-        return x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
+        score_RS = x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
+        if self.training and self.noise:
+            score_RS = score_RS + self.noise * torch.randn_like(score_RS)
+        return score_RS
 
     def candidates(self, pending: Pending, dtype: torch.dtype) -> Candidates:
         """What complete segments offer, vectors in `dtype`."""

@@ -11,7 +11,7 @@ M memory slots. Numbers are computed in the dtype of the inputs, which tests cho
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -271,6 +271,13 @@ def log_gate(candidate: Candidate) -> Tensor:
     if candidate.score is None:
         return torch.zeros_like(candidate.vector[0])
     return -torch.log1p(torch.exp(-candidate.score))
+
+
+def learn_through_value(slot: Slot) -> Slot:
+    """The same slot whose gate learns from its value instead of its logit: v * g / g', log g', where g' is g without
+    gradient."""
+    held = slot.log_gate.detach()
+    return replace(slot, value=slot.value * torch.exp(slot.log_gate - held), log_gate=held)
 
 
 def gru_gate(candidate: Tensor, previous: Tensor, w_z: Tensor, u_z: Tensor, b_z: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Counters:
     lanes: dict[str, Any] | None = None
     """Position in the data (`LaneState.to_dict()`), None at the start."""
     best_step: int | None = None
-    best_bits_per_byte: float | None = None
+    best_score: float | None = None
     evaluated_step: int | None = None
     """When the newest evaluation was made."""
     evaluation: dict[str, float] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class Counters:
     def note_evaluation(self, scores: dict[str, float]) -> bool:
         """Remember an evaluation at the present step; whether it is the best so far."""
         self.evaluated_step, self.evaluation = self.step, scores
-        bits = scores["bits_per_byte"]
-        best = math.isfinite(bits) and (self.best_bits_per_byte is None or bits < self.best_bits_per_byte)
+        score = next(iter(scores.values()))
+        best = math.isfinite(score) and (self.best_score is None or score < self.best_score)
         if best:
-            self.best_step, self.best_bits_per_byte = self.step, bits
+            self.best_step, self.best_score = self.step, score
         return best

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from rmat.data.lanes import Batch, Lanes, LaneState
+from rmat.data.lanes import Batch, LaneState
 from rmat.data.store import TokenStore
+from rmat.data.synthetic.corpus import HeldOutRows
+from rmat.data.synthetic.lanes import TaskPosition
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
 from rmat.training import rng
@@ -23,10 +25,10 @@ from rmat.training.step import StepResult, training_step
 
 
 class Evaluate(Protocol):
-    """Scores of a model on held-out documents; must have "bits_per_byte", all in the same unit."""
+    """Scores of a model on held-out documents or rows; the first of them is the one to be small."""
 
     def __call__(
-        self, model: LanguageModel, tokenizer: Tokenizer, store: TokenStore, *, max_bytes: int
+        self, model: LanguageModel, tokenizer: Tokenizer, store: TokenStore | HeldOutRows, *, max_bytes: int
     ) -> dict[str, float]: ...
 
 
@@ -63,7 +65,7 @@ def train(
     run = open_run(config, resume, reporter)
     train_config, counters = run.config.train, run.counters
     _tell_arithmetic(run)
-    if evaluate is not None and not run.corpus.valid.n_bytes:
+    if evaluate is not None and not run.corpus.has_valid:
         reporter.say("no text is held out for validation (data.valid_share): nothing is evaluated")
         evaluate = None
     if train_config.compile:
@@ -87,7 +89,8 @@ def train(
 
                 run.state = result.state
                 counters.lanes = position.to_dict()
-                counters.add(result, train_config.tokens_per_step, time.perf_counter() - started)
+                tokens = sum(batch.tokens.numel() for batch in batches)
+                counters.add(result, tokens, time.perf_counter() - started)
                 counters.elapsed = time.perf_counter() - began
                 over = _is_over(run)
                 reporter.stepped(counters.step)
@@ -120,20 +123,11 @@ def train(
     return run.folder
 
 
-def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState]]:
+def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState | TaskPosition]]:
     """The batches of each update, on the device, and the position in the data after them."""
-    config, data = run.config.train, run.config.data
-    lanes = Lanes(
-        run.corpus.train,
-        batch_size=config.batch_size,
-        window=config.window,
-        seed=config.seed,
-        weights=data.weights,
-        fim_rate=data.fim_rate,
-        tokenizer=run.corpus.tokenizer,
-    )
-    position = None if run.counters.lanes is None else LaneState.from_dict(run.counters.lanes)
-    stream = lanes.batches(position)
+    config = run.config.train
+    lanes = run.corpus.lanes(config.batch_size, config.window, config.seed)
+    stream: Iterator[tuple[Batch, LaneState | TaskPosition]] = lanes.resumed(run.counters.lanes)
     while True:
         batches = []
         for _ in range(config.accumulate):
@@ -145,17 +139,18 @@ def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState]]:
 
 def _tell_arithmetic(run: Run) -> None:
     """Say before the first update what the settings amount to."""
-    config, store = run.config.train, run.corpus.train
+    config = run.config.train
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     schedule, reason = run.model.resolve_schedule("auto")
     total = config.tokens_per_step * config.steps
     budget = "" if config.max_minutes is None else f", at most {config.max_minutes:g} minutes"
+    what, share = run.corpus.summary(total)
     run.reporter.say(
         f"model   {run.config.preset} {run.config.variant}: {parameters:,} parameters, {schedule} schedule ({reason})\n"
-        f"data    {len(store):,} documents, {store.n_tokens:,} tokens of {store.n_bytes / max(store.n_tokens, 1):.2f} bytes\n"
+        f"data    {what}\n"
         f"step    {config.batch_size} rows x {config.window} tokens x {config.accumulate} windows = "
         f"{config.tokens_per_step:,} tokens\n"
-        f"run     {config.steps:,} steps = {total:,} tokens = {total / max(store.n_tokens, 1):.2f} epochs{budget}\n"
+        f"run     {config.steps:,} steps = {total:,} tokens = {share}{budget}\n"
         f"device  {run.device} ({run.device_reason}), {config.dtype}{', compiled' if config.compile else ''}\n"
         f"folder  {run.folder}"
     )
@@ -198,7 +193,7 @@ def _log_interval(run: Run, lr: float) -> None:
         "step": counters.step,
         "tokens": counters.tokens,
         "loss": loss,
-        "bits_per_byte": None if loss is None else run.train_bits_per_byte(loss),
+        "bits_per_byte": None if loss is None else run.corpus.bits_per_byte(loss),
         "gradient_norm": interval.gradient_norm / interval.updates if interval.updates else None,
         "lr": lr,
         "openness": [] if state is None else state.openness().mean(1).tolist(),
@@ -214,9 +209,9 @@ def _evaluate(run: Run, evaluate: Evaluate) -> bool:
     """Score the model on the validation split; whether it is the best so far."""
     run.model.eval()
     with rng.undisturbed(), torch.no_grad():
-        scores = evaluate(
-            run.model, run.corpus.tokenizer, run.corpus.valid, max_bytes=run.config.train.eval_bytes
-        )
+        config = run.config.train
+        held_out = run.corpus.held_out(config.batch_size, config.window)
+        scores = evaluate(run.model, run.corpus.tokenizer, held_out, max_bytes=config.eval_bytes)
     run.model.train()
     _write_row(run, {"kind": "eval", "step": run.counters.step, **scores})
     return run.counters.note_evaluation(dict(scores))

@@ -24,12 +24,12 @@ class Objective:
 def next_token_loss(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Objective:
     """Cross entropy of `targets` under `logits`, in at least float32.
 
-    logits: (B, T, V) of any floating dtype; targets: (B, T) int64, `IGNORED` where nothing is scored.
+    logits: (..., V) of any floating dtype; targets: (...) int64, `IGNORED` where nothing is scored.
     z_loss: weight of the squared log-normaliser log(sum(exp(logits)))^2 at the scored positions (PaLM,
     arXiv 2204.02311, section 5).
     """
     flat_targets = targets.flatten()
-    flat_logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    flat_logits = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
     nats = functional.cross_entropy(flat_logits, flat_targets, ignore_index=IGNORED, reduction="sum")
     scored = flat_targets != IGNORED
     total = nats

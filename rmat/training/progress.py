@@ -100,7 +100,8 @@ def describe_row(row: dict[str, Any]) -> str:
         return "  ".join([parts[0] + "  valid", *parts[1:]])
     parts.append(f"{row['tokens']:,} tokens")
     if row["loss"] is not None:
-        parts.append(f"loss {row['loss']:.4f}  {row['bits_per_byte']:.3f} bits/byte")
+        bits = row["bits_per_byte"]
+        parts.append(f"loss {row['loss']:.4f}" + ("" if bits is None else f"  {bits:.3f} bits/byte"))
     parts.append(f"{row['tokens_per_second']:,.0f} tokens/s  {duration(row['seconds_left'])} left")
     if row["openness"]:
         parts.append("written " + " ".join(f"{share:.0%}" for share in row["openness"]))

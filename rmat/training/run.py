@@ -12,7 +12,6 @@ result.json         the outcome; there once the run is complete
 
 import dataclasses
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from torch.optim import Optimizer
 
 from rmat.data.corpus import Corpus, load_corpus
 from rmat.data.store import TokenStore
+from rmat.data.synthetic.corpus import TaskCorpus, load_tasks
+from rmat.data.synthetic.spec import is_task
 from rmat.model import LanguageModel, StreamState
 from rmat.training import rng
 from rmat.training.checkpoint import (
@@ -49,7 +50,7 @@ class Run:
 
     config: RunConfig
     folder: Path
-    corpus: Corpus
+    corpus: Corpus | TaskCorpus
     model: LanguageModel
     optimizers: list[Optimizer]
     device: torch.device
@@ -105,18 +106,13 @@ class Run:
             "run": str(self.folder),
             "steps": counters.step,
             "tokens": counters.tokens,
+            **{f"valid_{name}": value for name, value in counters.evaluation.items()},
             "valid_bits_per_byte": counters.evaluation.get("bits_per_byte"),
             "valid_bits_per_byte_memory_zeroed": counters.evaluation.get("bits_per_byte_memory_zeroed"),
             "tokens_per_second": counters.tokens / max(counters.step_seconds, 1e-9),
         }
         write_json(self.folder / "result.json", result)
         return result
-
-    def train_bits_per_byte(self, nats_per_token: float) -> float:
-        """Nats per token as bits per byte, by the bytes a token of the training split stands for on
-        average."""
-        store = self.corpus.train
-        return nats_per_token / math.log(2) * store.n_tokens / max(store.n_bytes, 1)
 
 
 def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Run:
@@ -142,7 +138,7 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
             f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
         )
     device, reason = pick_device(config.train.device)
-    corpus = load_corpus(config.data)
+    corpus = load_tasks(config.data) if any(map(is_task, config.data.specs)) else load_corpus(config.data)
     model_config = config.model_config(corpus.tokenizer.vocab_size)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +179,10 @@ def _new_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{config.preset}-{config.variant}-{stamp}"
 
 
-def _describe_data(corpus: Corpus) -> dict[str, Any]:
+def _describe_data(corpus: Corpus | TaskCorpus) -> dict[str, Any]:
+    if isinstance(corpus, TaskCorpus):
+        return corpus.description
+
     def split(store: TokenStore) -> dict[str, Any]:
         return {
             "documents": len(store),
@@ -201,7 +200,7 @@ def _describe_data(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _check_same_data(folder: Path, corpus: Corpus) -> None:
+def _check_same_data(folder: Path, corpus: Corpus | TaskCorpus) -> None:
     """Raise ValueError if the data is not what the run in `folder` was started on."""
     path = folder / "data.json"
     now = _describe_data(corpus)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rmat.data.lanes import IGNORED, Batch
-from rmat.model import StreamState
+from rmat.model import LanguageModel, StreamState
 from rmat.training.config import TrainConfig
 from rmat.training.objective import next_token_loss
 
@@ -31,7 +31,7 @@ class StepResult:
 
 
 def training_step(
-    model: nn.Module,
+    model: LanguageModel,
     optimizers: Sequence[Optimizer],
     batches: Sequence[Batch],
     state: StreamState | None,
@@ -51,8 +51,11 @@ def training_step(
         start = state if config.carry_state else None
         device_type = batch.tokens.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits, after = model(batch.tokens, start, resets=batch.resets)
-        objective = next_token_loss(logits, batch.targets, config.z_loss)
+            hidden, after = model.hidden(batch.tokens, start, resets=batch.resets)
+            # The head only where something is scored: in most tasks that is a handful of places a row.
+            asked = batch.targets != IGNORED
+            logits = model.logits(hidden[asked])
+        objective = next_token_loss(logits, batch.targets[asked], config.z_loss)
         nats += objective.nats.item()
         if not torch.isfinite(objective.total):
             return _skip(optimizers, nats, scored, math.nan, "the loss is not finite")

@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "d_ff": 20,
     "n_slots": 7,
     "dropout": 0.0,
+    "gate_noise": 0.0,
 }
 WRITES = {"mean": 1, "pool": 2, "select": 3, "all": TINY["segment_len"]}
 
@@ -77,6 +78,8 @@ CASES: dict[str, Overrides] = {
         "chunk_len": 2,
         "segment_len": 4,
     },
+    "memory_in_one_layer": {"memory_layers": (1,), "gate_gradient": "logit"},
+    "memory_in_one_layer_joint_output": {"memory_layers": (0,), "fusion": "joint", "write_from": "output"},
     "bank_below_one_segment": {
         "writer": "all",
         "gate": "push",
@@ -101,6 +104,11 @@ def make_config(case: str | Overrides, **overrides: Any) -> ModelConfig:
     if variant == "full" and "chunk_len" not in chosen:
         fields["chunk_len"] = fields["segment_len"]
     return ModelConfig.preset("tiny", variant=variant, **fields)
+
+
+def banks(config: ModelConfig) -> list[int]:
+    """The layers that have a memory bank."""
+    return [layer for layer in range(config.n_layers) if config.of_layer(layer).has_memory]
 
 
 def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
@@ -128,6 +136,8 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
             "writer": writer,
             "n_slots": rng.choice([segment_len, segment_len + 3, 2 * segment_len + 1]),
             "gate": rng.choice(["none", "gru", "push", "both"]),
+            "gate_gradient": rng.choice(["logit", "value"]),
+            "memory_layers": rng.choice([None, (0,), (1,)]) if chosen != ("memory",) else None,
             "write_from": rng.choice(["input", "input", "output"]),
             "memory_position": rng.choice(["none", "rank", "age"]),
             "null_slot": rng.choice([True, False]),
@@ -182,7 +192,7 @@ def open_gates(model: LanguageModel) -> None:
     """Let every write pass: the scores of a model with write gates become large."""
     if model.config.scores_writes:
         with torch.no_grad():
-            for layer in range(model.config.n_layers):
+            for layer in banks(model.config):
                 gate_bias(model, layer).fill_(30.0)
 
 

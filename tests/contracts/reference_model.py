@@ -39,7 +39,7 @@ def reference_run(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[La
     for layer in range(config.n_layers):
         prefix = f"blocks.{layer}."
         own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
-        h, memory = _block(config, own, h)
+        h, memory = _block(config.of_layer(layer), own, h)
         memories.append(memory)
     head = parameters["embedding.weight" if config.tie_embeddings else "head.weight"]
     return torch.stack([head @ _norm(config, parameters, "norm", vector) for vector in h]), memories
@@ -200,5 +200,7 @@ def _write(
             log_gate=ref.log_gate(candidate),
             position=candidate.position,
         )
+        if config.gate_gradient == "value":
+            slot = ref.learn_through_value(slot)
         memory.slots = ref.push(memory.slots, slot, config.n_slots)
         memory.pushed.append(candidate.position)

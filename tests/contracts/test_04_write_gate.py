@@ -9,6 +9,7 @@ from .makers import (
     assert_close,
     assert_same_state,
     bank_positions,
+    banks,
     gate_bias,
     make_config,
     make_model,
@@ -44,13 +45,13 @@ def test_the_bank_changes_only_where_a_segment_closes(name: str) -> None:
     open_gates(model)
     length = model.config.segment_len
     _, state = model(make_tokens(1, length - 1))
-    assert bank_positions(state, 0, length) == [[]]
+    assert bank_positions(state, banks(model.config)[0], length) == [[]]
     _, state = model(make_tokens(1, 1, seed=2), state)
-    written = bank_positions(state, 0, length)
+    written = bank_positions(state, banks(model.config)[0], length)
     assert written != [[]]
     for _ in range(length - 1):
         _, state = model(make_tokens(1, 1, seed=3), state)
-        assert bank_positions(state, 0, length) == written
+        assert bank_positions(state, banks(model.config)[0], length) == written
 
 
 @pytest.mark.parametrize("name", REFUSING)
@@ -58,7 +59,7 @@ def test_a_refused_write_leaves_no_trace(name: str) -> None:
     """Closed gates: the bank stays as it was and the logits are those of an empty bank, whatever was read."""
     model = make_model(name)
     with torch.no_grad():
-        for layer in range(model.config.n_layers):
+        for layer in banks(model.config):
             gate_bias(model, layer).fill_(-60.0)
     tokens = make_tokens(2, 4 * model.config.segment_len + 1)
     for schedule in schedules_of(model.config):
@@ -80,17 +81,17 @@ def test_refusals_do_not_move_what_is_held(name: str) -> None:
     held = ("slot_key", "slot_value", "slot_log_gate", "pushed", "recurrent")
     before = {key: tensor for key, tensor in state.tensors().items() if key.endswith(held)}
     positions = [
-        bank_positions(state, layer, model.config.segment_len) for layer in range(model.config.n_layers)
+        bank_positions(state, layer, model.config.segment_len) for layer in banks(model.config)
     ]
     with torch.no_grad():
-        for layer in range(model.config.n_layers):
+        for layer in banks(model.config):
             gate_bias(model, layer).fill_(-60.0)
     _, state = model(make_tokens(1, 3 * model.config.segment_len, seed=2), state)
     after = state.tensors()
     assert before
     for key, tensor in before.items():
         assert torch.equal(after[key], tensor), key
-    for layer, expected in enumerate(positions):
+    for layer, expected in zip(banks(model.config), positions, strict=True):
         assert bank_positions(state, layer, model.config.segment_len) == expected
 
 
@@ -127,7 +128,7 @@ def test_the_gate_learns_through_its_log(name: str) -> None:
     model = make_model(name)
     open_gates(model)
     logits, _ = model(make_tokens(1, 3 * model.config.segment_len))
-    for layer in range(model.config.n_layers):
+    for layer in banks(model.config):
         (gradient,) = torch.autograd.grad(logits.square().sum(), [gate_bias(model, layer)], retain_graph=True)
         assert float(gradient.abs().max()) > 0, f"layer {layer}"
 

@@ -25,6 +25,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "writes_per_segment": {"writes_per_segment": 2},
     "n_slots": {"n_slots": 4},
     "gate": {"gate": "none"},
+    "gate_gradient": {"gate_gradient": "logit"},
+    "gate_noise": {"gate_noise": 0.5},
+    "write_cost": {"write_cost": 0.5},
+    "memory_layers": {"memory_layers": (0,)},
     "write_from": {"write_from": "output"},
     "memory_position": {"memory_position": "rank"},
     "null_slot": {"null_slot": False},
@@ -40,7 +44,8 @@ OTHER: dict[str, dict[str, Any]] = {
 
 
 def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
-    """What a config makes: shapes of parameters, shapes of the state, logits in training mode.
+    """What a config makes: shapes of parameters, shapes of the state, logits in training mode with, behind them, the
+    gradient of what the scores of writes are made of.
 
     Parameters that `source` has in the same shape are taken from there, so that logits differ only by the config.
     """
@@ -52,7 +57,10 @@ def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, 
     torch.manual_seed(1)
     logits, state = model.train()(make_tokens(2, 40))
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return parameters, {name: tuple(t.shape) for name, t in state.tensors().items()}, logits.detach()
+    logits.square().sum().backward()
+    scores = [p.grad for name, p in model.named_parameters() if "writer.score" in name and p.grad is not None]
+    observed = torch.cat([logits.detach().flatten(), *(gradient.flatten() for gradient in scores)])
+    return parameters, {name: tuple(t.shape) for name, t in state.tensors().items()}, observed
 
 
 def test_every_field_is_varied_here() -> None:
@@ -72,7 +80,10 @@ def test_every_field_changes_parameters_state_or_output(field: str) -> None:
         assert float((logits - new_logits).abs().max()) > 1e-9, f"{field} changes nothing"
 
 
-@pytest.mark.parametrize("field", [name for name in OTHER if name != "dropout"])
+TRAINING_ONLY = ("dropout", "gate_noise", "gate_gradient", "write_cost")
+
+
+@pytest.mark.parametrize("field", [name for name in OTHER if name not in TRAINING_ONLY])
 def test_every_field_of_the_function_changes_the_fingerprint(field: str) -> None:
     """A state must not be read by a model that would understand it differently."""
     assert (
@@ -80,8 +91,10 @@ def test_every_field_of_the_function_changes_the_fingerprint(field: str) -> None
     )
 
 
-def test_dropout_leaves_the_fingerprint() -> None:
-    assert make_config("recommended").fingerprint() == make_config("recommended", dropout=0.1).fingerprint()
+@pytest.mark.parametrize("field", TRAINING_ONLY)
+def test_what_acts_in_training_only_leaves_the_fingerprint(field: str) -> None:
+    changed = make_config("recommended", **OTHER[field])
+    assert make_config("recommended").fingerprint() == changed.fingerprint()
 
 
 @pytest.mark.parametrize(

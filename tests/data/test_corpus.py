@@ -171,14 +171,14 @@ def test_a_corpus_without_documents_says_why(tmp_path, load, files, message):
 
 def test_content_that_changes_between_the_readings_is_refused(tmp_path, monkeypatch, load):
     root = sized(tmp_path / "d", 60)
-    scan = module._scan
+    scan = module.scan_source
 
     def scan_then_change(*args):
         found = scan(*args)
         (root / "f001.txt").write_text("changed")
         return found
 
-    monkeypatch.setattr(module, "_scan", scan_then_change)
+    monkeypatch.setattr(module, "scan_source", scan_then_change)
     with pytest.raises(ValueError, match="changed while it was being read"):
         load(root)
 

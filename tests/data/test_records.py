@@ -7,6 +7,7 @@ import types
 import pytest
 
 from rmat.data.documents import Special
+from rmat.data.records import Query, read_conversations
 from rmat.data.sources import Source
 from tests.data.makers import write_jsonl
 
@@ -41,6 +42,52 @@ def test_dialogues_are_rendered_with_role_tokens(tmp_path):
     assert document.parts == (Special("user"), "hi", end, Special("user"), "Marketing: hello", end)
 
 
+TALK = {
+    "turns": [{"role": "Ann", "text": "red"}, {"role": "assistant", "text": "ok"}],
+    "queries": [
+        {"query": "what?", "answer": "red", "spans": [[0, 0], [0, 1]]},
+        {"query": "so?", "answer": "ok", "spans": []},
+    ],
+}
+
+
+def test_questions_and_answers_stand_behind_the_turns(tmp_path):
+    (document,), _ = read(write_jsonl(tmp_path / "d.jsonl", [TALK]))
+    user, assistant, end = Special("user"), Special("assistant"), Special("turn_end")
+    talk = (user, "Ann: red", end, assistant, "ok", end)
+    assert document.parts == (
+        *talk,
+        user,
+        "what?",
+        end,
+        assistant,
+        "red",
+        end,
+        user,
+        "so?",
+        end,
+        assistant,
+        "ok",
+        end,
+    )
+
+
+@pytest.mark.parametrize("none", [[], None])
+def test_a_dialogue_may_have_no_questions(tmp_path, none):
+    without, _ = read(write_jsonl(tmp_path / "d.jsonl", [{"turns": TALK["turns"]}]))
+    empty, _ = read(write_jsonl(tmp_path / "d.jsonl", [{"turns": TALK["turns"], "queries": none}]))
+    assert empty == without
+
+
+def test_conversations_with_questions(tmp_path):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": "a"}, {"turns": TALK["turns"]}, TALK])
+    (found,) = read_conversations(path)
+    assert found.name == "d.jsonl:3"
+    assert found.turns == (("Ann", "red"), ("assistant", "ok"))
+    assert found.queries == (Query("what?", "red", ((0, 0), (0, 1))), Query("so?", "ok", ()))
+    assert found.document() == read(path, column="text")[0][-1]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -53,6 +100,22 @@ def test_dialogues_are_rendered_with_role_tokens(tmp_path):
         (b'{"text": "\\ud800"}\n', "line 1 holds a lone surrogate"),
         (b'{"turns": [{"role": "user"}]}\n', "line 1: 'turns' must be a list of objects"),
         (b'{"turns": "no"}\n', "line 1: 'turns' must be"),
+        (b'{"turns": ["no"]}\n', "line 1: 'turns' must be"),
+        (b'{"turns": [], "queries": "no"}\n', "line 1: 'queries' must be a list of objects"),
+        (b'{"turns": [], "queries": [{"query": "a"}]}\n', "line 1: 'queries' must be"),
+        (b'{"turns": [], "queries": [{"query": "a", "answer": ""}]}\n', "line 1: 'queries' must be"),
+        (
+            b'{"turns": [], "queries": [{"query": "a", "answer": "\\ud800"}]}\n',
+            "line 1 holds a lone surrogate",
+        ),
+        (
+            b'{"turns": [], "queries": [{"query": "a", "answer": "b", "spans": [[0, 0]]}]}\n',
+            "line 1: 'spans' must be",
+        ),
+        (
+            b'{"turns": [], "queries": [{"query": "a", "answer": "b", "spans": [3]}]}\n',
+            "line 1: 'spans' must be",
+        ),
         (b"[" * 100_000, "line 1 is not JSON"),
     ],
 )

@@ -110,7 +110,7 @@ def test_the_best_checkpoint_outlives_the_newest(config: MakeConfig) -> None:
     kept = [read_checkpoint(path).step for path in list_checkpoints(folder / "checkpoints")]
     assert kept == [2, 6, 7, 8]
     counters = read_checkpoint(last_checkpoint(folder)).values["counters"]
-    assert (counters["best_step"], counters["best_bits_per_byte"]) == (2, 1.0)
+    assert (counters["best_step"], counters["best_score"]) == (2, 1.0)
 
 
 def test_a_best_evaluation_is_saved_at_once(config: MakeConfig) -> None:
@@ -153,15 +153,15 @@ def test_it_runs_outside_the_main_thread(config: MakeConfig) -> None:
 
 
 class Broken(LanguageModel):
-    """Gives logits that are not finite in some calls."""
+    """Gives hidden vectors that are not finite in some calls."""
 
     calls = 0
     broken: range = range(0)
 
-    def forward(self, *arguments: Any, **more: Any) -> Any:
-        logits, state = super().forward(*arguments, **more)
+    def hidden(self, *arguments: Any, **more: Any) -> Any:
+        hidden, state = super().hidden(*arguments, **more)
         Broken.calls += 1
-        return (logits * math.nan if Broken.calls in Broken.broken else logits), state
+        return (hidden * math.nan if Broken.calls in Broken.broken else hidden), state
 
 
 @pytest.fixture

@@ -114,18 +114,20 @@ def test_clipping_bounds_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_never_reaches_the_weights(where: str) -> None:
+def test_what_is_not_finite_never_reaches_the_weights(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def break_it(module: LanguageModel, arguments: Any, output: tuple[Tensor, StreamState]) -> Any:
-        logits, state = output
-        if where == "loss":
-            return logits * math.inf, state
-        logits.register_hook(lambda gradient: gradient * math.nan)
-        return logits, state
+    sound = model.hidden
 
-    model.register_forward_hook(break_it)
+    def broken(*arguments: Any, **more: Any) -> tuple[Tensor, StreamState]:
+        hidden, state = sound(*arguments, **more)
+        if where == "loss":
+            return hidden * math.inf, state
+        hidden.register_hook(lambda gradient: gradient * math.nan)
+        return hidden, state
+
+    monkeypatch.setattr(model, "hidden", broken)
     result = step(model, [make_batch(0, WINDOW)])
     assert result.skipped == f"the {where} is not finite"
     assert result.state is None

@@ -8,12 +8,15 @@ filler.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rmat.data.lanes import IGNORED
+from rmat.data.synthetic.task import NumberedTask, Row
+from rmat.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class RecallBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecallTask:
+class RecallTask(NumberedTask):
     """The task's sizes. Raises ValueError naming field, value and remedy."""
 
     n_pairs: int = 8
@@ -72,6 +75,12 @@ class RecallTask:
     def vocab_size(self) -> int:
         """Keys, values and filler together."""
         return self.n_keys + self.n_values + self.n_filler
+
+    def row(self, random: np.random.Generator, length: int, tokenizer: Tokenizer | None = None) -> Row:
+        """One row of `length` tokens, as `batch` makes them."""
+        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+        made = replace(self, length=length).batch(1, generator)
+        return Row(made.tokens[0].numpy(), made.targets[0].numpy())
 
     def batch(self, batch_size: int, generator: torch.Generator) -> RecallBatch:
         """`batch_size` rows of `length` tokens, every slot after the pairs a question with `query_share`."""

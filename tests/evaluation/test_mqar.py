@@ -1,0 +1,240 @@
+"""Recall by number of pairs: of models that know, do not know, or half know the answers, and of a real one."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmat.data.synthetic.mqar import TEST_MIX
+from rmat.evaluation.intervals import Interval
+from rmat.evaluation.mqar import MqarCell, MqarResult, mqar
+from rmat.model import LanguageModel
+
+from .makers import tiny_model
+
+VOCABULARY = 40
+
+
+class Known(torch.nn.Module):
+    """Answers a key that stands once more by the newest value that stood behind it in the pairs of the row.
+
+    A hidden vector is the answer as a number; `spoil(batch, answer)` changes those of a call.
+    """
+
+    class State:
+        nbytes = 17
+
+    def __init__(self, spoil: Callable[[int, Tensor], Tensor] = lambda call, answer: answer) -> None:
+        super().__init__()
+        self.config = tiny_model(vocab_size=VOCABULARY).config
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.spoil = spoil
+        self.stated = 4
+        self.calls: list[tuple[int, ...]] = []
+        self.modes: set[str] = set()
+
+    def initial_state(self, batch_size: int) -> "Known.State":
+        assert batch_size == 1
+        return self.State()
+
+    def hidden(self, tokens: Tensor, memory: str) -> tuple[Tensor, None]:
+        assert not self.training
+        self.calls.append(tuple(tokens.shape))
+        self.modes.add(memory)
+        answer = torch.zeros(tokens.shape, dtype=torch.float64)
+        for b, row in enumerate(tokens.tolist()):
+            pairs = dict(zip(row[: self.stated : 2], row[1 : self.stated : 2], strict=True))
+            answer[b] = torch.tensor([float(pairs.get(token, 0)) for token in row])
+        return self.spoil(len(self.calls), answer)[..., None], None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(hidden[..., 0].long(), VOCABULARY).double()
+
+
+def wrong(call: int, answer: Tensor) -> Tensor:
+    return torch.zeros_like(answer)
+
+
+def ask(model: Any, sets: tuple[tuple[int, int], ...] = ((16, 2),), **options: Any) -> MqarResult:
+    return mqar(model, **{"sets": sets, "vocabulary": VOCABULARY, "rows": 10, "batch_size": 4, **options})
+
+
+def test_all_right_is_one_and_all_wrong_is_none() -> None:
+    for model, share in ((Known(), 1.0), (Known(wrong), 0.0)):
+        (cell,) = ask(model).cells
+        assert (cell.length, cell.pairs, cell.rows) == (16, 2, 10)
+        assert cell.recall == Interval(value=share, low=share, high=share)
+
+
+def test_half_of_the_rows_right_is_a_half_with_room_around_it() -> None:
+    def odd_calls(call: int, answer: Tensor) -> Tensor:
+        return answer * (call % 2)
+
+    (cell,) = ask(Known(odd_calls), rows=40, batch_size=1).cells
+    assert cell.recall.value == 0.5
+    assert cell.recall.low is not None and cell.recall.high is not None
+    assert 0.3 < cell.recall.low < 0.5 < cell.recall.high < 0.7
+
+
+def test_half_of_each_rows_questions_right_is_a_half_without_doubt() -> None:
+    """Rows are what is drawn: they all score the same, so their interval has no width."""
+
+    def first_key_only(call: int, answer: Tensor) -> Tensor:
+        spoiled = answer.clone()
+        spoiled[answer == answer[:, 2:3]] = 0.0  # the key of the second pair
+        return spoiled
+
+    (cell,) = ask(Known(first_key_only)).cells
+    assert cell.recall == Interval(value=0.5, low=0.5, high=0.5)
+
+
+def test_every_set_is_read_once_in_batches_and_the_score_is_their_mean() -> None:
+    def second_set_wrong(call: int, answer: Tensor) -> Tensor:
+        return answer * (answer.shape[1] == 16)
+
+    model = Known(second_set_wrong)
+    found = ask(model, ((16, 2), (20, 2), (24, 2)))
+    assert [cell.recall.value for cell in found.cells] == [1.0, 0.0, 0.0]
+    assert found.mean == pytest.approx(1 / 3)
+    by_length: dict[int, int] = {}
+    for rows, length in model.calls:
+        assert 1 <= rows <= 4
+        by_length[length] = by_length.get(length, 0) + rows
+    assert by_length == {16: 10, 20: 10, 24: 10}
+
+
+def test_of_changed_pairs_the_newest_counts() -> None:
+    model = Known()
+    model.stated = 6
+    assert ask(model, changes=1).mean == 1.0
+    model.stated = 4  # never sees what was stated again
+    assert ask(model, changes=1).mean == 0.5
+    assert ask(Known(), changes=0).mean == 1.0
+
+
+def test_more_changes_than_pairs_change_every_pair() -> None:
+    model = Known()
+    model.stated = 8
+    assert ask(model, changes=5).mean == 1.0
+
+
+def test_the_result_is_json_with_the_keys_of_a_table() -> None:
+    made = ask(Known(), ((16, 2), (20, 2)), seed=3, memory="zeroed").to_dict()
+    assert json.loads(json.dumps(made)) == made
+    assert made["cells"][0] == {
+        "task": "mqar",
+        "length": 16,
+        "pairs": 2,
+        "depth": None,
+        "samples": 10,
+        "accuracy": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+    }
+    assert {name: made[name] for name in ("mean", "state_bytes", "memory", "seed")} == {
+        "mean": 1.0,
+        "state_bytes": 17,
+        "memory": "zeroed",
+        "seed": 3,
+    }
+
+
+def test_memory_mode_reaches_the_model() -> None:
+    for mode in ("on", "zeroed", "frozen"):
+        model = Known()
+        ask(model, memory=mode)
+        assert model.modes == {mode}
+
+
+def test_shuffled_rows_always_have_more_neighbours_than_the_model_has_layers() -> None:
+    """Rows read in a ring: with two layers and two rows a row would hear of itself."""
+    model = Known()
+    assert model.config.n_layers == 2
+    ask(model, rows=10, batch_size=2, memory="shuffled")
+    assert sum(rows for rows, _ in model.calls) == 10 and min(rows for rows, _ in model.calls) >= 3
+    model = Known()
+    ask(model, rows=9, batch_size=4, memory="shuffled")
+    assert min(rows for rows, _ in model.calls) >= 3, "no batch of one row at the end"
+
+
+def test_the_same_seed_asks_the_same_whatever_the_batch() -> None:
+    model = tiny_model(vocab_size=VOCABULARY)
+    one, again, other = (
+        ask(model, rows=60, batch_size=size, seed=seed) for size, seed in ((4, 0), (7, 0), (4, 1))
+    )
+    assert one.cells == again.cells != other.cells
+
+
+def test_more_rows_leave_the_first_ones_as_they_are() -> None:
+    seen: list[list[list[int]]] = []
+
+    class Seen(Known):
+        def hidden(self, tokens: Tensor, memory: str) -> tuple[Tensor, None]:
+            seen[-1] += tokens.tolist()
+            return super().hidden(tokens, memory)
+
+    for rows in (5, 9):
+        seen.append([])
+        ask(Seen(), rows=rows)
+    assert seen[0] == seen[1][:5] and len({tuple(row) for row in seen[1]}) == 9
+
+
+@pytest.mark.parametrize("variant", ["recommended", "paper", "local"])
+def test_a_real_model_has_cells_and_a_state_and_is_left_as_it_was(variant: str) -> None:
+    model = tiny_model(variant, vocab_size=VOCABULARY, dropout=0.5).train()
+    found = ask(model, ((16, 2), (31, 3)))
+    assert model.training
+    assert all(0.0 <= cell.recall.value <= 1.0 for cell in found.cells)
+    assert found.state_bytes == model.initial_state(1).nbytes
+    assert found == ask(model.eval(), ((16, 2), (31, 3))), "without dropout"
+    assert not model.training
+
+
+def test_the_mode_is_restored_after_an_error() -> None:
+    model = Known().train()
+    with pytest.raises(ValueError, match=r"2 pairs and questions do not fit 7 tokens: give at least 8"):
+        ask(model, ((16, 2), (7, 2)))
+    assert model.training
+
+
+def test_zeroed_memory_answers_nothing_out_of_local_reach() -> None:
+    """The scores of a real model depend on its memory: the sets' pairs lie segments away."""
+    model: LanguageModel = tiny_model(vocab_size=VOCABULARY, gate="none", n_slots=64)
+    on, zeroed = (ask(model, ((80, 8),), rows=200, memory=mode).cells for mode in ("on", "zeroed"))
+    assert on != zeroed
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"vocabulary": 64}, "the task needs 64 tokens, the model has 40: ask a model trained on mqar"),
+        ({"rows": 0}, r"rows=0, batch_size=4, sets=.*: give at least one each"),
+        ({"batch_size": 0}, r"rows=10, batch_size=0"),
+        ({"sets": ()}, r"sets=\(\): give at least one each"),
+        ({"sets": ((64, 30),)}, "mqar.pairs is 30 with 40 tokens: give 1 to 19"),
+        ({"changes": -1}, "mqar.changes is -1"),
+        ({"memory": "shuffled", "batch_size": 1}, r"memory='shuffled' needs a neighbour to read from"),
+        ({"memory": "shuffled", "rows": 1}, r"give 2 or more rows \(rows=1\)"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ask(Known(), **options)
+
+
+def test_the_score_of_sets_is_not_weighted_by_rows() -> None:
+    cells = tuple(
+        MqarCell(length=64, pairs=4, rows=rows, recall=Interval(value=value, low=None, high=None))
+        for rows, value in ((1000, 1.0), (10, 0.5))
+    )
+    assert MqarResult(cells=cells, state_bytes=1, memory="on", seed=0).mean == 0.75
+
+
+def test_the_published_sets_are_the_default() -> None:
+    import inspect
+
+    assert inspect.signature(mqar).parameters["sets"].default is TEST_MIX
+    assert TEST_MIX == ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
