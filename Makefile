@@ -50,6 +50,16 @@ lint: $(STAMP) ## ruff and mypy
 slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
+.PHONY: results-quick
+results-quick: $(STAMP) ## recall, MQAR, pass key and bits per byte by position, trained and measured anew; under 30 minutes
+	$(BIN)/python benchmarks/results.py --quick --runs runs/results --results runs/measured
+
+DATA ?= data
+.PHONY: results
+results: $(STAMP) ## all results but the quick ones; hours; text of your own in DATA=folder
+	$(BIN)/python benchmarks/results.py --data $(DATA) --runs runs/results --results runs/measured
+	$(BIN)/python benchmarks/memory_axes.py --out runs/measured/memory_axes.json
+
 .PHONY: bench
 bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
 	$(BIN)/python benchmarks/throughput.py

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmat.cli import evaluate_options
 from rmat.cli.loading import DEVICES, load_with_tokenizer
-from rmat.cli.output import human_bytes, print_json, print_table, with_interval
+from rmat.cli.output import human_bytes, print_json, print_table, with_interval, write_files
 from rmat.cli.parsing import add_command, add_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
         run=run_recall,
         help="recall of key-value pairs over any length, for models trained on that task",
         description="Accuracy of recalling key-value pairs from the start of a stream of each length, for a model that was\n"
-        "trained on that task (benchmarks/recall.py).",
+        "trained on that task (rmat train --data recall).",
     )
     recall.add_argument("model", metavar="MODEL", help="folder of a model")
     recall.add_argument(
@@ -99,6 +99,7 @@ def run_perplexity(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
     )
+    write_files(args, found.to_dict(), model)
     if args.json:
         print_json(found.to_dict())
         return 0
@@ -135,6 +136,7 @@ def run_ablation(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
     )
+    write_files(args, {"modes": list(found.modes), **found.to_dict()}, model)
     if args.json:
         print_json({**dict.fromkeys(MEMORY_MODES), **found.to_dict()})
         return 0
@@ -161,8 +163,9 @@ def run_recall(args: argparse.Namespace) -> int:
     from rmat.training.environment import pick_device
     from rmat.weights import load_model
 
+    model = load_model(args.model, pick_device(args.device)[0])
     found = recall(
-        load_model(args.model, pick_device(args.device)[0]),
+        model,
         RecallTask(n_pairs=args.pairs),
         lengths=args.length or (256,),
         queries=args.queries,
@@ -171,6 +174,7 @@ def run_recall(args: argparse.Namespace) -> int:
         seed=args.seed,
         memory=args.memory,
     )
+    write_files(args, found.to_dict(), model)
     if args.json:
         print_json(found.to_dict())
         return 0
@@ -220,6 +224,9 @@ def _add_common_options(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="also write result.json, table.csv and plots (PNG, SVG) there"
+    )
     add_json(parser)
 
 

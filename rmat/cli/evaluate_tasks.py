@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli.loading import load_with_tokenizer
-from rmat.cli.output import human_bytes, print_json, print_table, with_interval
+from rmat.cli.output import human_bytes, print_json, print_table, with_interval, write_files
 
 if TYPE_CHECKING:
     from rmat.data.tokenizer import Tokenizer
@@ -172,12 +171,7 @@ def _show(
     caption: str,
 ) -> int:
     """Print a result, and write its files where `--out` says."""
-    if args.out is not None:
-        from rmat.report.results import write_result
-
-        for path in write_result(Path(args.out), args.measurement, result, model, vars(args)):
-            if not args.json:
-                print(f"wrote {path}")
+    write_files(args, result, model)
     if args.json:
         print_json(result)
     else:

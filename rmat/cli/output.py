@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rmat.model import LanguageModel
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -27,6 +33,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     console.print(table)
     if caption:
         console.print(caption, markup=False)
+
+
+def write_files(args: argparse.Namespace, result: dict[str, Any], model: LanguageModel) -> None:
+    """The files of a measurement, where `--out` asks for them; tells which on standard error."""
+    if args.out is None:
+        return
+    from rmat.report.results import write_result
+
+    for path in write_result(Path(args.out), args.measurement, result, model, vars(args)):
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 4) -> tuple[str, str]:

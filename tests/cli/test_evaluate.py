@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from rmat.data.synthetic.recall import RecallTask
-from rmat.evaluation.recall_training import recall_config
-from rmat.model import LanguageModel
+from rmat.model import LanguageModel, ModelConfig
 
 from .conftest import TOY, Rmat
 
@@ -85,7 +84,10 @@ def test_the_model_folder_alone_needs_its_data_named(rmat: Rmat, run_folder: Pat
 
 
 def test_recall(rmat: Rmat, tmp_path: Path) -> None:
-    LanguageModel(recall_config("recommended", RecallTask(n_pairs=2), d_model=16)).save(tmp_path)
+    config = ModelConfig.preset(
+        "tiny", vocab_size=RecallTask(n_pairs=2).vocab_size, d_model=16, segment_len=32
+    )
+    LanguageModel(config).save(tmp_path)
     result = rmat(
         *(
             "eval",

@@ -80,9 +80,7 @@ def test_refusals_do_not_move_what_is_held(name: str) -> None:
     _, state = model(make_tokens(1, 3 * model.config.segment_len))
     held = ("slot_key", "slot_value", "slot_log_gate", "pushed", "recurrent")
     before = {key: tensor for key, tensor in state.tensors().items() if key.endswith(held)}
-    positions = [
-        bank_positions(state, layer, model.config.segment_len) for layer in banks(model.config)
-    ]
+    positions = [bank_positions(state, layer, model.config.segment_len) for layer in banks(model.config)]
     with torch.no_grad():
         for layer in banks(model.config):
             gate_bias(model, layer).fill_(-60.0)

@@ -1,4 +1,4 @@
-"""The recall scorer on hand-made answers, the cells it makes of them, and its training recipe."""
+"""The recall scorer on hand-made answers, the cells it makes of them, and its readings in pieces."""
 
 import dataclasses
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from rmat.data.synthetic.recall import RecallTask
 from rmat.evaluation.recall import Answers, RecallCell, recall, score_answers
-from rmat.evaluation.recall_training import RecallTraining, recall_config, train_recall
-from rmat.model import LanguageModel
+from rmat.model import ModelConfig
 
 from .makers import tiny_model
 
@@ -50,7 +49,7 @@ class Oracle(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = recall_config("local", TASK)
+        self.config = ModelConfig.preset("tiny", variant="local", vocab_size=TASK.vocab_size)
         self.unused = torch.nn.Parameter(torch.zeros(1))
         self.calls: list[int] = []
 
@@ -120,59 +119,3 @@ def test_same_seed_same_cells() -> None:
 def test_refuses_a_model_with_too_few_tokens() -> None:
     with pytest.raises(ValueError, match=r"task needs 12 tokens, the model has 5"):
         recall(tiny_model(vocab_size=5), TASK)
-
-
-def test_config_has_the_sizes_of_the_experiments() -> None:
-    for variant in ("recommended", "paper", "local", "xl", "full"):
-        config = recall_config(variant, TASK)
-        assert (config.n_layers, config.d_model, config.segment_len) == (2, 64, 32)
-        assert config.vocab_size == TASK.vocab_size
-    assert recall_config("recommended", TASK).n_slots == recall_config("xl", TASK).n_slots == 32
-    assert recall_config("paper", TASK, fusion="head").fusion == "head"
-
-
-def losses_of(steps: int, seed: int = 0) -> list[float]:
-    """Losses of a short training of a tiny model."""
-    config = recall_config("recommended", TASK, d_model=32, segment_len=8, n_slots=8)
-    training = RecallTraining(steps=steps, batch_size=16, lr=1e-2, warmup_steps=5, seed=seed)
-    losses: list[float] = []
-    model = train_recall(config, TASK, training, on_step=lambda step, loss, answers: losses.append(loss))
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    return losses
-
-
-def test_training_lowers_the_loss() -> None:
-    losses = losses_of(40)
-    assert len(losses) == 40
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-
-
-def test_training_is_seeded() -> None:
-    assert losses_of(3) == losses_of(3) != losses_of(3, seed=1)
-
-
-def test_training_learns_from_queries_alone() -> None:
-    """The loss of a batch is the mean over its queries; filler cannot be predicted and must not count."""
-    config = recall_config("local", TASK)
-    found: list[tuple[float, Answers]] = []
-    train_recall(
-        config,
-        TASK,
-        RecallTraining(steps=1, batch_size=4),
-        on_step=lambda step, loss, answers: found.append((loss, answers)),
-    )
-    torch.manual_seed(0)
-    model = LanguageModel(config).train()
-    batch = TASK.batch(4, torch.Generator().manual_seed(0))
-    logits, _ = model(batch.tokens)
-    asked = batch.targets >= 0
-    expected = -torch.log_softmax(logits[asked], -1)[
-        torch.arange(int(asked.sum())), batch.targets[asked]
-    ].mean()
-    assert found[0][0] == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert found[0][1].asked == int(asked.sum())
-
-
-def test_recipe_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match=r"RecallTraining.lr=0"):
-        RecallTraining(lr=0)

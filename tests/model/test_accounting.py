@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "joint": {"fusion": "joint", "conv_width": 0, "mlp": "gelu", "norm": "layernorm"},
     "memory_only": {"streams": ("memory",)},
+    "memory_in_one_layer": {"memory_layers": (1,)},
 }
 
 

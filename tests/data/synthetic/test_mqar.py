@@ -27,10 +27,10 @@ def test_every_row_keeps_the_rules(pairs: int, length: int, vocabulary: int, cha
     for row in rows(task, length, 100):
         assert row.tokens.shape == row.targets.shape == (length,)
         assert row.tokens.dtype == row.targets.dtype == np.int64
-        assert 0 <= row.tokens.min() and row.tokens.max() < vocabulary
+        assert row.tokens.min() >= 0 and row.tokens.max() < vocabulary
         first = row.tokens[: 2 * pairs]
         keys, values = first[::2].tolist(), first[1::2].tolist()
-        assert len(set(keys)) == pairs and 1 <= min(keys) and max(keys) <= vocabulary // 2 - 1
+        assert len(set(keys)) == pairs and min(keys) >= 1 and max(keys) <= vocabulary // 2 - 1
         assert len(set(values)) == pairs and vocabulary // 2 <= min(values) and max(values) < vocabulary
         asked = np.flatnonzero(row.targets != IGNORED)
         assert sorted(row.tokens[asked].tolist()) == sorted(keys), "every key once"

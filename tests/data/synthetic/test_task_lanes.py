@@ -27,7 +27,9 @@ def recall_lanes(seed: int = 0, batch_size: int = 3, window: int = 40, grow: int
 
 
 def same(one: Batch, other: Batch) -> bool:
-    pairs = zip((one.tokens, one.targets, one.resets), (other.tokens, other.targets, other.resets), strict=True)
+    pairs = zip(
+        (one.tokens, one.targets, one.resets), (other.tokens, other.targets, other.resets), strict=True
+    )
     return all(torch.equal(left, right) for left, right in pairs)
 
 

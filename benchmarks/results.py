@@ -1,0 +1,204 @@
+"""Reproduce the results: train every recipe, measure it, write results/NAME/ (JSON, CSV, plots).
+
+    python benchmarks/results.py --quick                         recall, MQAR, pass key, bits per byte by position
+    python benchmarks/results.py [NAME ...] [--data FOLDER]      everything, or the named stages
+
+Stages that read text of your own (`books-*`, `dialogue`, `babilong`) take it from FOLDER: `books/` with train, valid and
+test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with bAbI's files. A run that is complete is not trained
+again, one that was interrupted goes on; delete runs/results/NAME to start afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rmat.cli.main import main as rmat
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "examples" / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training and what is measured of it. {data} stands for the folder of text."""
+
+    recipe: str
+    """Name of a file in examples/recipes."""
+    settings: tuple[str, ...] = ()
+    """Further words of `rmat train`."""
+    measurements: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Folder below results/NAME -> words of `rmat eval`; {run} stands for the run."""
+
+
+BY_POSITION = ("ablation", "{run}", "--split", "test", "--max-document-bytes", "140000", "--batch-size", "10")
+PASSKEY = ("passkey", "{run}", "--batch-size", "25", "--slots", "64")
+
+QUICK: dict[str, Stage] = {
+    "quick-recall": Stage(
+        recipe="recall",
+        measurements={
+            "everywhere": ("recall", "{run}", "--queries", "everywhere"),
+            "end": ("recall", "{run}", "--length", "16384"),
+            "million": ("recall", "{run}", "--length", "1048576", "--rows", "2"),
+        },
+    ),
+    "quick-mqar": Stage(
+        recipe="mqar",
+        settings=("train.steps=700",),
+        measurements={"test": ("mqar", "{run}", "--slots", "448", "--samples", "100")},
+    ),
+    "quick-passkey": Stage(
+        recipe="passkey",
+        settings=("train.steps=900",),
+        measurements={
+            "noise": (*PASSKEY, "--samples", "25", "--length", "640", "--length", "6400", "--length", "64000")
+        },
+    ),
+    "quick-position": Stage(
+        recipe="stdlib",
+        measurements={"position": ("ablation", "{run}", "--mode", "zeroed", "--max-document-bytes", "40000")},
+    ),
+}
+"""Under half an hour on two cores, without other data than the standard library's sources."""
+
+FULL: dict[str, Stage] = {
+    **{
+        f"recall-seed{seed}": Stage(
+            recipe="recall",
+            settings=(f"train.seed={seed}",),
+            measurements={
+                "everywhere": ("recall", "{run}", "--queries", "everywhere"),
+                "end": ("recall", "{run}", "--length", "16384"),
+                "million": ("recall", "{run}", "--length", "1048576", "--rows", "8", "--batch-size", "8"),
+            },
+        )
+        for seed in (0, 1, 2)
+    },
+    "mqar": Stage(recipe="mqar", measurements={"test": ("mqar", "{run}", "--slots", "448")}),
+    "passkey": Stage(
+        recipe="passkey",
+        settings=('data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=300"]',),
+        measurements={
+            "noise": (*PASSKEY, "--length", "640", "--length", "6400", "--length", "64000"),
+            "noise-million": (*PASSKEY, "--length", "1000000", "--samples", "25"),
+            "books": (
+                *PASSKEY,
+                "--length",
+                "640",
+                "--length",
+                "6400",
+                "--length",
+                "64000",
+                "--filler",
+                "{data}/books",
+            ),
+            "books-million": (*PASSKEY, "--length", "1000000", "--samples", "25", "--filler", "{data}/books"),
+        },
+    ),
+    "babilong": Stage(
+        recipe="babilong",
+        settings=(
+            'data.specs=["babilong:facts={data}/babi,filler={data}/books,tasks=1+4+5,from=128,grow=600,questions=all"]',
+        ),
+        measurements={
+            "test": (
+                *(
+                    "babilong",
+                    "{run}",
+                    "--facts",
+                    "{data}/babi",
+                    "--filler",
+                    "{data}/books",
+                    "--samples",
+                    "100",
+                ),
+                *(
+                    "--batch-size",
+                    "25",
+                    "--length",
+                    "0",
+                    "--length",
+                    "1024",
+                    "--length",
+                    "4096",
+                    "--length",
+                    "16384",
+                ),
+                *("--length", "65536"),
+            )
+        },
+    ),
+    **{
+        f"books-{name}": Stage(
+            recipe="books",
+            settings=("--data", "{data}/books", *settings),
+            measurements={"position": BY_POSITION}
+            if memory
+            else {"position": ("perplexity", *BY_POSITION[1:])},
+        )
+        for name, settings, memory in (
+            ("recommended", (), True),
+            ("logit", ("model.gate_gradient=logit",), True),
+            ("xl", ("--variant", "xl", "model.n_slots=128"), True),
+            ("local", ("--variant", "local"), False),
+            ("full", ("--variant", "full", "model.segment_len=1024"), False),
+        )
+    },
+}
+"""Everything; hours on two cores."""
+
+
+def run_stage(name: str, stage: Stage, data: str, runs: Path, results: Path) -> None:
+    """Train unless it is done, then measure what is not measured."""
+    run = runs / name
+    words = [word.format(data=data) if "{data}" in word else word for word in stage.settings]
+    if not (run / "result.json").is_file():
+        resume = (run / "config.json").is_file()
+        start = ["--config", str(RECIPES / f"{stage.recipe}.yaml"), "--out", str(run), *words]
+        _do(["train", "--resume", str(run)] if resume else ["train", *start])
+    for folder, command in stage.measurements.items():
+        out = results / name / folder
+        if not (out / "result.json").is_file():
+            filled = [word.format(run=run, data=data) for word in command]
+            _do(["eval", *filled, "--out", str(out)])
+
+
+def _do(words: list[str]) -> None:
+    print(f"\n$ rmat {' '.join(words)}", flush=True)
+    status = rmat(words)
+    if status:
+        raise SystemExit(status)
+
+
+def main() -> None:
+    """Run the stages one after the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("stages", nargs="*", metavar="NAME", help=f"of {', '.join([*QUICK, *FULL])}")
+    parser.add_argument("--quick", action="store_true", help="the quick stages")
+    parser.add_argument("--data", default="data", metavar="FOLDER", help="text of your own (default: data)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), metavar="DIR")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    given = parser.parse_args()
+    known = {**QUICK, **FULL}
+    unknown = [name for name in given.stages if name not in known]
+    if unknown:
+        parser.error(f"there is no stage {unknown[0]!r}; there are {', '.join(known)}")
+    names = given.stages or list(QUICK if given.quick else FULL)
+    needs_data = any("{data}" in word for name in names for word in known[name].settings)
+    if needs_data and not Path(given.data).is_dir():
+        parser.error(
+            f"no folder at {given.data!r}: give the folder of text with --data, or name other stages"
+        )
+    started = time.perf_counter()
+    for name in names:
+        run_stage(name, known[name], given.data, given.runs, given.results)
+        minutes = (time.perf_counter() - started) / 60
+        print(f"{name} done after {minutes:.1f} minutes in all", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
