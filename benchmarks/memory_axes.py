@@ -41,7 +41,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "gate gru": {"gate": "gru"},
     "gate both": {"gate": "both"},
     "gradient through the logit": {"gate_gradient": "logit"},
-    "noise 0.5 on scores": {"gate_noise": 0.5},
+    "open at first, no noise": {"gate_bias": 1.0, "gate_noise": 0.0},
+    "closed at first, no noise": {"gate_noise": 0.0},
     "write cost 1e-5": {"write_cost": 1e-5},
     "8 writes": {"writes_per_segment": 8},
     "32 writes": {"writes_per_segment": 32},
@@ -61,9 +62,14 @@ CELLS: dict[str, dict[str, Any]] = {
     "segments of 16": {"segment_len": 16},
     "segments of 64": {"segment_len": 64},
     "overload": {"overload": True},
+    "overload, open at first, no noise": {"overload": True, "gate_bias": 1.0, "gate_noise": 0.0},
     "overload, gradient through the logit": {"overload": True, "gate_gradient": "logit"},
-    "overload, noise 0.5": {"overload": True, "gate_noise": 0.5},
-    "overload, write cost 1e-5": {"overload": True, "write_cost": 1e-5},
+    "overload, gradient through the logit, open at first, no noise": {
+        "overload": True,
+        "gate_gradient": "logit",
+        "gate_bias": 1.0,
+        "gate_noise": 0.0,
+    },
 }
 """Name of a cell -> what it changes: fields of the model, `variant`, `overload`."""
 

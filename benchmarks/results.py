@@ -53,7 +53,7 @@ QUICK: dict[str, Stage] = {
     ),
     "quick-passkey": Stage(
         recipe="passkey",
-        settings=("train.steps=900",),
+        settings=("train.steps=1600",),
         measurements={
             "noise": (*PASSKEY, "--samples", "25", "--length", "640", "--length", "6400", "--length", "64000")
         },
@@ -81,7 +81,7 @@ FULL: dict[str, Stage] = {
     "mqar": Stage(recipe="mqar", measurements={"test": ("mqar", "{run}", "--slots", "448")}),
     "passkey": Stage(
         recipe="passkey",
-        settings=('data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=300"]',),
+        settings=('data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]',),
         measurements={
             "noise": (*PASSKEY, "--length", "640", "--length", "6400", "--length", "64000"),
             "noise-million": (*PASSKEY, "--length", "1000000", "--samples", "25"),

@@ -24,6 +24,9 @@ FORMAT = "rmat-model"
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
+ASSETS = Path(__file__).parent / "assets"
+"""Models that come with the package, each in a folder of its name."""
+
 
 class SavesItself(Protocol):
     """What is needed of a tokenizer here."""
@@ -95,16 +98,21 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Langua
 
 
 def model_folder(path: str | Path) -> Path:
-    """`path` if it is a model folder, or the exported model inside it if it is the folder of a training run.
+    """`path` if it is a model folder, the exported model inside it if it is the folder of a training run, or the folder
+    of the model of that name that comes with the package.
 
-    Raises FileNotFoundError if it is neither.
+    Raises FileNotFoundError if it is none of them.
     """
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     if not path.exists():
-        raise FileNotFoundError(f"no model at {path}: there is no such folder")
+        shipped = sorted(folder.parent.name for folder in ASSETS.glob(f"*/{WEIGHTS_FILE}"))
+        if str(path) in shipped:
+            return ASSETS / path
+        come = f"; models that come with rmat: {', '.join(shipped)}" if shipped else ""
+        raise FileNotFoundError(f"no model at {path}: there is no such folder{come}")
     if (path / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"no model in {path} yet: the training run is not complete; go on with: rmat train --resume {path}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmat.cli import evaluate_options
 from rmat.cli.loading import DEVICES, load_with_tokenizer
-from rmat.cli.output import human_bytes, print_json, print_table, with_interval, write_files
+from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 from rmat.cli.parsing import add_command, add_json
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def run_recall(args: argparse.Namespace) -> int:
     from rmat.training.environment import pick_device
     from rmat.weights import load_model
 
+    prepare_files(args)
     model = load_model(args.model, pick_device(args.device)[0])
     found = recall(
         model,
@@ -236,6 +237,7 @@ def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStor
     from rmat.training.config import RunConfig
     from rmat.weights import model_folder
 
+    prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     folder = model_folder(args.model)
     own = None if folder == Path(args.model) else RunConfig.load(Path(args.model)).data

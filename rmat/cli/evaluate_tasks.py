@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli.loading import load_with_tokenizer
-from rmat.cli.output import human_bytes, print_json, print_table, with_interval, write_files
+from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 
 if TYPE_CHECKING:
     from rmat.data.tokenizer import Tokenizer
@@ -191,6 +191,7 @@ def _length(args: argparse.Namespace) -> list[int]:
 
 
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
+    prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     return (model if args.slots is None else model.with_slots(args.slots)), tokenizer
 

@@ -35,6 +35,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: 
         console.print(caption, markup=False)
 
 
+def prepare_files(args: argparse.Namespace) -> None:
+    """Find out before a long measurement whether its files can be written: ValueError or OSError if not."""
+    if args.out is not None:
+        from rmat.report.figures import require_matplotlib
+
+        require_matplotlib()
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+
+
 def write_files(args: argparse.Namespace, result: dict[str, Any], model: LanguageModel) -> None:
     """The files of a measurement, where `--out` asks for them; tells which on standard error."""
     if args.out is None:

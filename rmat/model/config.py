@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The legal values of every field that names an alternative."""
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
-_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_gradient", "write_cost")
+_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
 _LATER = {"memory_layers": None}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
@@ -77,6 +77,9 @@ class ModelConfig:
     gate_gradient: GateGradient = "logit"
     """How the scores of writes learn: from what log g adds to the attention logit of a slot, or from what the slot's
     value adds to the output, as if it were multiplied by g."""
+    gate_bias: float = 1.0
+    """Score of a write at the start of training, the bias of its gate: above 0 tokens enter until they turn out to be
+    useless, below 0 they enter by `gate_noise` alone until they turn out to be useful."""
     gate_noise: float = 0.0
     """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried now and then,
     and scores learn to keep away from the threshold."""
@@ -136,6 +139,8 @@ class ModelConfig:
         for name in ("gate_noise", "write_cost"):
             if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < math.inf:
                 self._refuse(name, "choose a number of at least 0")
+        if not _is_number(self.gate_bias) or not math.isfinite(self.gate_bias):
+            self._refuse("gate_bias", "choose a number, such as 1.0")
         if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             self._refuse("dropout", "choose a probability in [0, 1)")
 

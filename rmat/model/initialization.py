@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rmat.model.language_model import LanguageModel
 
 OPEN = 1.0
-"""Bias of every write gate: a new memory takes writes, and learns what to refuse."""
+"""Bias of the GRU gate: a new memory takes writes, and learns what to keep."""
 
 
 def table(config: ModelConfig) -> list[tuple[str, float, float]]:
@@ -30,7 +30,7 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
         ("*norm.bias", 0.0, 0.0),
         ("*.convolution.weight", 0.0, 0.3),
         ("*.writer.score.weight", 0.0, 0.1 * width),
-        ("*.writer.score.bias", OPEN, 0.0),
+        ("*.writer.score.bias", config.gate_bias, 0.0),
         ("*.writer.queries", 0.0, 1.0),
         ("*.memory.gate.candidate.bias", OPEN, 0.0),
         ("*.memory.null_*", 0.0, 0.02),

@@ -43,6 +43,17 @@ STYLE: dict[str, Any] = {
 }
 
 
+def require_matplotlib() -> None:
+    """Raise ValueError with the remedy if matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "drawing plots needs the matplotlib package, which is not installed; "
+            "install it with: pip install 'rmat[plots]'"
+        ) from None
+
+
 @contextmanager
 def drawing(path: str | Path, height: float = 4.6) -> Iterator[tuple[Figure, list[Path]]]:
     """A figure 8 inches wide and `height` high, and the files that it is written to at the end.
@@ -54,14 +65,10 @@ def drawing(path: str | Path, height: float = 4.6) -> Iterator[tuple[Figure, lis
     if path.suffix not in ("", *SUFFIXES):
         raise ValueError(f"{path} ends in {path.suffix!r}: plots are .png or .svg, or both without a suffix")
     files = [path] if path.suffix else [path.with_suffix(suffix) for suffix in SUFFIXES]
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "drawing plots needs the matplotlib package, which is not installed; "
-            "install it with: pip install 'rmat[plots]'"
-        ) from None
+    require_matplotlib()
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8, height), layout="constrained")
         yield figure, files

@@ -15,7 +15,7 @@ function draw_summary() {
     MEMORY_LAYERS.length
       ? ["bank", `${count(c.n_slots)} slots`, `a layer; ${c.writer === "mean" ? "the mean" : c.writer === "all" ? "all tokens" : `up to ${c.writes_per_segment}`} of every ${c.segment_len} tokens (${c.writer})`]
       : ["window", `${count(c.segment_len)} tokens`, "no memory"],
-    training ? ["trained on", training.splits.train && training.splits.train.bytes ? bytes(training.splits.train.bytes) : "own data", training.data.join(", ")] : null,
+    training ? ["trained on", training.splits.train && training.splits.train.bytes ? bytes(training.splits.train.bytes) : "a task", training.data.join(", ")] : null,
   ];
   for (const card of cards) if (card) place("cards").append(make("div", null, make("dt", null, card[0]), make("dd", null, card[1], make("small", null, card[2]))));
   place("guide").textContent = MEMORY_LAYERS.length

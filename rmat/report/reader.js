@@ -42,8 +42,8 @@ function layer_of(index) {
 
 const first_token = (layer, entry) => layer.source[entry] - ENTRY_TOKENS + 1;
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
-const name_of = (i) => (DATA.text.specials[i] ? `⟨${DATA.text.specials[i]}⟩` : TOKENS[i] === "" ? "⟨part of a character⟩" : visible(TOKENS[i]));
-const following = (i) => (DATA.text.answers[i] !== undefined ? DATA.text.answers[i] : i + 1 < N ? name_of(i + 1) : "");
+const name_of = (i) => (DATA.text.specials[i] ? `⟨${DATA.text.specials[i]}⟩` : TOKENS[i] === "" ? "⟨part of a character⟩" : TOKENS[i].trim() ? visible(TOKENS[i]) : visible(TOKENS[i]).replace(/ /g, "␣"));
+const following = (i) => (DATA.text.answers[i] !== undefined ? DATA.text.answers[i] || "⟨end⟩" : i + 1 < N ? name_of(i + 1) : "");
 const document_of = (i) => DATA.text.documents.findLast((one) => one.start <= i);
 
 // ---- colours: each way gives a colour of a token and a legend
@@ -69,9 +69,23 @@ function ramp_scale(values, unit, format, from = null) {
   return { colour, legend };
 }
 
+// Where the gate refuses scores that are not above 0: greys for those, blues for the others.
+function score_scale(values, unit) {
+  if (!["push", "both"].includes(DATA.model.config.gate)) return ramp_scale(values, unit, (x) => fixed(x, 2));
+  const sides = [["refused", values.filter((x) => x <= 0), WHITE, [205, 211, 218]], ["may enter", values.filter((x) => x > 0), [205, 230, 248], BLUE]]
+    .map(([name, part, from, to]) => ({ name, from, to, some: part.length > 0, range: spread(part, 0.02, 0.98) }));
+  const colour = (i) => {
+    const side = sides[values[i] > 0 ? 1 : 0], [low, high] = side.range;
+    return Number.isFinite(values[i]) ? mix(side.from, side.to, high > low ? (values[i] - low) / (high - low) : 1) : null;
+  };
+  const legend = sides.filter((side) => side.some).map(({ name, from, to, range }) =>
+    make("span", null, fixed(range[0], 2), make("i", { class: "ramp", style: { background: `linear-gradient(90deg, ${mix(from, to, 0)}, ${mix(from, to, 1)})` } }), `${fixed(range[1], 2)} ${name}`));
+  return { colour, legend: [make("span", null, unit), ...legend] };
+}
+
 const WRITE_NAMES = { token_score: "write score", segment_score: "write score of the segment", gru_gate: "gate z of the segment, mean" };
 const colours = {
-  write: { name: WRITE_NAMES[DATA.model.write], needs: DATA.model.write, scale: (l) => ramp_scale(l.write, WRITE_NAMES[DATA.model.write], (x) => fixed(x, 2)) },
+  write: { name: WRITE_NAMES[DATA.model.write], needs: DATA.model.write, scale: (l) => (DATA.model.write === "gru_gate" ? ramp_scale(l.write, WRITE_NAMES.gru_gate, (x) => fixed(x, 2)) : score_scale(l.write, WRITE_NAMES[DATA.model.write])) },
   entered: {
     name: "entered the bank", needs: true,
     scale: (l) => {
@@ -198,9 +212,12 @@ function draw_map() {
 // ---- one token
 
 function snippet(first, last = first) {
-  const before = first - 8, after = last + 5, put = (from, to) => { let text = ""; for (let k = Math.max(0, from); k < Math.min(N, to); k++) text += name_of(k); return text; };
-  const middle = last - first > 12 ? `${put(first, first + 6)} … ${put(last - 5, last + 1)}` : put(first, last + 1);
-  return make("div", { class: "text" }, last > first ? "" : put(before, first), make("mark", null, middle || " "), last > first ? "" : put(last + 1, after));
+  const put = (from, to) => { let text = ""; for (let k = from; k < to; k++) text += DATA.text.specials[k] ? name_of(k) : visible(TOKENS[k]); return text; };
+  let before = first, after = last + 1;
+  for (let room = 28; before > 0 && room > 0; room -= TOKENS[before].length || 1) before--;
+  for (let room = 20; after < N && room > 0; room -= TOKENS[after - 1].length || 1) after++;
+  const middle = last - first > 12 ? `${put(first, first + 6)} … ${put(last - 5, last + 1)}` : last > first ? put(first, last + 1) : name_of(first);
+  return make("div", { class: "text" }, last > first ? "" : put(before, first), make("mark", null, middle || " "), last > first ? "" : put(last + 1, Math.min(N, after)));
 }
 
 function reference(i, last, weight, words, most) {
@@ -254,7 +271,7 @@ function writing_of(i) {
   const told = [make("p", null, `${what} entered the bank when its segment closed at token ${count(layer.entered[e])}${gate}, and ${end}.`)];
   const best = layer.readers[e].slice().sort((a, b) => layer.weight[b] - layer.weight[a]).slice(0, 5);
   if (layer.most_read[e] <= DATA.model.read_threshold) told.push(make("p", null, `Never read: no later token gave it more than ${percent(DATA.model.read_threshold)} of its attention.`));
-  else told.push(make("p", null, `Read with ${fixed(layer.total_read[e], 1)} tokens' worth of attention in all; most by:`));
+  else told.push(make("p", null, `Read with ${layer.total_read[e] < 100 ? fixed(layer.total_read[e], 1) : count(layer.total_read[e])} tokens' worth of attention in all; most by:`));
   if (best.length && layer.most_read[e] > DATA.model.read_threshold) {
     const reader = (k) => Math.floor(k / layer.top);
     told.push(make("ul", { class: "refs readers" }, best.map((k) => reference(reader(k), reader(k), layer.weight[k], `${count(reader(k) - layer.source[e])} tokens later`, layer.weight[best[0]]))));
@@ -303,8 +320,8 @@ function choose(i, hold, jump) {
 }
 
 function next_written(i, step) {
-  for (let k = i + step; k >= 0 && k < N; k += step) if (layer && layer.of_token[k] >= 0 && (ENTRY_TOKENS === 1 || layer.of_token[k] !== layer.of_token[i])) return k;
-  return i;
+  for (let k = i < 0 && step < 0 ? N - 1 : i + step; k >= 0 && k < N; k += step) if (layer && layer.of_token[k] >= 0 && (ENTRY_TOKENS === 1 || layer.of_token[k] !== layer.of_token[i])) return k;
+  return Math.max(i, 0);
 }
 
 function listen() {
@@ -320,6 +337,7 @@ function listen() {
     else return;
     event.preventDefault();
   });
+  for (const button of document.querySelectorAll("#steps button")) button.addEventListener("click", () => choose(next_written(active, +button.value), true, true));
   map.addEventListener("click", (event) => choose(Math.min(N - 1, Math.floor((event.offsetX / map.clientWidth) * N)), true, true));
   new ResizeObserver(draw_map).observe(map);
 }
@@ -341,6 +359,7 @@ function start_reader() {
     }
   } else {
     place("layers").remove();
+    place("steps").remove();
   }
   const select = place("colour");
   for (const [key, one] of Object.entries(colours)) if (one.plain ? one.needs !== null : layer && one.needs) select.append(make("option", { value: key }, one.name));
@@ -354,7 +373,7 @@ function start_reader() {
   const words = all.filter(([, i]) => /[\p{L}\p{N}]{2}/u.test(following(i)));
   const saved = (words.length >= 8 ? words : all).slice(0, 16);
   if (!saved.length) jumps.remove();
-  else jumps.append("Memory saved most on:", ...saved.map(([x, i]) => make("button", { type: "button", onclick: () => choose(i, true, true) }, make("code", null, following(i).trim() || "␣"), ` ${fixed(x, 1)} bits`)));
+  else jumps.append("Memory saved most on:", ...saved.map(([x, i]) => make("button", { type: "button", onclick: () => choose(i, true, true) }, make("code", null, following(i).trim()), ` ${fixed(x, 1)} bits`)));
   if (saved.length) choose(saved[0][1], true, true);
   else show();
 }

@@ -14,6 +14,7 @@ from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
 from rmat.data.documents import encode_documents
 from rmat.data.sources import Source
+from rmat.data.synthetic.haystack import Split
 from rmat.data.synthetic.spec import is_task, parse_task
 from rmat.data.synthetic.task import NumberedTask, Row
 from rmat.data.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def read_file(path: str, tokenizer: Tokenizer, max_tokens: int) -> Reading:
 
 
 def read_data(
-    data: DataConfig, split: str, tokenizer: Tokenizer, folder: Path, max_tokens: int, *, own: bool
+    data: DataConfig, split: Split, tokenizer: Tokenizer, folder: Path, max_tokens: int, *, own: bool
 ) -> Reading:
     """Held-out documents of a corpus, or rows of tasks.
 
@@ -74,7 +75,7 @@ def read_data(
     return _reading(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
 
 
-def _task_rows(data: DataConfig, split: str, tokenizer: Tokenizer, max_tokens: int, name: str) -> Reading:
+def _task_rows(data: DataConfig, split: Split, tokenizer: Tokenizer, max_tokens: int, name: str) -> Reading:
     """Rows of each SPEC in turn, of the task's own length or as long as all that is to be read."""
     if not all(map(is_task, data.specs)):
         raise ValueError(

@@ -26,6 +26,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "n_slots": {"n_slots": 4},
     "gate": {"gate": "none"},
     "gate_gradient": {"gate_gradient": "logit"},
+    "gate_bias": {"gate_bias": -0.5},
     "gate_noise": {"gate_noise": 0.5},
     "write_cost": {"write_cost": 0.5},
     "memory_layers": {"memory_layers": (0,)},
@@ -45,13 +46,14 @@ OTHER: dict[str, dict[str, Any]] = {
 
 def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
     """What a config makes: shapes of parameters, shapes of the state, logits in training mode with, behind them, the
-    gradient of what the scores of writes are made of.
+    gradient of what the scores of writes are made of, and the biases of those scores as they were drawn.
 
     Parameters that `source` has in the same shape are taken from there, so that logits differ only by the config.
     """
     torch.manual_seed(0)
     model = LanguageModel(config).double()
     own = model.state_dict()
+    first = [own[name].flatten().clone() for name in own if "writer.score.bias" in name]
     same = {k: v for k, v in source.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict({**own, **same})
     torch.manual_seed(1)
@@ -59,7 +61,7 @@ def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, 
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     logits.square().sum().backward()
     scores = [p.grad for name, p in model.named_parameters() if "writer.score" in name and p.grad is not None]
-    observed = torch.cat([logits.detach().flatten(), *(gradient.flatten() for gradient in scores)])
+    observed = torch.cat([logits.detach().flatten(), *(gradient.flatten() for gradient in scores), *first])
     return parameters, {name: tuple(t.shape) for name, t in state.tensors().items()}, observed
 
 
@@ -80,7 +82,7 @@ def test_every_field_changes_parameters_state_or_output(field: str) -> None:
         assert float((logits - new_logits).abs().max()) > 1e-9, f"{field} changes nothing"
 
 
-TRAINING_ONLY = ("dropout", "gate_noise", "gate_gradient", "write_cost")
+TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
 
 
 @pytest.mark.parametrize("field", [name for name in OTHER if name not in TRAINING_ONLY])

@@ -68,7 +68,7 @@ def nats(right: int, wrong: int) -> float:
 def test_scores_are_those_counted_by_hand() -> None:
     found = score(RIGHT_AND_WRONG)
     assert found == {"nats": pytest.approx(nats(3, 1)), "accuracy": 0.75, "rows_right": 0.5}
-    assert list(found)[0] == "nats", "the first is the one to be small"
+    assert next(iter(found)) == "nats", "the first is the one to be small"
 
 
 def test_all_right_and_all_wrong() -> None:

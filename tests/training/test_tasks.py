@@ -14,7 +14,6 @@ import rmat.api
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
 from rmat.data.synthetic.corpus import load_tasks
-from rmat.data.synthetic.mqar import MqarTask
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent
@@ -161,7 +160,9 @@ def test_other_rows_are_refused_at_resuming(tmp_path: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     values["data"]["specs"] = ["mqar:pairs=3,length=16,vocabulary=32"]
     (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"the data has changed since the run .*tasks differs from data.json"):
+    with pytest.raises(
+        ValueError, match=r"the data has changed since the run .*tasks differs from data.json"
+    ):
         train(resume=folder, reporter=Silent())
 
 
@@ -216,9 +217,11 @@ def test_the_memory_is_empty_at_the_start_of_every_row() -> None:
     model = rmat.LanguageModel(settings.model_config(corpus.tokenizer.vocab_size))
     lanes = corpus.lanes(3, 24, 0)
     before = training_step(model, [], [lanes.batch(0)], None, settings.train)
-    fresh, carried = (
-        training_step(model, [], [lanes.batch(1)], state, settings.train) for state in (None, before.state)
-    )
+    found = []
+    for state in (None, before.state):
+        model.zero_grad()
+        found.append(training_step(model, [], [lanes.batch(1)], state, settings.train))
+    fresh, carried = found
     assert before.state is not None and before.state.position.tolist() == [16] * 3
     assert fresh.nats == carried.nats and fresh.gradient_norm == carried.gradient_norm
 
