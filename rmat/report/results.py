@@ -35,18 +35,40 @@ def write_result(
     }
     path = folder / "result.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = _lines(result)
     rows = (
         result["cells"]
         if "cells" in result
-        else [{"memory": mode, **result[mode]} for mode in result["modes"]]
+        else [{"memory": name, **row} for name, row in _modes(result).items()]
     )
-    written = [path, plots.write_table(rows, folder / "table.csv")]
+    written = [path, plots.write_table([_plain(row) for row in rows], folder / "table.csv")]
     if "cells" in result:
-        series: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for cell in result["cells"]:
-            series[_line(cell)].append(cell)
-        written += plots.plot_accuracy(dict(series), folder / "accuracy", title=measurement)
+        written += plots.plot_accuracy(lines, folder / "accuracy", title=measurement)
+    elif any(lines.values()):
+        written += plots.plot_by_position(lines, folder / "by_position", title=measurement)
     return written
+
+
+def _modes(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scores by use of the memory."""
+    if "modes" in result:
+        return {mode: result[mode] for mode in result["modes"]}
+    return {result["memory"]: result}
+
+
+def _lines(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What a picture shows: cells of each task and depth, or bits per byte by position for each use of the memory."""
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    if "cells" in result:
+        for cell in result["cells"]:
+            lines[_line(cell)].append(cell)
+        return dict(lines)
+    return {f"memory {name}": list(score.get("by_position", [])) for name, score in _modes(result).items()}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A table's row without the lists in it."""
+    return {name: value for name, value in row.items() if not isinstance(value, list)}
 
 
 def _line(cell: dict[str, Any]) -> str:

@@ -1,0 +1,46 @@
+"""Models that come with the package load by name, are small, say what they are, and write."""
+
+from pathlib import Path
+
+import pytest
+
+import rmat
+from rmat.weights import ASSETS, model_folder
+
+SHIPPED = sorted(folder for folder in ASSETS.iterdir() if folder.is_dir()) if ASSETS.is_dir() else []
+LARGEST = 12_000_000
+"""Bytes of one model with its tokenizer."""
+
+
+def test_one_is_shipped() -> None:
+    assert [folder.name for folder in SHIPPED] == ["starter"]
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_it_is_small_and_says_what_it_is(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= LARGEST
+    card = (folder / "README.md").read_text(encoding="utf-8").lower()
+    assert all(word in card for word in ("trained on", "licence", "limits", "parameters"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_it_is_found_by_name_and_writes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_folder(folder.name) == folder
+    model, tokenizer = rmat.load(folder.name)
+    assert tokenizer is not None
+    text = "".join(rmat.generate(model, tokenizer, "def read(", max_new_tokens=12, seed=0))
+    assert text
+
+
+def test_a_folder_of_that_name_counts_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "starter").mkdir()
+    with pytest.raises(FileNotFoundError, match="no model in starter"):
+        model_folder("starter")
+
+
+def test_a_name_that_is_neither_names_those_that_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="models that come with rmat: starter"):
+        model_folder("startre")
