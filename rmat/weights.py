@@ -120,6 +120,13 @@ def model_folder(path: str | Path) -> Path:
     raise FileNotFoundError(f"no model in {path}: neither it nor its folder 'model' has a {WEIGHTS_FILE}")
 
 
+def run_folder(path: str | Path) -> Path | None:
+    """`path` if it is the folder of a training run, whose configuration and data lie beside its model; else None. Raises
+    as `model_folder` does."""
+    path = Path(path)
+    return path if model_folder(path) == path / "model" else None
+
+
 def read_config(folder: Path) -> ModelConfig:
     """The configuration in a model folder; errors as in `load_model`."""
     path = folder / CONFIG_FILE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli import evaluate_options
@@ -235,12 +234,13 @@ def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStor
     from rmat.data.config import DataConfig
     from rmat.data.corpus import load_corpus
     from rmat.training.config import RunConfig
-    from rmat.weights import model_folder
+    from rmat.weights import model_folder, run_folder
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     folder = model_folder(args.model)
-    own = None if folder == Path(args.model) else RunConfig.load(Path(args.model)).data
+    run = run_folder(args.model)
+    own = None if run is None else RunConfig.load(run).data
     data = own or DataConfig()
     if args.data:
         data = replace(data, specs=tuple(args.data), weights=None)

@@ -115,12 +115,13 @@ def _reading(args: argparse.Namespace, tokenizer: Tokenizer) -> Reading:
     from rmat.data.config import DataConfig
     from rmat.report.reading import read_data, read_file
     from rmat.training.config import RunConfig
-    from rmat.weights import model_folder
+    from rmat.weights import model_folder, run_folder
 
     if args.text is not None:
         return read_file(args.text, tokenizer, args.max_tokens)
     folder = model_folder(args.model)
-    own = None if folder == Path(args.model) else RunConfig.load(Path(args.model)).data
+    run = run_folder(args.model)
+    own = None if run is None else RunConfig.load(run).data
     data = own or DataConfig()
     if args.data:
         data = replace(data, specs=tuple(args.data), weights=None)
@@ -131,10 +132,10 @@ def _training(model: str) -> dict[str, Any] | None:
     """What the folder tells about training; None for a model folder."""
     from rmat.report.contents import training_contents
     from rmat.training.metrics import JsonLines
-    from rmat.weights import model_folder
+    from rmat.weights import run_folder
 
-    folder = Path(model)
-    if model_folder(folder) == folder:
+    folder = run_folder(model)
+    if folder is None:
         return None
     config, data = (
         json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "data.json")

@@ -70,7 +70,7 @@ function draw_slots() {
   }
 }
 
-const STREAMS = { full: ["#0072b2", "#fff"], chunked: ["#009e73", "#fff"], local: ["#0072b2", "#fff"], memory: ["#e69f00", "#000"], null: ["#f7e2b0", "#000"] };
+const STREAMS = { full: ["#0072b2", "#fff"], chunked: ["#009e73", "#000"], local: ["#0072b2", "#fff"], memory: ["#e69f00", "#000"], null: ["#f7e2b0", "#000"] };
 const STREAM_NAMES = { full: "full (the segment)", chunked: "chunked (the window)", local: "full and chunked together", memory: "memory: slots", null: "memory: null slot" };
 
 function draw_fusion() {
