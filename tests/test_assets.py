@@ -24,7 +24,9 @@ def test_it_is_small_and_says_what_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_it_is_found_by_name_and_writes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_found_by_name_and_writes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert model_folder(folder.name) == folder
     model, tokenizer = rmat.load(folder.name)
@@ -40,7 +42,9 @@ def test_a_folder_of_that_name_counts_more(tmp_path: Path, monkeypatch: pytest.M
         model_folder("starter")
 
 
-def test_a_name_that_is_neither_names_those_that_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_neither_names_those_that_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="models that come with rmat: starter"):
         model_folder("startre")
