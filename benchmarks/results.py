@@ -53,7 +53,6 @@ QUICK: dict[str, Stage] = {
     ),
     "quick-passkey": Stage(
         recipe="passkey",
-        settings=("train.steps=1600",),
         measurements={
             "noise": (*PASSKEY, "--samples", "25", "--length", "640", "--length", "6400", "--length", "64000")
         },
