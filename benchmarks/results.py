@@ -35,7 +35,7 @@ class Stage:
 
 
 BY_POSITION = ("ablation", "{run}", "--split", "test", "--max-document-bytes", "140000", "--batch-size", "10")
-PASSKEY = ("passkey", "{run}", "--batch-size", "25", "--slots", "64")
+PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 
 QUICK: dict[str, Stage] = {
     "quick-recall": Stage(

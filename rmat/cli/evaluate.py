@@ -7,18 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli import evaluate_options
-from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.loading import load_with_tokenizer
 from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
-from rmat.cli.parsing import add_command, add_json
+from rmat.cli.parsing import add_command
 
 if TYPE_CHECKING:
     from rmat.data.corpus import Corpus
     from rmat.data.store import JoinedStores, TokenStore
     from rmat.data.tokenizer import Tokenizer
     from rmat.model import LanguageModel
-    from rmat.model.language_model import MemoryMode
-
-MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
 
 
 def add(commands: Any) -> None:
@@ -38,7 +35,7 @@ def add(commands: Any) -> None:
     _add_text_options(perplexity)
     perplexity.add_argument(
         "--memory",
-        choices=MEMORY_MODES,
+        choices=evaluate_options.MEMORY_MODES,
         default="on",
         help="how the memory is used (default: on; see eval ablation)",
     )
@@ -54,7 +51,7 @@ def add(commands: Any) -> None:
     _add_text_options(ablation)
     ablation.add_argument(
         "--mode",
-        choices=MEMORY_MODES,
+        choices=evaluate_options.MEMORY_MODES,
         action="append",
         help="measure only this besides on; repeatable (default: all)",
     )
@@ -77,9 +74,12 @@ def add(commands: Any) -> None:
         "--queries", choices=("end", "everywhere"), default="end", help="where they are asked (default: end)"
     )
     recall.add_argument(
-        "--memory", choices=MEMORY_MODES, default="on", help="how the memory is used (default: on)"
+        "--memory",
+        choices=evaluate_options.MEMORY_MODES,
+        default="on",
+        help="how the memory is used (default: on)",
     )
-    _add_common_options(recall)
+    evaluate_options.add_measuring(recall)
     evaluate_options.add(kinds)
 
 
@@ -124,7 +124,9 @@ def run_ablation(args: argparse.Namespace) -> int:
     model, tokenizer, store = _load(args)
     # One document has no other whose memory it could be given.
     alone = len(store) < 2 or (args.max_bytes is not None and store.document_bytes(0) >= args.max_bytes)
-    modes = [mode for mode in args.mode or MEMORY_MODES if not (alone and mode == "shuffled")]
+    modes = [
+        mode for mode in args.mode or evaluate_options.MEMORY_MODES if not (alone and mode == "shuffled")
+    ]
     found = ablation(
         model,
         tokenizer,
@@ -137,7 +139,7 @@ def run_ablation(args: argparse.Namespace) -> int:
     )
     write_files(args, {"modes": list(found.modes), **found.to_dict()}, model)
     if args.json:
-        print_json({**dict.fromkeys(MEMORY_MODES), **found.to_dict()})
+        print_json({**dict.fromkeys(evaluate_options.MEMORY_MODES), **found.to_dict()})
         return 0
     rows = []
     for mode, score in found.modes.items():
@@ -215,19 +217,7 @@ def _add_text_options(parser: Any) -> None:
         metavar="N",
         help="read at most N bytes of each document (default: all)",
     )
-    _add_common_options(parser)
-
-
-def _add_common_options(parser: Any) -> None:
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="ROWS", help="rows side by side (default: 8)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
-    parser.add_argument(
-        "--out", metavar="DIR", help="also write result.json, table.csv and plots (PNG, SVG) there"
-    )
-    add_json(parser)
+    evaluate_options.add_measuring(parser)
 
 
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore | JoinedStores]:

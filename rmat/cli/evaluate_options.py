@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmat.cli.evaluate_tasks import run_babilong, run_dialogue, run_mqar, run_needle, run_passkey
 from rmat.cli.loading import DEVICES
 from rmat.cli.parsing import Parser, add_command, add_json
 
-MEMORY_MODES = ("on", "zeroed", "frozen", "shuffled")
+if TYPE_CHECKING:
+    from rmat.model.language_model import MemoryMode
+
+MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
 
 
 def add(kinds: Any) -> None:
@@ -134,6 +137,11 @@ def _common(parser: Parser, samples: int | None = 100, what: str = "questions in
     parser.add_argument(
         "--slots", type=int, metavar="M", help="slots of every bank (default: as in training)"
     )
+    add_measuring(parser)
+
+
+def add_measuring(parser: Parser) -> None:
+    """The options that every measurement takes, after its own."""
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="ROWS", help="rows side by side (default: 8)"
     )

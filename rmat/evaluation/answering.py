@@ -12,6 +12,7 @@ from rmat.data.synthetic.task import Example
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation.stream import END_TOKENS, PIECE_LOGITS
 from rmat.model import LanguageModel, StreamState
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 Advance = Callable[[int], None]
@@ -71,14 +72,9 @@ def _answers(
 ) -> Iterator[str]:
     while batch := list(islice(examples, batch_size)):
         rows = [prompt_ids(tokenizer, example) for example in batch]
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                logits_BV, state = _read(model, rows, piece, memory, advance)
-                written = _write(model, tokenizer, logits_BV, state, max_new_tokens, memory)
-        finally:
-            model.train(was_training)
+        with evaluating(model), torch.inference_mode():
+            logits_BV, state = _read(model, rows, piece, memory, advance)
+            written = _write(model, tokenizer, logits_BV, state, max_new_tokens, memory)
         yield from map(tokenizer.decode, written)
 
 

@@ -31,6 +31,7 @@ from rmat.evaluation.answering import Advance
 from rmat.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap_ratio
 from rmat.evaluation.meetings import Group, Meeting, read_meetings
 from rmat.model import LanguageModel, ModelConfig, StreamState
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 _BITS = 1 / math.log(2)
@@ -157,18 +158,13 @@ def dialogue(
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
 
     nats: dict[MemoryMode, NDArray[np.float64]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for mode in wanted:
-                scores: dict[int, list[float]] = {}
-                for rows in np.array_split(np.array(order), count):
-                    batch = [meetings[row] for row in rows]
-                    scores |= zip(rows.tolist(), _answers(model, batch, mode, span, advance), strict=True)
-                nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for mode in wanted:
+            scores: dict[int, list[float]] = {}
+            for rows in np.array_split(np.array(order), count):
+                batch = [meetings[row] for row in rows]
+                scores |= zip(rows.tolist(), _answers(model, batch, mode, span, advance), strict=True)
+            nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
     questions = [question for meeting in meetings for question in meeting.questions]
     return DialogueResult(
         nats=nats,

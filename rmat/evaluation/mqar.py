@@ -15,6 +15,7 @@ from rmat.data.synthetic.lanes import pad_rows
 from rmat.data.synthetic.mqar import TEST_MIX, MqarTask
 from rmat.evaluation.intervals import Interval, bootstrap_ratio
 from rmat.model import LanguageModel
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 
@@ -115,10 +116,8 @@ def mqar(
     least = model.config.n_layers + 1 if memory == "shuffled" else 1
     parts = max(1, min(math.ceil(rows / batch_size), rows // least))
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     cells = []
-    try:
+    with evaluating(model), torch.inference_mode():
         for length, pairs in sets:
             task = MqarTask(pairs=pairs, vocabulary=vocabulary, changes=min(changes, pairs))
             shares: list[float] = []
@@ -127,14 +126,11 @@ def mqar(
                 batch = pad_rows(made, 0)
                 targets = batch.targets.to(device)
                 asked = targets != IGNORED
-                with torch.inference_mode():
-                    hidden, _ = model.hidden(batch.tokens.to(device), memory=memory)
-                    right = torch.zeros_like(asked)
-                    right[asked] = model.logits(hidden[asked]).argmax(-1) == targets[asked]
+                hidden, _ = model.hidden(batch.tokens.to(device), memory=memory)
+                right = torch.zeros_like(asked)
+                right[asked] = model.logits(hidden[asked]).argmax(-1) == targets[asked]
                 shares += (right.sum(1) / asked.sum(1)).tolist()
             recall = bootstrap_ratio(shares, np.ones(rows), seed=seed)
             cells.append(MqarCell(length=length, pairs=pairs, rows=rows, recall=recall))
-    finally:
-        model.train(was_training)
     state_bytes = model.initial_state(batch_size=1).nbytes
     return MqarResult(cells=tuple(cells), state_bytes=state_bytes, memory=memory, seed=seed)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rmat.evaluation.intervals import bootstrap_ratio
 from rmat.evaluation.scores import PerplexityResult, PositionScore
 from rmat.model import LanguageModel
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 FIRST_BUCKET_BYTES = 256
@@ -139,14 +140,9 @@ def perplexity(
 
     segment = model.config.segment_len
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for group in _groups(tallies, batch_size, memory):
-                _score(model, group, widths, edges, memory, span)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for group in _groups(tallies, batch_size, memory):
+            _score(model, group, widths, edges, memory, span)
     return _result(model, tallies, edges, memory, seed)
 
 

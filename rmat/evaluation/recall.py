@@ -22,6 +22,7 @@ from rmat.data.lanes import IGNORED
 from rmat.data.synthetic.recall import RecallBatch, RecallTask
 from rmat.evaluation.intervals import wilson
 from rmat.model import LanguageModel
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 Place = Literal["everywhere", "end"]
@@ -165,10 +166,8 @@ def recall(
             f"rows={rows}, batch_size={batch_size}, piece={piece}, lengths={lengths}: give at least one each"
         )
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     cells = []
-    try:
+    with evaluating(model), torch.inference_mode():
         for length in lengths:
             generator = torch.Generator().manual_seed(seed)
             answers = Answers()
@@ -178,12 +177,9 @@ def recall(
                 for part in _parts(
                     dataclasses.replace(task, length=length), queries, count, generator, piece
                 ):
-                    with torch.inference_mode():
-                        logits_BTV, state = model(part.tokens.to(device), state, memory=memory)
+                    logits_BTV, state = model(part.tokens.to(device), state, memory=memory)
                     answers += score_answers(logits_BTV.argmax(-1).cpu(), part.targets, part.first)
             cells.append(RecallCell(length=length, queries=queries, rows=rows, answers=answers))
-    finally:
-        model.train(was_training)
     state_bytes = model.initial_state(batch_size=1).nbytes
     return RecallResult(cells=tuple(cells), state_bytes=state_bytes, memory=memory, seed=seed)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from rmat.data.lanes import IGNORED
 from rmat.data.synthetic.corpus import HeldOutRows
 from rmat.model import LanguageModel
+from rmat.model.evaluating import evaluating
 
 VALIDATION_BATCHES = 4
 """Batches that a validation reads."""
@@ -21,25 +22,20 @@ def score_rows(
     """`nats`: mean over scored tokens; `accuracy`: share of them right; `rows_right`: share of rows without a fault,
     among those with a scored token. Not a number where nothing is scored. The model's training mode is restored."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     nats = right = scored = whole = read = 0.0
-    try:
-        with torch.inference_mode():
-            for batch in rows.batches(batches):
-                targets = batch.targets.to(device)
-                hidden, _ = model.hidden(batch.tokens.to(device))
-                asked = targets != IGNORED
-                logits = model.logits(hidden[asked]).float()
-                nats += float(F.cross_entropy(logits, targets[asked], reduction="sum"))
-                wrong = torch.zeros_like(asked)
-                wrong[asked] = logits.argmax(-1) != targets[asked]
-                right += int(asked.sum() - wrong.sum())
-                scored += int(asked.sum())
-                whole += int((asked.any(1) & ~wrong.any(1)).sum())
-                read += int(asked.any(1).sum())
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for batch in rows.batches(batches):
+            targets = batch.targets.to(device)
+            hidden, _ = model.hidden(batch.tokens.to(device))
+            asked = targets != IGNORED
+            logits = model.logits(hidden[asked]).float()
+            nats += float(F.cross_entropy(logits, targets[asked], reduction="sum"))
+            wrong = torch.zeros_like(asked)
+            wrong[asked] = logits.argmax(-1) != targets[asked]
+            right += int(asked.sum() - wrong.sum())
+            scored += int(asked.sum())
+            whole += int((asked.any(1) & ~wrong.any(1)).sum())
+            read += int(asked.any(1).sum())
     if not scored:
         return {"nats": math.nan, "accuracy": math.nan, "rows_right": math.nan}
     return {"nats": nats / scored, "accuracy": right / scored, "rows_right": whole / read}

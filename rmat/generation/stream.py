@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
 from rmat.model import LanguageModel, StreamState
+from rmat.model.evaluating import evaluating
 
 END_TOKENS = ("turn_end", "document")
 """Special tokens at which a text is over."""
@@ -207,7 +207,7 @@ def read(model: LanguageModel, ids: Sequence[int], state: StreamState | None) ->
     device = next(model.parameters()).device
     piece = piece_length(model)
     logits: Tensor | None = None
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(ids), piece):
             tokens = torch.tensor([list(ids[start : start + piece])], dtype=torch.int64, device=device)
             logits, state = model(tokens, state)
@@ -240,15 +240,3 @@ def _prompt_ids(
         return ids
     start = [tokenizer.special_id("document")] if fresh else []
     return start + tokenizer.encode(prompt)
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()

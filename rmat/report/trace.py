@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
 from rmat.model import LanguageModel
+from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 from rmat.report.memory_trace import Floats, Integers, MemoryTrace, as_numpy
 from rmat.report.probe import Probe, stream_names
@@ -74,21 +75,14 @@ def trace(
     wanted = np.concatenate(targets)
     lengths = [len(document) for document in documents]
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            found = Trace(
-                starts=starts, tokens=ids, targets=wanted, bits=_no_bits(len(ids)), bits_zeroed=None
-            )
-            _read_on(model, found, lengths, advance)
-            if config.has_memory:
-                found.bits_zeroed = _no_bits(len(ids))
-                span = max(config.segment_len, _PLAIN_WINDOW // config.segment_len * config.segment_len)
-                for start, length in zip(starts, lengths, strict=True):
-                    _read(model, found, found.bits_zeroed, start, start + length, span, "zeroed", advance)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        found = Trace(starts=starts, tokens=ids, targets=wanted, bits=_no_bits(len(ids)), bits_zeroed=None)
+        _read_on(model, found, lengths, advance)
+        if config.has_memory:
+            found.bits_zeroed = _no_bits(len(ids))
+            span = max(config.segment_len, _PLAIN_WINDOW // config.segment_len * config.segment_len)
+            for start, length in zip(starts, lengths, strict=True):
+                _read(model, found, found.bits_zeroed, start, start + length, span, "zeroed", advance)
     return found
 
 

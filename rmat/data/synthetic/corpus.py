@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
@@ -42,7 +42,7 @@ class TaskCorpus:
 
     data: DataConfig
     tokenizer: Tokenizer
-    has_valid: bool = True
+    has_valid: ClassVar[bool] = True
     """Rows to validate on are always at hand."""
 
     def lanes(self, batch_size: int, window: int, seed: int) -> TaskLanes:
@@ -51,8 +51,7 @@ class TaskCorpus:
 
     def held_out(self, batch_size: int, window: int) -> HeldOutRows:
         """Rows with facts and filler of the validation split, as long as those of training become."""
-        members = self._members("valid")
-        full = [Member(task=m.task, share=m.share, length=m.length) for m in members]
+        full = [replace(member, shortest=None, grow=0) for member in self._members("valid")]
         return HeldOutRows(
             TaskLanes(full, self.data.specs, self.tokenizer, batch_size, window, VALIDATION_SEED)
         )
@@ -77,20 +76,11 @@ class TaskCorpus:
 
     def _members(self, split: Split) -> list[Member]:
         weights = self.data.weights or (1.0,) * len(self.data.specs)
-        members = []
+        members: list[Member] = []
         for spec, weight in zip(self.data.specs, weights, strict=True):
             parsed = parse_task(spec, split)
             total = sum(member.share for member in parsed)
-            members += [
-                Member(
-                    task=m.task,
-                    share=weight * m.share / total,
-                    length=m.length,
-                    shortest=m.shortest,
-                    grow=m.grow,
-                )
-                for m in parsed
-            ]
+            members += [replace(member, share=weight * member.share / total) for member in parsed]
         return members
 
 

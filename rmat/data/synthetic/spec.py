@@ -1,6 +1,6 @@
 """SPECs of synthetic tasks: `mqar`, `recall:pairs=8`, `passkey:filler=noise+python-stdlib,from=160,grow=500`, ...
 
-A SPEC is the name of a task, then settings. Every task takes
+A SPEC is the name of a task, then settings. Every task whose rows have no length of their own (all but `mqar`) takes
 
     from=TOKENS   rows are at least so long (default: as long as `train.window`)
     grow=UPDATES  the longest row grows from `from` to `train.window` over so many updates (default 0)
@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rmat.data.synthetic.haystack import Split
@@ -90,7 +90,7 @@ def parse_task(spec: str, split: Split) -> list[Member]:
 def _ranged(members: list[Member], shortest: int, grow: int) -> list[Member]:
     if any(member.length is not None for member in members):
         raise ValueError("rows of this task have a length of their own: leave from and grow out")
-    return [Member(task=m.task, share=m.share, shortest=shortest, grow=grow) for m in members]
+    return [replace(member, shortest=shortest, grow=grow) for member in members]
 
 
 def _whole(name: str, text: str, least: int) -> int:
