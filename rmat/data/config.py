@@ -23,7 +23,10 @@ class DataConfig:
     folder that holds one."""
 
     fim_rate: float = 0.0
-    """Share of training documents rearranged for fill-in-the-middle, 0 to 1."""
+    """Share of training documents rearranged for fill-in-the-middle, 0 to 1; dialogues stay as they are."""
+
+    context_rate: float = 0.0
+    """Share of training files that stand behind others of their folder, 0 to 1, as a repository is read first."""
 
     cache_dir: str | None = None
     """Folder of tokenised data; None takes $RMAT_CACHE, else `rmat` in the user's cache folder."""
@@ -49,7 +52,7 @@ class DataConfig:
             object.__setattr__(self, name, value)
             if not isinstance(value, str) and (value is not None or name != "cache_dir"):
                 raise ValueError(f"data.{name} must be text, got {value!r}; write it in quotes")
-        for name in ("fim_rate", "valid_share"):
+        for name in ("fim_rate", "context_rate", "valid_share"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"data.{name} must be a number, got {getattr(self, name)!r}; 0.05 is 5 %")
         if not self.specs or not all(isinstance(spec, str) and spec for spec in self.specs):
@@ -59,10 +62,11 @@ class DataConfig:
             )
         if self.weights is not None:
             self._check_weights()
-        if not 0.0 <= self.fim_rate <= 1.0:
-            raise ValueError(
-                f"data.fim_rate must lie in 0..1, got {self.fim_rate}; 0.5 rearranges every second document"
-            )
+        for name, does in (("fim_rate", "rearranges"), ("context_rate", "gives neighbours to")):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(
+                    f"data.{name} must lie in 0..1, got {getattr(self, name)}; 0.5 {does} every second document"
+                )
         if not 0.0 <= self.valid_share <= 0.4:
             raise ValueError(
                 f"data.valid_share must lie in 0..0.4, got {self.valid_share}; 0.05 holds out 5 % for valid and 5 % for test"

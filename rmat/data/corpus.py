@@ -61,6 +61,7 @@ class Corpus:
             seed=seed,
             weights=self.data.weights,
             fim_rate=self.data.fim_rate,
+            context_rate=self.data.context_rate,
             tokenizer=self.tokenizer,
         )
 

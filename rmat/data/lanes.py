@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmat.data.fim import rearrange
+from rmat.data.neighbours import Neighbours
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import Tokenizer
 
@@ -88,6 +89,7 @@ class Lanes:
         weights: shares of tokens, one a store; for one store, one for each SPEC it was made from. None reads
             every document once an epoch.
         fim_rate: share of documents rearranged for fill-in-the-middle.
+        context_rate: share of files that stand behind others of their folder.
         tokenizer: needed with `fim_rate`; checked against the stores when given.
 
     Raises:
@@ -102,6 +104,7 @@ class Lanes:
         seed: int,
         weights: Sequence[float] | None = None,
         fim_rate: float = 0.0,
+        context_rate: float = 0.0,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self._stores = [stores] if isinstance(stores, TokenStore) else list(stores)
@@ -121,12 +124,21 @@ class Lanes:
                 store.require_tokenizer(tokenizer)
         self.batch_size, self.window, self.seed = batch_size, window, seed
         self._fim_rate, self._tokenizer = fim_rate, tokenizer
+        self._context_rate = context_rate
+        self._neighbours = [Neighbours(store) for store in self._stores] if context_rate > 0 else []
         self._groups = _grouped(self._stores, weights)
         self._weights = [1.0] if weights is None else [float(weight) for weight in weights]
         self._first = np.cumsum([0, *map(len, self._stores)])
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._document_token = next(int(store.view(0)[0]) for store in self._stores if len(store))
-        key = (batch_size, seed, self._weights, fim_rate, [store.fingerprint for store in self._stores])
+        key = (
+            batch_size,
+            seed,
+            self._weights,
+            fim_rate,
+            context_rate,
+            [store.fingerprint for store in self._stores],
+        )
         self._fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
     def resumed(self, values: Mapping[str, Any] | None) -> Iterator[tuple[Batch, LaneState]]:
@@ -136,13 +148,13 @@ class Lanes:
     def batches(self, state: LaneState | None = None) -> Iterator[tuple[Batch, LaneState]]:
         """(batch, the state behind it) without end, from the start or from the state behind an earlier batch.
 
-        Raises ValueError for a state of other data, tokenizer, seed, batch size, weights or fim_rate; the
-        window may differ.
+        Raises ValueError for a state of other data, tokenizer, seed, batch size, weights, fim_rate or
+        context_rate; the window may differ.
         """
         if state is not None and state.lanes != self._fingerprint:
             raise ValueError(
                 f"this data state belongs to lanes {state.lanes}, not {self._fingerprint}: data, tokenizer, seed, batch "
-                "size, weights or fim_rate have changed; resume with those of the run"
+                "size, weights, fim_rate or context_rate have changed; resume with those of the run"
             )
         return self._batches(state)
 
@@ -194,11 +206,11 @@ class Lanes:
         ordinal = dealt[group][0]
         store, index = self._locate(group, ordinal)
         dealt[group][0] += 1
-        dealt[group][1] += int(store.lengths[index])
+        dealt[group][1] += int(self._stores[store].lengths[index])
         return _Row(group, ordinal, 0, self._document(group, ordinal))
 
-    def _locate(self, group: int, ordinal: int) -> tuple[TokenStore, int]:
-        """The store and the number in it of the `ordinal`-th document that a group deals."""
+    def _locate(self, group: int, ordinal: int) -> tuple[int, int]:
+        """The number of the store and the number in it of the `ordinal`-th document that a group deals."""
         members = self._groups[group]
         epoch, place = divmod(ordinal, len(members))
         if (group, epoch) not in self._orders:
@@ -209,17 +221,22 @@ class Lanes:
             self._orders[group, epoch] = members[generator.permutation(len(members))]
         document = int(self._orders[group, epoch][place])
         store = int(np.searchsorted(self._first, document, side="right")) - 1
-        return self._stores[store], document - int(self._first[store])
+        return store, document - int(self._first[store])
 
     def _document(self, group: int, ordinal: int) -> NDArray[Any]:
-        """The tokens of that document, rearranged if the draw of (seed, epoch, document) says so."""
+        """The tokens of that document, rearranged and behind its neighbours if the draws of (seed, epoch, document) say so."""
         store, index = self._locate(group, ordinal)
-        tokens = store.view(index)
+        tokens = self._stores[store].view(index)
         if self._fim_rate > 0:
             assert self._tokenizer is not None
             generator = np.random.default_rng([self.seed, group, ordinal, 1])
             if generator.random() < self._fim_rate:
-                return rearrange(tokens, store.document_header(index), self._tokenizer, generator)
+                header = self._stores[store].document_header(index)
+                tokens = rearrange(tokens, header, self._tokenizer, generator)
+        if self._context_rate > 0:
+            generator = np.random.default_rng([self.seed, group, ordinal, 2])
+            if generator.random() < self._context_rate:
+                tokens = self._neighbours[store].before(index, tokens, generator)
         return tokens
 
 

@@ -137,14 +137,14 @@ def test_that_share_of_documents_is_rearranged(tmp_path):
     store = make_store(tmp_path / "s", [code_document(f"{n}.py", f"x = {n}\n" * 4) for n in range(200)])
     tokens = joined(take(Lanes(store, 1, store.n_tokens, seed=0, fim_rate=0.3, tokenizer=TOK), 2))
     documents = documents_of(tokens[0], tokens[0] == DOC)[:-1]
-    middle, prefix = TOK.special_id("fim_middle"), TOK.special_id("fim_prefix")
+    middle, suffix = TOK.special_id("fim_middle"), TOK.special_id("fim_suffix")
     moved = [d for d in documents if middle in d]
     assert 0.2 < len(moved) / len(documents) < 0.4
     assert all(
-        d[1] == TOK.special_id("file_name") and d.index(prefix) == d.index(ord("\n")) + 1 for d in moved
+        d[1] == TOK.special_id("file_name") and d.index(suffix) == d.index(ord("\n")) + 1 for d in moved
     )
     whole = joined(take(Lanes(store, 1, 500, seed=0, fim_rate=1.0, tokenizer=TOK), 1))
-    assert all(prefix in d for d in documents_of(whole[0], whole[0] == DOC)[:-1])
+    assert all(suffix in d for d in documents_of(whole[0], whole[0] == DOC)[:-1])
 
 
 def test_another_epoch_rearranges_otherwise(tmp_path):
@@ -154,7 +154,15 @@ def test_another_epoch_rearranges_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 9}, {"batch_size": 3}, {"fim_rate": 0.5}, {"weights": (1.0,)}, {"other": True}]
+    "change",
+    [
+        {"seed": 9},
+        {"batch_size": 3},
+        {"fim_rate": 0.5},
+        {"context_rate": 0.5},
+        {"weights": (1.0,)},
+        {"other": True},
+    ],
 )
 def test_the_state_of_other_lanes_is_refused(store, tmp_path, change):
     arguments = {"batch_size": 2, "window": 10, "seed": 0, "tokenizer": TOK}

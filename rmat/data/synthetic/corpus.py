@@ -98,6 +98,10 @@ def load_tasks(data: DataConfig) -> TaskCorpus:
         raise ValueError(
             f"data.fim_rate is {data.fim_rate} but synthetic tasks have no middle to fill: leave it out"
         )
+    if data.context_rate:
+        raise ValueError(
+            f"data.context_rate is {data.context_rate} but synthetic tasks have no folders: leave it out"
+        )
     tasks = [member.task for spec in data.specs for member in parse_task(spec, "train")]
     numbered = [task for task in tasks if isinstance(task, NumberedTask)]
     if numbered and len(numbered) < len(tasks):

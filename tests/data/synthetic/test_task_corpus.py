@@ -90,6 +90,7 @@ def test_text_tasks_take_any_tokenizer_or_train_one_on_their_texts(
             r"data.fim_rate is 0.5 but synthetic tasks have no middle to fill: leave it out",
         ),
         ({"specs": ("passkey",), "fim_rate": 0.1, "tokenizer": "bytes"}, r"data.fim_rate is 0.1"),
+        ({"specs": ("passkey",), "context_rate": 0.1, "tokenizer": "bytes"}, r"data.context_rate is 0.1 but"),
         (
             {"specs": (MQAR,), "tokenizer": "bytes"},
             r"data.tokenizer is 'bytes' but 'mqar:.*' brings its own vocabulary: leave it out",
