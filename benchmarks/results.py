@@ -49,7 +49,7 @@ QUICK: dict[str, Stage] = {
     "quick-mqar": Stage(
         recipe="mqar",
         settings=("train.steps=700",),
-        measurements={"test": ("mqar", "{run}", "--slots", "448", "--samples", "100")},
+        measurements={"test": ("mqar", "{run}", "--slots", "432", "--samples", "100")},
     ),
     "quick-passkey": Stage(
         recipe="passkey",
@@ -77,7 +77,13 @@ FULL: dict[str, Stage] = {
         )
         for seed in (0, 1, 2)
     },
-    "mqar": Stage(recipe="mqar", measurements={"test": ("mqar", "{run}", "--slots", "448")}),
+    "mqar": Stage(
+        recipe="mqar",
+        measurements={
+            f"slots-{slots}": ("mqar", "{run}", "--slots", str(slots), "--samples", "1000")
+            for slots in (256, 320, 384, 432, 512, 928)
+        },
+    ),
     "passkey": Stage(
         recipe="passkey",
         settings=('data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]',),
