@@ -7,9 +7,11 @@ stands at two places of the model (tied embeddings) is stored once, under its fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,6 +155,25 @@ def read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(layout["config"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def weights_fingerprint(model: LanguageModel) -> str:
+    """16 hexadecimal digits of SHA-256 over the configuration's fingerprint and all tensors: names, dtypes, shapes, bytes.
+
+    Models with the same weights agree, on whatever device they are; any change of a weight gives other digits.
+    """
+    whole = f"{model.config.fingerprint()} {digest(_tensors(model))}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in the order of their names; 64 hexadecimal digits."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes, because numpy has no bfloat16; flat, because a tensor without dimensions cannot be seen as bytes.
+        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def _tensors(model: LanguageModel) -> dict[str, Tensor]:

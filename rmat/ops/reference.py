@@ -295,6 +295,6 @@ def supersede(bank: Sequence[Slot], strength: Tensor, similar: float) -> list[Sl
     read_as = []
     for index, slot in enumerate(bank):
         above = [((unit[index] * newer).sum() - similar) / (1 - similar) for newer in unit[index + 1 :]]
-        lost = max([torch.zeros_like(slot.log_gate), *above], key=float)
+        lost = max([torch.zeros_like(slot.log_gate), *above], key=lambda number: float(number.detach()))
         read_as.append(replace(slot, log_gate=slot.log_gate - strength * lost))
     return read_as

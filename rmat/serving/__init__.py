@@ -1,0 +1,1 @@
+"""Models in use: sessions that outlive the process, conversations, documents, a server."""
