@@ -175,7 +175,13 @@ def _header(metadata: dict[str, str]) -> Header:
             f"the session has format version {version}, this rmat reads {FORMAT_VERSION}: "
             "use the version of rmat that saved it"
         )
-    kinds = {"model": str, "tokens_read": int, "turns": int, "created": (int, float), "sha256": str}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "model": str,
+        "tokens_read": int,
+        "turns": int,
+        "created": (int, float),
+        "sha256": str,
+    }
     if set(fields) != set(kinds) or not all(isinstance(fields[name], kind) for name, kind in kinds.items()):
         raise Damage("its description lacks something or has something else")
     return Header(**fields)

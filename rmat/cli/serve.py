@@ -1,0 +1,198 @@
+"""`rmat serve`: a model behind HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.parsing import Parser, add_command
+
+if TYPE_CHECKING:
+    from rmat.serving.limits import Limits
+
+DESCRIPTION = """\
+Serve a model over HTTP: OpenAI's /v1/completions and /v1/chat/completions, named sessions under /v1/sessions, a page to
+chat at /. It listens on this machine only, unless --host says otherwise; then API keys are needed, from --api-keys or
+from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answers that are being written."""
+
+MEGABYTE = 2**20
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "serve",
+        run=run,
+        words="prompt",
+        help="serve a model over HTTP, OpenAI-compatible",
+        description=DESCRIPTION,
+        usage="rmat serve MODEL [options]\n       rmat serve --hash-key",
+    )
+    option = parser.add_argument
+    option("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    option("--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
+    option("--name", metavar="NAME", help="what clients call the model (default: the name of its folder)")
+    option("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    option("--api-keys", metavar="FILE", help="API keys, one a line, as they are or hashed")
+    option("--hash-key", action="store_true", help="read a key from standard input, print it hashed, and end")
+    option("--allow-anonymous", action="store_true", help="let other machines ask without a key")
+    option(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let web pages of URL ask; repeatable",
+    )
+    option(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that a stop waits for answers (default: 30)",
+    )
+    _add_session_options(parser)
+    _add_limit_options(parser)
+
+
+def _add_session_options(parser: Parser) -> None:
+    group = parser.add_argument_group("sessions", "each API key has its own")
+    option = group.add_argument
+    option("--sessions", metavar="DIR", help="folder to keep them in (default: in the user's data folder)")
+    option("--session-count", type=int, default=1000, metavar="N", help="most of one key (default: 1000)")
+    option("--session-days", type=float, metavar="D", help="delete those unused for D days")
+    option("--session-mb", type=int, metavar="N", help="most megabytes of one key's")
+
+
+def _add_limit_options(parser: Parser) -> None:
+    group = parser.add_argument_group("limits")
+    option = group.add_argument
+    option("--max-rows", type=int, default=16, metavar="N", help="answers written at a time (default: 16)")
+    option("--max-waiting", type=int, default=64, metavar="N", help="answers that may wait (default: 64)")
+    option("--max-requests", type=int, default=128, metavar="N", help="requests at a time (default: 128)")
+    option("--max-body-mb", type=float, default=16.0, metavar="N", help="megabytes of a body (default: 16)")
+    option(
+        "--max-prompt-tokens",
+        type=int,
+        default=2**20,
+        metavar="N",
+        help="read by one request (default: 1048576)",
+    )
+    option(
+        "--max-new-tokens", type=int, default=4096, metavar="N", help="tokens of an answer (default: 4096)"
+    )
+    option(
+        "--max-seconds", type=float, default=600.0, metavar="S", help="seconds of a request (default: 600)"
+    )
+    option(
+        "--cache-mb",
+        type=int,
+        default=256,
+        metavar="N",
+        help="memory for prompts that begin alike (default: 256)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
+
+    if args.hash_key:
+        key = sys.stdin.readline().strip()
+        Keys([key])
+        print(hash_key(key))
+        return 0
+    if args.prompt is None:
+        raise ValueError(
+            "there is no MODEL: give a folder of a model or of a training run, or a name such as starter"
+        )
+    keys = Keys.collect(args.api_keys)
+    _require_packages()
+    from rmat.serving.app import create_app
+    from rmat.serving.engine import Engine
+    from rmat.serving.limits import LOOPBACK_HOSTS
+    from rmat.serving.server import Server, address_of, bind, is_loopback
+    from rmat.serving.session_names import default_folder
+    from rmat.serving.sessions import SessionStore
+
+    limits = _limits(args)
+    loopback = is_loopback(args.host)
+    if not loopback and not keys and not args.allow_anonymous:
+        raise ValueError(
+            f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, or "
+            "add --allow-anonymous"
+        )
+    if args.grace < 0:
+        raise ValueError(f"--grace {args.grace:g}: give seconds, 0 or more")
+    folder = Path(args.sessions) if args.sessions is not None else default_folder() / "server"
+    session_bytes = None if args.session_mb is None else args.session_mb * MEGABYTE
+
+    @functools.cache
+    def store_of(owner: str) -> SessionStore:
+        return SessionStore(
+            folder / owner,
+            max_count=args.session_count,
+            max_age_days=args.session_days,
+            max_bytes=session_bytes,
+        )
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listening = bind(args.host, args.port)
+    with listening:
+        model, tokenizer = load_with_tokenizer(args.prompt, args.device)
+        engine = Engine(
+            model,
+            tokenizer,
+            max_rows=args.max_rows,
+            max_waiting=args.max_waiting,
+            cache_bytes=args.cache_mb * MEGABYTE,
+        )
+        with engine:
+            app = create_app(
+                engine,
+                store_of,
+                model=model,
+                tokenizer=tokenizer,
+                model_name=args.name or Path(args.prompt).resolve().name,
+                keys=keys,
+                limits=limits,
+                hosts=LOOPBACK_HOSTS if loopback else None,
+                cors_origins=args.cors_origin,
+            )
+            _tell(address_of(listening), app.state.service.model_name, with_key=bool(keys))
+            Server(app, grace=args.grace).serve_on(listening)
+    print("stopped", flush=True)
+    return 0
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"rmat serve needs {', '.join(missing)}: pip install 'rmat[serve]'")
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from rmat.serving.limits import Limits
+
+    return Limits(
+        max_body_bytes=int(args.max_body_mb * MEGABYTE),
+        max_prompt_tokens=args.max_prompt_tokens,
+        max_new_tokens=args.max_new_tokens,
+        max_seconds=args.max_seconds,
+        max_requests=args.max_requests,
+    )
+
+
+def _tell(address: str, name: str, *, with_key: bool) -> None:
+    key = " -H 'Authorization: Bearer KEY'" if with_key else ""
+    print(
+        f"serving {name}: chat at {address}, API at {address}/v1, stop with Ctrl-C\n"
+        f"try: curl {address}/v1/completions{key} -H 'Content-Type: application/json' "
+        """-d '{"prompt": "def main():", "max_tokens": 60}'""",
+        flush=True,
+    )

@@ -1,0 +1,133 @@
+"""/v1/chat/completions: turns are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+
+from rmat.data.tokenizer import Tokenizer
+from rmat.serving.answers import Answers, GoingOn, Turn, send
+from rmat.serving.bodies import StrictRoute
+from rmat.serving.conversation import encode_turns, open_turn
+from rmat.serving.errors import ApiError
+from rmat.serving.replies import ChatCompletion, answered
+from rmat.serving.request import Piece, Stream, TokenLogprob
+from rmat.serving.schemas import ChatBody, Message
+from rmat.serving.service import Service, service_of
+from rmat.serving.wording import Wording, finish, finite, token_text
+
+DEFAULT_TOKENS = 1024
+"""Length of an answer if nothing is said."""
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
+
+
+@router.post("/chat/completions", responses=answered(ChatCompletion))
+async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
+    """Answer a conversation; with `session`, the new turns of one that was read before."""
+    service = service_of(request)
+    service.check(body, 1)
+    length = _length(body, service)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs is for logprobs: true only", param="top_logprobs")
+    turns = [_turn(message) for message in body.messages]
+    held = await service.hold(request, body.session) if body.session is not None else None
+    try:
+        begins = held is None or held.session is None
+        ids = await service.encode(lambda: _ids(service.tokenizer, turns, begins))
+        streams = service.submit(
+            service.requests(
+                request,
+                body,
+                ids,
+                held,
+                max_new_tokens=length,
+                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+                close_turn=held is not None,
+            )
+        )
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
+    turn_end = service.tokenizer.special_id("turn_end")
+    going_on = None if held is None else GoingOn(held=held, ids=ids, turns=turns, turn_end=turn_end)
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    return await send(
+        request,
+        Answers(streams, len(streams), going_on),
+        _Form(service),
+        stream=bool(body.stream),
+        with_usage=with_usage,
+    )
+
+
+def _ids(tokenizer: Tokenizer, turns: Sequence[Turn], begins: bool) -> list[int]:
+    start = [tokenizer.special_id("document")] if begins else []
+    return [*start, *encode_turns(tokenizer, turns), *open_turn(tokenizer)]
+
+
+def _length(body: ChatBody, service: Service) -> int:
+    old, new = body.max_tokens, body.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise ApiError(400, "max_tokens and max_completion_tokens differ: leave one out", param="max_tokens")
+    param = "max_tokens" if new is None else "max_completion_tokens"
+    return service.length(old if new is None else new, DEFAULT_TOKENS, param)
+
+
+def _turn(message: Message) -> Turn:
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return role, f"{message.name}: {text}" if message.name and role == "user" else text
+
+
+class _Form(Wording):
+    def __init__(self, service: Service) -> None:
+        super().__init__(
+            service, kind="chat.completion", chunk_kind="chat.completion.chunk", prefix="chatcmpl"
+        )
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self._delta(index, {"role": "assistant", "content": ""}, None)
+
+    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+        return self._delta(index, {"content": piece.text}, piece.logprobs)
+
+    def ending(self, index: int, stream: Stream) -> dict[str, Any]:
+        return {**self._delta(index, {}, None), **finish(stream)}
+
+    def whole(self, index: int, stream: Stream, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._listed(logprobs or None),
+            **finish(stream),
+        }
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob] | None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": self._listed(logprobs), "finish_reason": None}
+
+    def _listed(self, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        if logprobs is None:
+            return None
+        content = [
+            {
+                **self._token(entry.token, entry.logprob),
+                "top_logprobs": [self._token(token, logprob) for token, logprob in entry.top],
+            }
+            for entry in logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": token_text(self.tokenizer, token),
+            "logprob": finite(logprob),
+            "bytes": list(self.tokenizer.decode_bytes([token])),
+        }

@@ -1,0 +1,92 @@
+"""What a session remembers: for each layer the filled slots of its bank, and the words that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from torch import Tensor
+
+from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from rmat.model import ModelConfig
+from rmat.serving.replies import HeldToken, LayerMemory, Memory
+from rmat.serving.sessions import Session
+
+TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
+"""Tokens around the one a slot comes from that are shown with it."""
+
+
+def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> Memory:
+    """The banks of all layers that have one, oldest slot first.
+
+    A slot that is A tokens old comes from token `start - A` of the document, where `start` is the first token of the
+    segment that is still open. Its words are known as far as the session's tail of token ids reaches back.
+    """
+    position = int(session.state.position[0])
+    start = position - position % config.segment_len
+    words = _Words(session.tail, position, tokenizer)
+    layers = []
+    for index, layer in enumerate(session.state.layers):
+        if layer.pushed is None:
+            continue
+        ages, log_gates = _row(layer.slot_age), _row(layer.slot_log_gate)
+        pushed = int(layer.pushed[0])
+        filled = min(pushed, len(ages))
+        held = []
+        for slot in range(len(ages) - filled, len(ages)):
+            place = start - int(ages[slot])
+            text, offset = words.around(place)
+            gate = float(log_gates[slot].exp())
+            token = words.token(place)
+            held.append(
+                HeldToken(slot=slot, age=int(ages[slot]), gate=gate, token=token, text=text, start=offset)
+            )
+        layers.append(
+            LayerMemory(
+                layer=index,
+                slots=len(ages),
+                filled=filled,
+                pushed=pushed,
+                openness=pushed / max(position, 1),
+                held=held,
+            )
+        )
+    return Memory(tokens_read=session.tokens_read, layers=layers)
+
+
+class _Words:
+    """Text of tokens by their place in the document, as far as the tail reaches."""
+
+    def __init__(self, tail: tuple[int, ...], position: int, tokenizer: Tokenizer) -> None:
+        self._tail = tail
+        self._first = position - len(tail)
+        self._tokenizer = tokenizer
+        self._special = {tokenizer.special_id(token[2:-2]): token for token in SPECIAL_TOKENS}
+
+    def token(self, place: int) -> str | None:
+        """Text of one token, the name of a special one; None before the tail."""
+        index = place - self._first
+        if not 0 <= index < len(self._tail):
+            return None
+        token = self._tail[index]
+        return self._special.get(token) or self._tokenizer.decode([token])
+
+    def around(self, place: int) -> tuple[str | None, int | None]:
+        """Text around a token, with a line break for each special one, and the character at which the token begins in
+        it; None before the tail."""
+        index = place - self._first
+        if not 0 <= index < len(self._tail):
+            return None, None
+        begin = max(0, index - TOKENS_BEFORE)
+        before, text = (self._join(self._tail[begin:end]) for end in (index, index + TOKENS_BEHIND + 1))
+        cut = len(text) - len(text.lstrip("\ufffd"))  # characters that the cut went through
+        return text.strip("\ufffd"), max(0, len(before) - cut)
+
+    def _join(self, ids: Sequence[int]) -> str:
+        runs = groupby(ids, key=self._special.__contains__)
+        return "".join("\n" if special else self._tokenizer.decode(list(run)) for special, run in runs)
+
+
+def _row(slots: Tensor | None) -> Tensor:
+    assert slots is not None
+    return slots[0]

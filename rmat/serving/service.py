@@ -1,0 +1,149 @@
+"""What all routes of a server share: the model, whose sessions are where, and how a request reaches the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request as HttpRequest
+
+from rmat.data.tokenizer import Tokenizer
+from rmat.generation.sampling import SamplingConfig
+from rmat.model import LanguageModel
+from rmat.serving.engine import Engine
+from rmat.serving.errors import ApiError
+from rmat.serving.held_session import HeldSession
+from rmat.serving.limits import Limits
+from rmat.serving.request import Full, Request, Stopped, Stream
+from rmat.serving.schemas import Sampling
+from rmat.serving.sessions import SessionStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One model behind HTTP."""
+
+    engine: Engine
+    model: LanguageModel
+    tokenizer: Tokenizer
+    store_of: Callable[[str], SessionStore]
+    """The store of the sessions of one owner."""
+    limits: Limits
+    model_name: str
+    fingerprint: str
+    """`weights_fingerprint` of the model; the same seed gives the same text as long as it stays."""
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Unix time in seconds."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set once no new request is to be answered."""
+
+    def store(self, request: HttpRequest) -> SessionStore:
+        """The sessions of whoever asks."""
+        return self.store_of(request.state.owner)
+
+    async def hold(self, request: HttpRequest, name: str) -> HeldSession:
+        """The session `name` of whoever asks, for this request alone. Raises ApiError."""
+        return await HeldSession.take(self.store(request), name, self.model, self.limits.session_seconds)
+
+    async def encode(self, work: Callable[[], list[int]]) -> list[int]:
+        """Token ids that `work` gives, made in a thread and not too many. Raises ApiError."""
+        try:
+            ids = await asyncio.to_thread(work)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        if len(ids) > self.limits.max_prompt_tokens:
+            message = (
+                f"the prompt has {len(ids)} tokens: at most {self.limits.max_prompt_tokens} are read at once"
+            )
+            raise ApiError(400, message, code="context_length_exceeded")
+        return ids
+
+    def submit(self, requests: Sequence[Request]) -> list[Stream]:
+        """Hand all requests to the engine, or none. Raises ApiError."""
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                streams.append(self.engine.submit(request))
+        except Full:
+            raise ApiError(429, "too many requests wait already: try again later", retry_after=1) from None
+        except Stopped:
+            raise stopping() from None
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        finally:
+            if len(streams) < len(requests):
+                for stream in streams:
+                    stream.cancel()
+        return streams
+
+    def check(self, body: Sampling, n_prompts: int) -> None:
+        """Refuse a body that asks for another model or too much. Raises ApiError."""
+        if body.model is not None and body.model != self.model_name:
+            raise unknown_model(body.model, self.model_name)
+        n = body.n or 1
+        if n * n_prompts > self.limits.max_choices:
+            raise ApiError(
+                400, f"n is {n} for {n_prompts} prompts: at most {self.limits.max_choices} answers", param="n"
+            )
+        if body.session is not None and n * n_prompts > 1:
+            raise ApiError(400, "a session goes on with one answer: leave n out, give one prompt", param="n")
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options is for stream: true only", param="stream_options")
+
+    def length(self, asked: int | None, default: int, param: str) -> int:
+        """Tokens to write. Raises ApiError."""
+        most = self.limits.max_new_tokens
+        if asked is not None and asked > most:
+            raise ApiError(
+                400, f"{param} is {asked}: this server writes at most {most} in one answer", param=param
+            )
+        return min(default, most) if asked is None else asked
+
+    def requests(
+        self, request: HttpRequest, body: Sampling, ids: list[int], held: HeldSession | None, **more: Any
+    ) -> list[Request]:
+        """One request to the engine for each of the `n` answers, with seeds that follow on each other."""
+        session = held.session if held is not None else None
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        if session is not None:
+            more |= dict(state=session.state, next_logits=session.next_logits)
+        return [
+            Request(
+                ids=tuple(ids),
+                sampling=SamplingConfig(
+                    temperature=1.0 if body.temperature is None else body.temperature,
+                    top_p=body.top_p,
+                    top_k=body.top_k,
+                    repetition_penalty=body.repetition_penalty or 1.0,
+                    seed=None if body.seed is None else (body.seed + index) % 2**63,
+                ),
+                stop=stop,
+                deadline=request.state.deadline,
+                cache_scope=request.state.owner,
+                **more,
+            )
+            for index in range(body.n or 1)
+        ]
+
+
+def service_of(request: HttpRequest) -> Service:
+    """The service of the app that got this request."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def stopping() -> ApiError:
+    """What is told while the server stops."""
+    return ApiError(503, "the server is stopping: try again later", retry_after=5)
+
+
+def unknown_model(name: str, known: str) -> ApiError:
+    """What is told of a model that is not there."""
+    return ApiError(
+        404, f"there is no model {name!r} here: the model is {known!r}", param="model", code="model_not_found"
+    )

@@ -1,0 +1,37 @@
+"""A small byte model whose text is far from uniform and printable, shared by the tests of serving."""
+
+import copy
+
+import pytest
+import torch
+
+from rmat.data.tokenizer import Tokenizer, load_tokenizer
+from rmat.model import LanguageModel, ModelConfig
+from tests.serving.engine_makers import small_model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> LanguageModel:
+    return small_model("recommended", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def exact_model(model: LanguageModel) -> LanguageModel:
+    """The model in float64, where rounding cannot tip a draw: texts must be the same, whoever they are written with."""
+    return copy.deepcopy(model).double()
+
+
+@pytest.fixture(scope="session")
+def other_model(tokenizer: Tokenizer) -> LanguageModel:
+    """A model of another configuration."""
+    return LanguageModel(ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=tokenizer.vocab_size))
+
+
+@pytest.fixture(autouse=True)
+def _drawn_numbers_are_the_same() -> None:
+    torch.manual_seed(0)

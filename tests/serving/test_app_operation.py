@@ -1,0 +1,104 @@
+"""What an operator sees: health, metrics, and a stop."""
+
+import re
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from rmat.serving.auth import Keys
+from rmat.serving.service import Service
+
+from .servers import events, message, running_app, running_client, running_server
+
+
+def numbers(client: TestClient) -> dict[str, float]:
+    lines = client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+
+def test_metrics_count_what_was_done(tmp_path: Path) -> None:
+    with running_client(tmp_path) as client:
+        for prompt in ("a" * 400, "a" * 400):
+            client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 7})
+        client.post("/v1/completions", json={"prompt": 5})
+        client.get("/v1/sessions/some")
+        client.get("/v1/sessions/other")
+        client.get("/nowhere/at/all")
+        found = numbers(client)
+    path = 'route="/v1/completions"'
+    assert found[f'rmat_requests_total{{method="POST",{path},status="200"}}'] == 2
+    assert found[f'rmat_requests_total{{method="POST",{path},status="400"}}'] == 1
+    assert found['rmat_requests_total{method="GET",route="/v1/sessions/{name}",status="404"}'] == 2
+    assert found['rmat_requests_total{method="any",route="other",status="404"}'] == 1
+    assert found[f"rmat_request_seconds_count{{{path}}}"] == 3
+    assert found["rmat_tokens_written_total"] == 14
+    assert found["rmat_cache_hits_total"] == 1
+    assert found["rmat_tokens_read_total"] + found["rmat_cache_tokens_total"] == 802
+    assert found["rmat_cache_bytes"] > 0
+    assert found["rmat_rows"] == found["rmat_waiting"] == 0
+
+
+def test_two_apps_count_apart(tmp_path: Path) -> None:
+    with running_client(tmp_path) as one, running_client(tmp_path) as other:
+        one.get("/v1/models")
+        assert not any("/v1/models" in name for name in numbers(other))
+
+
+def test_health_follows_the_engine(tmp_path: Path) -> None:
+    with running_client(tmp_path) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        service = client.app.state.service  # type: ignore[attr-defined]
+        assert isinstance(service, Service)
+        service.engine.stop()
+        assert client.get("/health").status_code == 503
+        answer = client.post("/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 503 and "stopping" in message(answer.json())
+        service.stopping.set()
+        assert client.get("/health").json() == {"status": "stopping"}
+        for answer in (client.get("/v1/models"), client.post("/v1/completions", json={})):
+            assert answer.status_code == 503 and answer.headers["retry-after"]
+
+
+@pytest.mark.parametrize("grace", [0.3, 60.0])
+def test_a_stop_ends_answers_and_keeps_sessions(tmp_path: Path, grace: float) -> None:
+    """A running answer ends within the grace time, by itself or where it is, and its session is saved."""
+    body = {"prompt": "x", "max_tokens": 60 if grace > 1 else 4000, "stream": True, "session": "a"}
+    received: list[str] = []
+    begun = threading.Event()
+
+    def ask(base: str) -> None:
+        with httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60) as answer:
+            for part in answer.iter_text():
+                received.append(part)
+                begun.set()
+
+    with running_app(tmp_path) as app:
+        with running_server(app, grace=grace) as base:
+            asking = threading.Thread(target=ask, args=(base,))
+            asking.start()
+            assert begun.wait(30)
+        asking.join(30)
+        assert app.state.service.stopping.is_set()
+        parts = events("".join(received))
+        ending = parts[-1]["choices"][0]
+        assert ending["finish_detail"] == ("length" if grace > 1 else "stopped")
+        written = "".join(part["choices"][0]["text"] for part in parts)
+        kept = app.state.service.store_of("public").load("a", app.state.service.model)
+        assert kept.tokens_read == 2 + len(written)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{base}/health")
+
+
+def test_the_schema_names_every_route(tmp_path: Path) -> None:
+    with running_client(tmp_path, keys=Keys(["some-key"])) as client:
+        schema = client.get("/openapi.json").json()
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            assert re.search(rf"`{method.upper()} {re.escape(path)}`", page), (
+                f"server.md lacks {method} {path}"
+            )
+            assert path == "/health" or "HTTPBearer" in str(operation["security"])

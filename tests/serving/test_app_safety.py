@@ -1,0 +1,290 @@
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
+from rmat.serving.limits import LOOPBACK_HOSTS, Limits
+from rmat.serving.page import FILE, page_routes
+
+from .servers import message, running_app, running_client
+
+JSON = {"content-type": "application/json"}
+BODY = {"prompt": "x", "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with running_client(tmp_path_factory.mktemp("s"), limits=Limits(max_body_bytes=2000)) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "body is missing"),
+        (b"{", "no JSON"),
+        (b"[1]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b"\xff\xfe", "UTF-8"),
+        ('{"prompt": "é"}'.encode("latin-1"), "UTF-8"),
+        ('{"prompt": "x"}'.encode("utf-16"), "UTF-8"),
+        (b'{"prompt": "\\ud800"}', "surrogate"),
+        (b'{"\\udfff": 1}', "surrogate"),
+        (b'{"temperature": NaN}', "finite"),
+        (b'{"temperature": -Infinity}', "finite"),
+        (b'{"temperature": 1e999}', "finite"),
+        (b'{"metadata": {"a": [NaN]}}', "finite"),
+        (b'{"metadata": {"a": -1e999}}', "finite"),
+        (b'{"seed": ' + b"9" * 1500 + b"}", "seed"),
+        (b"[" * 1900, "the body is n"),
+        (b'{"a": ' * 200 + b"1" + b"}" * 200, "no field 'a'"),
+        (b'{"prompt": "a"} x', "no JSON"),
+    ],
+)
+def test_a_broken_body_is_refused(client: TestClient, body: bytes, said: str) -> None:
+    answer = client.post("/v1/completions", content=body, headers=JSON)
+    assert answer.status_code == 400, answer.text
+    assert said in message(answer.json())
+
+
+def test_digits_and_depth_have_a_bound(tmp_path: Path) -> None:
+    with running_client(tmp_path) as client:
+        for body, said in ((b'{"seed": ' + b"9" * 5000 + b"}", "digits"), (b"[" * 10**5, "deeply")):
+            answer = client.post("/v1/completions", content=body, headers=JSON)
+            assert answer.status_code == 400 and said in message(answer.json())
+
+
+def test_a_whole_character_may_be_spelled_as_two_halves(client: TestClient) -> None:
+    body = b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}'
+    answer = client.post("/v1/completions", content=body, headers=JSON)
+    assert answer.json()["usage"]["prompt_tokens"] == 1 + 4
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_a_body_must_say_that_it_is_json(client: TestClient, kind: str | None) -> None:
+    """A web page may send the other types to a server on loopback without asking first."""
+    headers = {} if kind is None else {"content-type": kind}
+    answer = client.post("/v1/completions", content=json.dumps(BODY).encode(), headers=headers)
+    assert answer.status_code == 415 and "application/json" in message(answer.json())
+
+
+def asynchronous(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30)
+
+
+@pytest.mark.parametrize(("told", "most"), [({}, 2200), ({"content-length": "100000"}, 0)])
+def test_a_long_body_is_not_listened_to(tmp_path: Path, told: dict[str, str], most: int) -> None:
+    """Where its sender says how long it is, none of it is read; else no more than it may be."""
+    sent = 0
+
+    async def long() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 100
+            yield b" " * 100
+
+    async def ask(app: FastAPI) -> httpx.Response:
+        async with asynchronous(app) as client:
+            return await client.post("/v1/completions", content=long(), headers={**JSON, **told})
+
+    with running_app(tmp_path, limits=Limits(max_body_bytes=2000)) as app:
+        answer = asyncio.run(ask(app))
+    assert answer.status_code == 413 and "2000 bytes" in message(answer.json()) and sent <= most
+
+
+def test_a_slow_body_is_given_up(tmp_path: Path) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def ask(app: FastAPI) -> httpx.Response:
+        async with asynchronous(app) as client:
+            return await client.post("/v1/completions", content=slow(), headers=JSON)
+
+    with running_app(tmp_path, limits=Limits(body_seconds=0.1)) as app:
+        assert asyncio.run(ask(app)).status_code == 408
+
+
+def test_no_more_requests_than_allowed_at_a_time(tmp_path: Path) -> None:
+    async def ask(app: FastAPI) -> list[int]:
+        async with asynchronous(app) as client:
+            body = {"prompt": "x", "max_tokens": 50}
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(6)))
+            assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+            return sorted(answer.status_code for answer in answers)
+
+    with running_app(tmp_path, limits=Limits(max_requests=2)) as app:
+        assert asyncio.run(ask(app)) == [200, 200, 429, 429, 429, 429]
+        assert asyncio.run(ask(app)) == [200, 200, 429, 429, 429, 429], "slots are given back"
+
+
+def engine_counts(client: TestClient) -> dict[str, int]:
+    return dict(client.app.state.service.engine.stats())  # type: ignore[attr-defined]
+
+
+def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
+    with running_client(tmp_path, engine={"max_rows": 1, "max_waiting": 2}) as client:
+        answer = client.post("/v1/completions", json={**BODY, "n": 16, "max_tokens": 100})
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        until = time.monotonic() + 30
+        while client.post("/v1/completions", json=BODY).status_code == 429:
+            assert time.monotonic() < until, "what was queued is given up"
+        assert engine_counts(client)["finished_length"] == 1
+
+
+def test_a_request_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    with running_client(tmp_path, limits=Limits(max_seconds=0.3, max_new_tokens=10**6)) as client:
+        answer = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 10**6, "session": "a"})
+        choice = answer.json()["choices"][0]
+        assert (choice["finish_reason"], choice["finish_detail"]) == ("length", "timeout")
+        assert 0 < len(choice["text"]) < 10**6
+        read = answer.json()["usage"]["total_tokens"]
+        assert client.get("/v1/sessions/a").json()["tokens_read"] == read
+
+
+def test_too_long_a_prompt_is_refused(tmp_path: Path) -> None:
+    with running_client(tmp_path, limits=Limits(max_prompt_tokens=5)) as client:
+        answer = client.post("/v1/completions", json={"prompt": "123456"})
+        assert answer.status_code == 400 and "7 tokens" in message(answer.json())
+        client.post("/v1/sessions", json={"name": "a"})
+        answer = client.post("/v1/sessions/a/read", json={"text": "123456"})
+        assert answer.status_code == 400 and "6 tokens" in message(answer.json())
+
+
+def test_what_goes_wrong_inside_stays_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("/secret/path is on fire")
+
+    monkeypatch.setattr("rmat.serving.service.Service.store", broken)
+    with running_client(tmp_path) as client, caplog.at_level(logging.ERROR):
+        answer = client.get("/v1/sessions")
+    assert answer.status_code == 500 and "secret" not in answer.text
+    request_id = answer.headers["x-request-id"]
+    assert request_id in message(answer.json()) and request_id in caplog.text
+    assert "/secret/path is on fire" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_goes_wrong_in_the_model_stays_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("/secret/path is on fire")
+
+    monkeypatch.setattr("rmat.serving.engine_job.Job.advance", broken)
+    with running_client(tmp_path) as client:
+        answer = client.post("/v1/completions", json={**BODY, "stream": stream, "session": "a"})
+        body = json.loads(answer.text.removeprefix("data: "))
+        assert answer.headers["x-request-id"] in message(body) and body["error"]["type"] == "server_error"
+        assert answer.status_code == (200 if stream else 500) and "secret" not in answer.text
+        assert client.get("/v1/sessions/a").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example:8000", 400),
+        ("", 400),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(tmp_path: Path, host: str, status: int) -> None:
+    """A page whose own name resolves to 127.0.0.1 (DNS rebinding) still sends its name."""
+    with running_client(tmp_path, hosts=LOOPBACK_HOSTS) as client:
+        assert client.get("/v1/models", headers={"host": host}).status_code == status
+
+
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text(f"# of the team\nplain-key\n\n{hash_key('hashed-key')}\n")
+    monkeypatch.setenv(ENVIRONMENT, "first-in-env, second-in-env")
+    keys = Keys.collect(tmp_path / "keys")
+    assert len(keys) == 4 and "plain-key" not in str(vars(keys))
+    with running_client(tmp_path / "s", keys=keys) as client:
+        for key in ("plain-key", "hashed-key", "first-in-env", "second-in-env"):
+            for scheme in ("Bearer", "bearer"):
+                headers = {"authorization": f"{scheme} {key}"}
+                assert client.get("/v1/models", headers=headers).status_code == 200
+        wrong = (
+            None,
+            "",
+            "Bearer",
+            "Bearer plain-ke",
+            "plain-key",
+            "Basic plain-key",
+            f"Bearer {hash_key('plain-key')}",
+        )
+        for header in wrong:
+            headers = {} if header is None else {"authorization": header}
+            for path in ("/v1/models", "/metrics", "/v1/sessions", "/nowhere"):
+                answer = client.get(path, headers=headers)
+                assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+                assert "API key" in message(answer.json())
+        for path in ("/health", "/", "/openapi.json"):
+            assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("entry", ["sha256:123", "a key", "schlüssel"])
+def test_what_is_no_key_is_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match="API key"):
+        Keys([entry])
+
+
+def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ValueError, match="holds no API key"):
+        Keys.collect(tmp_path / "keys")
+
+
+def test_the_page_may_run_its_own_script_only(client: TestClient, tmp_path: Path) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200 and answer.content == FILE.read_bytes()
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+    assert "unsafe" not in policy.partition("script-src")[2].partition(";")[0]
+    app = FastAPI()
+    app.include_router(page_routes(tmp_path / "none.html"))
+    assert TestClient(app).get("/").status_code == 404
+
+
+def test_answers_are_neither_guessed_at_nor_kept(client: TestClient) -> None:
+    for answer in (client.get("/v1/models"), client.get("/nowhere"), client.post("/v1/completions")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
+    friend = "https://friend.example"
+    with running_client(tmp_path, cors_origins=[friend], keys=Keys(["some-key"])) as client:
+        for origin, allowed in ((friend, friend), ("https://evil.example", None)):
+            headers = {"origin": origin, "access-control-request-method": "POST"}
+            for answer in (
+                client.options("/v1/completions", headers=headers),
+                client.get("/", headers=headers),
+            ):
+                assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_seconds": 0}, {"max_requests": -1}, {"max_body_bytes": float("nan")}]
+)
+def test_a_limit_must_leave_something(limits: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(limits))} is"):
+        Limits(**limits)
