@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from rmat.data.synthetic.task import Example
+from rmat.data.documents import Special
+from rmat.data.synthetic.task import Example, encode_parts
 from rmat.data.tokenizer import Tokenizer
-from rmat.generation.stream import END_TOKENS, PIECE_LOGITS
+from rmat.generation.row import END_TOKENS
+from rmat.generation.stream import PIECE_LOGITS
 from rmat.model import LanguageModel, StreamState
 from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
@@ -80,9 +82,7 @@ def _answers(
 
 def prompt_ids(tokenizer: Tokenizer, example: Example) -> Iterator[int]:
     """Tokens of a prompt, the document token first; each piece is encoded by itself."""
-    yield tokenizer.special_id("document")
-    for text in example.pieces:
-        yield from tokenizer.encode(text)
+    return encode_parts(tokenizer, chain((Special("document"),), example.pieces))
 
 
 def _read(

@@ -5,40 +5,23 @@ The model's state has one size however much was read, so a token costs the same 
 
 from __future__ import annotations
 
-import codecs
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rmat.generation.sampling import Sampler, SamplingConfig
-from rmat.generation.stopping import StopMatcher
-from rmat.model import LanguageModel, StreamState
+from rmat.generation.row import Row, TextCodec
+from rmat.generation.sampling import SamplingConfig
+from rmat.model import LanguageModel, ModelConfig, StreamState
 from rmat.model.evaluating import evaluating
-
-END_TOKENS = ("turn_end", "document")
-"""Special tokens at which a text is over."""
 
 PIECE_TOKENS = 4096
 """Longest piece of a prompt read in one call."""
 
 PIECE_LOGITS = 2**24
 """A piece is shorter where its logits would be more numbers than this (64 MB in float32)."""
-
-
-class TextCodec(Protocol):
-    """What generation needs of a tokenizer; `rmat.data.tokenizer.Tokenizer` has it."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str, /) -> list[int]: ...
-
-    def decode_bytes(self, ids: Sequence[int], /) -> bytes: ...
-
-    def special_id(self, name: str, /) -> int: ...
 
 
 class Generation(Iterator[str]):
@@ -53,8 +36,6 @@ class Generation(Iterator[str]):
     """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document end is not."""
     prompt_tokens: int
     """Tokens of the prompt."""
-    finish: Literal["length", "stop", "end"] | None
-    """Why it is over: max_new_tokens, a stop string, or the model ended the text. None before that."""
     state: StreamState | None
     """The state after the prompt and all of `tokens`; None before the end. It can go into `generate` again."""
     next_logits: Tensor | None
@@ -72,40 +53,19 @@ class Generation(Iterator[str]):
         state: StreamState | None,
         next_logits: Tensor | None,
     ) -> None:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens!r}: give a whole number, 0 (only read the prompt) or more"
-            )
-        if tokenizer is None:
-            raise ValueError(
-                "tokenizer is None: give the one the model was trained with, as from rmat.load_tokenizer"
-            )
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
-                "use the tokenizer that was saved with the model"
-            )
-        if state is not None and state.batch_size != 1:
-            raise ValueError(
-                f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"
-            )
-        if next_logits is not None and next_logits.shape != (model.config.vocab_size,):
-            raise ValueError(
-                f"next_logits has shape {tuple(next_logits.shape)}: give the ({model.config.vocab_size},) logits that "
-                "came with the state"
-            )
+        check_tokenizer(tokenizer, model.config)
         prompt_ids = _prompt_ids(tokenizer, prompt, model.config.vocab_size, fresh=state is None)
-        if not prompt_ids and next_logits is None:
-            raise ValueError(
-                "the prompt is empty: give some text to go on from, or next_logits along with the state"
-            )
-        self.text, self.tokens, self.finish = "", [], None
+        check_start(model.config, prompt_ids, state, next_logits)
+        self._row = Row(tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        self.text, self.tokens = "", self._row.tokens
         self.prompt_tokens = len(prompt_ids)
         self.state, self.next_logits = None, None
-        self._max_new_tokens = max_new_tokens
-        self._matcher = StopMatcher(stop)
-        self._sampler = Sampler(sampling, tokenizer.vocab_size)
-        self._pieces = self._run(model, tokenizer, prompt_ids, state, next_logits)
+        self._pieces = self._run(model, prompt_ids, state, next_logits)
+
+    @property
+    def finish(self) -> Literal["length", "stop", "end"] | None:
+        """Why it is over: max_new_tokens, a stop string, or the model ended the text. None before that."""
+        return self._row.finish
 
     def __next__(self) -> str:
         piece = next(self._pieces)
@@ -113,42 +73,18 @@ class Generation(Iterator[str]):
         return piece
 
     def _run(
-        self,
-        model: LanguageModel,
-        tokenizer: TextCodec,
-        prompt_ids: list[int],
-        state: StreamState | None,
-        logits: Tensor | None,
+        self, model: LanguageModel, prompt_ids: list[int], state: StreamState | None, logits: Tensor | None
     ) -> Iterator[str]:
-        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        turn_end, document = (tokenizer.special_id(name) for name in END_TOKENS)
         if prompt_ids:
             logits, state = read(model, prompt_ids, state)
         assert logits is not None
-        while self.finish is None:
-            if len(self.tokens) == self._max_new_tokens:
-                self.finish = "length"
-                break
-            token = self._sampler.draw(logits)
-            if token == document:
-                self.finish = "end"
-                break
-            self.tokens.append(token)
+        while (token := self._row.draw(logits)) is not None:
             logits, state = read(model, [token], state)
-            if token == turn_end:
-                self.finish = "end"
-                break
-            piece, stopped = self._matcher.push(characters.decode(tokenizer.decode_bytes([token])))
-            if stopped:
-                self.finish = "stop"
-            if piece:
+            if piece := self._row.show(token):
                 yield piece
         self.state, self.next_logits = state, logits.float().cpu()
-        if self.finish != "stop":
-            piece, stopped = self._matcher.push(characters.decode(b"", final=True))
-            piece += "" if stopped else self._matcher.flush()
-            if piece:
-                yield piece
+        if piece := self._row.rest():
+            yield piece
 
 
 def generate(
@@ -220,6 +156,38 @@ def piece_length(model: LanguageModel) -> int:
     most = max(1, min(PIECE_TOKENS, PIECE_LOGITS // model.config.vocab_size))
     segment = model.config.segment_len
     return most - most % segment if most >= segment else most
+
+
+def check_tokenizer(tokenizer: TextCodec | None, config: ModelConfig) -> None:
+    """Raise ValueError if there is no tokenizer, or one with more tokens than the model."""
+    if tokenizer is None:
+        raise ValueError(
+            "tokenizer is None: give the one the model was trained with, as from rmat.load_tokenizer"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
+            "use the tokenizer that was saved with the model"
+        )
+
+
+def check_start(
+    config: ModelConfig, ids: Sequence[int], state: StreamState | None, next_logits: Tensor | None
+) -> None:
+    """Raise ValueError if a text cannot begin with the prompt `ids` after `state`, or with `next_logits` (V,)."""
+    if state is not None and state.batch_size != 1:
+        raise ValueError(
+            f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"
+        )
+    if next_logits is not None and next_logits.shape != (config.vocab_size,):
+        raise ValueError(
+            f"next_logits has shape {tuple(next_logits.shape)}: give the ({config.vocab_size},) logits that "
+            "came with the state"
+        )
+    if not ids and next_logits is None:
+        raise ValueError(
+            "the prompt is empty: give some text to go on from, or next_logits along with the state"
+        )
 
 
 def _prompt_ids(

@@ -5,6 +5,7 @@ import torch
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation import stream
+from rmat.generation.sampling import Sampler
 from rmat.generation.stream import Generation, generate, piece_length, read
 from rmat.model import LanguageModel, ModelConfig
 
@@ -16,12 +17,12 @@ class Script:
         self.model, self.tokens = model, list(tokens)
 
     def __enter__(self) -> None:
-        self.original = stream.Sampler.draw
+        self.original = Sampler.draw
         script = iter(self.tokens)
-        stream.Sampler.draw = lambda sampler, logits: next(script)  # type: ignore[method-assign]
+        Sampler.draw = lambda sampler, logits: next(script)  # type: ignore[method-assign]
 
     def __exit__(self, *error: object) -> None:
-        stream.Sampler.draw = self.original  # type: ignore[method-assign]
+        Sampler.draw = self.original  # type: ignore[method-assign]
 
 
 def write(model: LanguageModel, tokenizer: Tokenizer, prompt: str = "once", **options: object) -> Generation:
