@@ -20,6 +20,9 @@ __all__ = [
     "load",
     "load_tokenizer",
     "generate",
+    "complete",
+    "Conversation",
+    "SessionStore",
     "train",
     "__version__",
 ]
@@ -34,6 +37,9 @@ _HOME = {
     "load": "rmat.api",
     "load_tokenizer": "rmat.data.tokenizer",
     "generate": "rmat.generation.stream",
+    "complete": "rmat.generation.completion",
+    "Conversation": "rmat.serving.conversation",
+    "SessionStore": "rmat.serving.sessions",
     "train": "rmat.api",
 }
 
@@ -42,10 +48,13 @@ if TYPE_CHECKING:
     from rmat.api import train as train
     from rmat.data.config import DataConfig as DataConfig
     from rmat.data.tokenizer import load_tokenizer as load_tokenizer
+    from rmat.generation.completion import complete as complete
     from rmat.generation.stream import generate as generate
     from rmat.model import LanguageModel as LanguageModel
     from rmat.model import ModelConfig as ModelConfig
     from rmat.model import StreamState as StreamState
+    from rmat.serving.conversation import Conversation as Conversation
+    from rmat.serving.sessions import SessionStore as SessionStore
     from rmat.training.config import RunConfig as RunConfig
     from rmat.training.config import TrainConfig as TrainConfig
 

@@ -33,7 +33,18 @@ MAY_IMPORT = {
     "api": {"model", "weights", "data", "generation", "evaluation", "training"},
     "serving": {"model", "weights", "data", "generation", ""},
     "report": {"ops", "model", "weights", "data", "evaluation", "training", "api"},
-    "cli": {"model", "weights", "data", "generation", "evaluation", "training", "api", "report", "serving", ""},
+    "cli": {
+        "model",
+        "weights",
+        "data",
+        "generation",
+        "evaluation",
+        "training",
+        "api",
+        "report",
+        "serving",
+        "",
+    },
     "": {"model", "data", "generation", "serving", "training", "api"},
     "__main__": {"cli"},
 }
@@ -151,7 +162,15 @@ def test_the_model_needs_torch_and_safetensors_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["train", "--help"], ["eval", "ablation", "--help"], ["generate", "--help"]]
+    "command",
+    [
+        ["--help"],
+        *(
+            [name, "--help"]
+            for name in ("train", "generate", "complete", "chat", "read", "ask", "sessions", "serve")
+        ),
+        ["eval", "ablation", "--help"],
+    ],
 )
 def test_help_does_not_wait_for_torch(command: list[str]) -> None:
     code = (

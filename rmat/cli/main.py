@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import rmat
-from rmat.cli import describe, evaluate, generate, report, train
+from rmat.cli import ask, chat, complete, describe, evaluate, generate, read, report, serve, sessions, train
 from rmat.cli.parsing import Parser, parse
 
 FAILED, WRONG_INPUT = 1, 2
@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rmat {rmat.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (train, evaluate, generate, describe, report):
+    for module in (train, evaluate, generate, complete, chat, read, ask, sessions, serve, describe, report):
         module.add(commands)
     return parser
 

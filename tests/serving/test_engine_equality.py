@@ -13,7 +13,7 @@ from rmat.serving.engine import Engine
 from rmat.serving.request import Request, Stream
 from tests.serving.engine_makers import WAIT, alone, ask, same, small_model, text_of
 
-SYSTEM = "You are a helper that says little and knows less. " * 8
+SYSTEM = "You are a friend that says little and knows less. " * 8
 
 
 class TestPrefixReuse:

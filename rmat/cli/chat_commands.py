@@ -1,0 +1,278 @@
+"""The dialogue behind `rmat chat`: lines in, answers and commands out, a session kept after every exchange."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from rmat.cli.output import human_bytes, print_table
+from rmat.data.tokenizer import Tokenizer
+from rmat.model import LanguageModel
+from rmat.serving.conversation import FORGETTABLE, Conversation, Turn
+from rmat.serving.sessions import Session, SessionStore
+from rmat.training.fields import nearest
+
+LOCK_SECONDS = 3
+"""How long a chat waits for a session that another process uses."""
+
+SHOWN_TURNS, SHOWN_CHARACTERS = 6, 400
+"""Of a dialogue that is taken up again, so many of the last turns are shown, and so much of each."""
+
+HELP = """\
+/save [NAME]   keep the dialogue now; under NAME, a copy of it
+/load NAME     go on with another session
+/fork NAME     go on in a copy called NAME; this session stays as it is
+/forget [N]    take back the last N exchanges (default: 1)
+/stats         what was read, how large the state is, what the memory holds
+/help          this
+/quit          leave, as Ctrl-D does
+Ctrl-C ends an answer. A message that begins with / needs a blank in front."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, with which a text could steer the terminal."""
+
+
+T = TypeVar("T")
+
+
+class Chat:
+    """A dialogue. Use it in a `with` block: a session's lock is held as long as the dialogue goes on in it.
+
+    Args:
+        model, tokenizer: who answers.
+        store: where sessions are kept.
+        sampling: keywords of `rmat.generate`, `seed` among them; each answer takes another seed made from it.
+        at_terminal: someone types. Otherwise only answers, and what commands are asked to show, go to standard output.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        store: SessionStore,
+        sampling: dict[str, Any],
+        *,
+        at_terminal: bool,
+    ) -> None:
+        self.at_terminal = at_terminal
+        self._model = model
+        self._store = store
+        self._sampling = sampling
+        self._console = Console(stderr=not at_terminal, highlight=False, soft_wrap=True, emoji=False)
+        self._conversation = Conversation(model, tokenizer)
+        self._name: str | None = None
+        self._held = ExitStack()
+        self._exchanges = 0
+        self._tokens_per_second: float | None = None
+        self._commands: dict[str, Callable[[str], object]] = {
+            "/help": lambda _: print(HELP),
+            "/save": self._save,
+            "/load": self._load,
+            "/fork": self._fork,
+            "/forget": self._forget,
+            "/stats": lambda _: self._stats(),
+        }
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def begin(self, name: str | None, system: str | None) -> None:
+        """Take up the session `name` if there is one, or begin it; `system` is its first turn."""
+        if name is not None:
+            self._take_up(name, self._go_on_in(name, lambda: self._stored(name)))
+        if system is not None:
+            if self._conversation.session.tokens_read > 1:
+                raise ValueError(f"session {name!r} has begun already: a system turn can only be its first")
+            self._conversation.add([("system", system)])
+        if self.at_terminal:
+            kept = "" if name is not None else "not kept unless you /save NAME; "
+            self.tell(f"[dim]{kept}/help shows the commands, Ctrl-C ends an answer, Ctrl-D leaves[/]")
+
+    def take(self, line: str) -> bool:
+        """Answer a line or carry out the command in it; False if it asks to leave. ValueError for a wrong command."""
+        if not line.strip():
+            return True
+        if not line.startswith("/"):
+            self._answer(line.strip())
+            return True
+        name, _, argument = line.strip().partition(" ")
+        if name == "/quit":
+            return False
+        if name not in self._commands:
+            near = nearest(name, [*self._commands, "/quit"])
+            raise ValueError(f"there is no command {name}: did you mean {near}? /help shows all")
+        self._commands[name](argument.strip())
+        return True
+
+    def tell(self, line: str) -> None:
+        """A remark, with the markup of rich: no part of an answer."""
+        self._console.print(line)
+
+    def said(self) -> list[str]:
+        """What the user said, as far as it is kept."""
+        return [text for role, text in self._conversation.session.turns if role == "user"]
+
+    def summary(self) -> dict[str, Any]:
+        """What the dialogue came to, JSON-able."""
+        session = self._conversation.session
+        return {
+            "session": self._name,
+            "exchanges": self._exchanges,
+            "tokens_read": session.tokens_read,
+            "state_bytes": session.state.nbytes,
+        }
+
+    def _answer(self, text: str) -> None:
+        sampling = dict(self._sampling)
+        if sampling["seed"] is not None:
+            # Answers with the same draws would begin alike; this goes on across runs as if there had been one.
+            sampling["seed"] = (sampling["seed"] + self._conversation.session.tokens_read) % 2**63
+        reply = self._conversation.say(text, **sampling)
+        started = time.perf_counter()
+        if self.at_terminal:
+            self._console.print("[bold cyan]assistant>[/] ", end="")
+        try:
+            for piece in reply:
+                print(_UNPRINTABLE.sub("", piece) if self.at_terminal else piece, end="", flush=True)
+        except KeyboardInterrupt:
+            with _undisturbed():
+                reply.cut()
+                self._answered(reply.text, reply.new_tokens, time.perf_counter() - started)
+            self.tell("[dim]the answer ends here[/]")
+        else:
+            self._answered(reply.text, reply.new_tokens, time.perf_counter() - started)
+
+    def _answered(self, text: str, n_tokens: int, seconds: float) -> None:
+        if not text.endswith("\n"):
+            print(flush=True)
+        self._exchanges += 1
+        self._tokens_per_second = n_tokens / seconds
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._name is not None:
+            self._store.save(self._name, self._conversation.session, self._model)
+
+    def _go_on_in(self, name: str, prepare: Callable[[], T]) -> T:
+        """Hold the lock of `name` instead of the present session's, if `prepare`, called under it, succeeds."""
+        with ExitStack() as held:
+            if name != self._name:
+                held.enter_context(self._store.lock(name, timeout=LOCK_SECONDS))
+            result = prepare()
+            if name != self._name:
+                self._held.close()
+                self._held, self._name = held.pop_all(), name
+        return result
+
+    def _stored(self, name: str) -> Session | None:
+        return self._store.load(name, self._model) if self._store.exists(name) else None
+
+    def _take_up(self, name: str, session: Session | None) -> None:
+        self._conversation = Conversation(self._model, self._conversation.tokenizer, session)
+        if session is None:
+            self.tell(f"[dim]session {name} begins[/]")
+            return
+        self.tell(f"[dim]session {name}: {session.tokens_read:,} tokens read[/]")
+        for turn in session.turns[-SHOWN_TURNS:]:
+            self._show(turn)
+
+    def _store_as(self, name: str) -> None:
+        """Keep the dialogue as a session of its own."""
+        self._store.save(name, replace(self._conversation.session, created=None), self._model)
+
+    def _require_free(self, name: str) -> None:
+        if not name:
+            raise ValueError("the name is missing: /help shows how commands are written")
+        if self._store.exists(name):
+            raise ValueError(f"there is a session {name!r} already: take another name")
+
+    def _save(self, name: str) -> None:
+        if not name and self._name is None:
+            raise ValueError("this dialogue has no name yet: give one, /save NAME")
+        if not name or name == self._name:
+            self._keep()
+        else:
+            self._require_free(name)
+            if self._name is None:
+                self._go_on_in(name, lambda: self._store_as(name))
+            else:
+                self._store_as(name)
+        self.tell(f"[dim]saved as {name or self._name}[/]")
+
+    def _load(self, name: str) -> None:
+        if not name:
+            raise ValueError("the name is missing: /load NAME")
+        self._store.info(name)  # there is such a session
+        self._take_up(name, self._go_on_in(name, lambda: self._stored(name)))
+
+    def _fork(self, name: str) -> None:
+        self._require_free(name)
+        self._go_on_in(name, lambda: self._store_as(name))
+        self.tell(f"[dim]going on in {name}[/]")
+
+    def _forget(self, number: str) -> None:
+        if number and not number.isdecimal():
+            raise ValueError(f"{number!r} is no number of exchanges: /forget or /forget N")
+        forgotten = self._conversation.forget(int(number or 1))
+        if not forgotten:
+            raise ValueError(
+                f"there is nothing to forget: only the last {FORGETTABLE} exchanges since the dialogue was taken up "
+                "can be"
+            )
+        self._keep()
+        self.tell(f"[dim]forgot {forgotten} exchange{'s' * (forgotten > 1)}[/]")
+
+    def _stats(self) -> None:
+        session = self._conversation.session
+        rate = self._tokens_per_second
+        rows = [
+            ("tokens read", f"{session.tokens_read:,}"),
+            ("state", human_bytes(session.state.nbytes)),
+            ("last answer", "none yet" if rate is None else f"{rate:.1f} tokens/s"),
+            ("session", self._name or "not kept"),
+        ]
+        if self._name is not None and self._store.exists(self._name):
+            rows.append(("file", human_bytes(self._store.info(self._name).nbytes)))
+        print_table(("dialogue", ""), rows)
+        memories = [
+            (number, layer.pushed)
+            for number, layer in enumerate(session.state.layers)
+            if layer.pushed is not None
+        ]
+        if memories:
+            slots = self._model.config.n_slots
+            shares = session.state.openness()[:, 0].tolist()
+            print_table(
+                ("layer", "slots filled", "openness"),
+                [
+                    (str(number), f"{min(int(pushed), slots)} of {slots}", f"{share:.1%}")
+                    for (number, pushed), share in zip(memories, shares, strict=True)
+                ],
+                "openness: share of the tokens that entered the memory",
+            )
+
+    def _show(self, turn: Turn) -> None:
+        role, text = turn
+        cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+        self._console.print(f"{role}> ", style="dim bold", end="", markup=False)
+        self._console.print(_UNPRINTABLE.sub("", cut), style="dim", markup=False)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside, Ctrl-C does nothing: a second one must not undo what the first one asked for."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

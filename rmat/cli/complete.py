@@ -1,0 +1,275 @@
+"""`rmat complete`: code at a cursor, shown as it is written."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.output import human_bytes, print_json
+from rmat.cli.parsing import add_command, add_json
+
+if TYPE_CHECKING:
+    from rmat.data.tokenizer import Tokenizer
+    from rmat.model import LanguageModel, StreamState
+
+DESCRIPTION = """\
+Complete at a cursor. FILE:LINE is the end of a line, FILE:LINE:COL the place before a character (both counted from 1), FILE
+alone the end of the file, - the end of standard input; with --cursor TEXT, the place of TEXT in it. Only the new text is
+printed: the rest of the statement, or of the block where the cursor is on a blank line.
+
+With --context DIR the files of text and code in DIR are read first, however many, the nearest last, without what
+.gitignore names and without FILE itself. --state-out keeps what was read of them; with --state-in the next completion
+need not read them again."""
+
+UNNAMED = "untitled"
+"""What the text on standard input is called among the files of a context, unless --name says."""
+
+TELL_AFTER = 3.0
+"""Seconds of reading a context after which the time left is told where no bar shows it; then after twice as many."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "complete",
+        run=run,
+        help="complete code at a cursor",
+        description=DESCRIPTION,
+        usage="rmat complete MODEL FILE[:LINE[:COL]] [options]",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
+    parser.add_argument("place", metavar="FILE[:LINE[:COL]]", help="where to complete; - for standard input")
+    parser.add_argument("--cursor", metavar="TEXT", help="complete at the first TEXT, which is taken out")
+    parser.add_argument("--name", metavar="PATH", help="path in --context of the file on standard input")
+    parser.add_argument("--context", metavar="DIR", help="read the files of this repository first")
+    parser.add_argument(
+        "--max-context-bytes", type=int, metavar="N", help="read at most N bytes of it (default: all)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "fim", "plain"),
+        default="auto",
+        help="fim shows the model the text behind the cursor (trained with data.fim_rate), plain does not, auto does if "
+        "there is any (default: auto)",
+    )
+    parser.add_argument(
+        "--lines",
+        type=int,
+        metavar="N",
+        help="end after N lines; 0: no end (default: the statement or block)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="write at most N tokens (default: 128)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token (default: 0)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that have probability P together",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens already written less likely",
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument(
+        "--state-in", metavar="FILE", help="do not read --context: it is in the state in FILE"
+    )
+    parser.add_argument("--state-out", metavar="FILE", help="keep what was read of --context in FILE")
+    parser.add_argument(
+        "--show-file", action="store_true", help="print the whole file with the completion in its place"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the completion."""
+    path, prefix, suffix = find_cursor(args.place, args.cursor)
+    _check(args, path)
+
+    from rmat.data.files import is_code
+    from rmat.data.repository import target_name
+    from rmat.generation.completion import complete
+
+    root = None if args.context is None else Path(args.context)
+    target = path if args.name is None else (root or Path()) / args.name
+    file_name: str | None
+    if root is not None:
+        file_name = UNNAMED if target is None else target_name(root, target)
+    else:
+        # Text without a name has no header in training either.
+        file_name = target.name if target is not None and is_code(target) else None
+    model, tokenizer = load_with_tokenizer(args.model, args.device)
+    started = time.perf_counter()
+    n_files, state = _read_before(args, model, tokenizer, root, target, prefix)
+    writing = complete(
+        model,
+        tokenizer,
+        prefix,
+        suffix,
+        file_name=file_name,
+        state=state,
+        mode=args.mode,
+        lines=args.lines,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=args.stop,
+        seed=args.seed,
+    )
+    shown = not args.json
+    if shown and args.show_file:
+        print(prefix, end="")
+    for piece in writing:
+        if shown:
+            print(piece, end="", flush=True)
+    if shown and args.show_file:
+        print(suffix, end="")
+    elif shown and sys.stdout.isatty() and not writing.text.endswith("\n"):
+        print()
+    assert writing.state is not None
+    if args.json:
+        print_json(
+            {
+                "text": writing.text,
+                "finish": writing.finish,
+                "prompt_tokens": writing.prompt_tokens,
+                "context_files": n_files,
+                "context_tokens": 0 if state is None else int(state.position[0]),
+                "new_tokens": len(writing.tokens),
+                "seconds": time.perf_counter() - started,
+                "state_bytes": writing.state.nbytes,
+            }
+        )
+    return 0
+
+
+def find_cursor(place: str, mark: str | None) -> tuple[Path | None, str, str]:
+    """The file of a FILE[:LINE[:COL]] (None: standard input), and its text before and behind the cursor.
+
+    A name may have colons and numbers in it: of the readings that name a file, that with the longest name counts.
+
+    Raises ValueError if there is no such place, FileNotFoundError if there is no file.
+    """
+    from rmat.data.files import decode
+
+    path: Path | None = None
+    numbers: list[int] = []
+    if place == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        name, numbers = _split(place)
+        path = Path(name)
+        text = decode(path.read_bytes(), name)
+    if mark is not None:
+        if numbers or mark == "" or mark not in text:
+            where = "give a place or --cursor, not both" if numbers else "there is no such text in it"
+            raise ValueError(f"--cursor {mark!r}, {place}: {where}")
+        prefix, _, suffix = text.partition(mark)
+        return path, prefix, suffix
+    end = len(text) if not numbers else _offset(text, str(path), *numbers)
+    return path, text[:end], text[end:]
+
+
+def _split(place: str) -> tuple[str, list[int]]:
+    """Name of the file and the numbers behind it."""
+    name = place
+    numbers: list[int] = []
+    while not Path(name).is_file() and len(numbers) < 2 and (found := re.fullmatch(r"(.+):(\d+)", name)):
+        name, numbers = found[1], [int(found[2]), *numbers]
+    return name, numbers
+
+
+def _offset(text: str, name: str, line: int, column: int | None = None) -> int:
+    """Where in `text` a line ends, or a column of it begins. Raises ValueError if it has no such line or column."""
+    lines = text.split("\n")
+    # Behind a last newline a line begins that can be completed, though it is not counted.
+    count = len(lines) - (lines[-1] == "")
+    if not 1 <= line <= len(lines):
+        raise ValueError(
+            f"{name} has {count} line{'s' * (count != 1)}: there is no line {line}; give 1 to {len(lines)}"
+        )
+    start = sum(len(before) + 1 for before in lines[: line - 1])
+    length = len(lines[line - 1].removesuffix("\r"))
+    if column is None:
+        return start + length
+    if not 1 <= column <= length + 1:
+        raise ValueError(
+            f"line {line} of {name} has {length} characters: there is no column {column}; give 1 to {length + 1}"
+        )
+    return start + column - 1
+
+
+def _check(args: argparse.Namespace, path: Path | None) -> None:
+    """Refuse options that do not go together, before anything long is begun."""
+    if args.name is not None and path is not None:
+        raise ValueError(f"--name {args.name} is for standard input; {path} has a name")
+    if args.state_out is not None and (args.context is None or args.state_in is not None):
+        raise ValueError("--state-out keeps what is read of a context: give --context, and no --state-in")
+    if args.state_out is not None and not Path(args.state_out).parent.is_dir():
+        raise ValueError(f"--state-out {args.state_out}: there is no folder to write it into; make it first")
+    if args.max_context_bytes is not None and args.context is None:
+        raise ValueError("--max-context-bytes is a limit of --context: give that too")
+
+
+def _read_before(
+    args: argparse.Namespace,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    root: Path | None,
+    target: Path | None,
+    prefix: str,
+) -> tuple[int, StreamState | None]:
+    """How many files were read for context, and the state behind them; None without any."""
+    from rmat.data.files import Skipped
+    from rmat.data.progress import Progress
+    from rmat.data.repository import context_files, context_texts
+    from rmat.generation.completion import read_context
+    from rmat.generation.resume import load_place, save_place
+
+    if args.state_in is not None:
+        state, _ = load_place(args.state_in, model.config)
+        return 0, state.to(next(model.parameters()).device)
+    if root is None:
+        return 0, None
+    skipped = Skipped()
+    files = context_files(root, skipped, target=target, text=prefix, max_bytes=args.max_context_bytes)
+    total = sum(file.n_bytes for file in files)
+    with Progress(True) as shown:
+        shown.say(f"{root}: {len(files)} files, {human_bytes(total)}; left out {skipped}")
+        with shown.task("reading the context", total) as bar:
+            started, done, tell = time.perf_counter(), 0, TELL_AFTER
+
+            def advance(n_bytes: int) -> None:
+                nonlocal done, tell
+                bar(n_bytes)
+                done += n_bytes
+                spent = time.perf_counter() - started
+                if done and spent > tell and not sys.stderr.isatty():
+                    tell = 2 * spent
+                    shown.say(f"about {spent / done * (total - done):.0f} seconds to go")
+
+            logits, state = read_context(model, tokenizer, context_texts(files, skipped), advance=advance)
+    if args.state_out is not None:
+        assert logits is not None
+        save_place(args.state_out, state, logits)
+    return len(files), state

@@ -1,0 +1,75 @@
+"""Options that the commands which talk to a model share: how text is sampled, and where sessions are kept."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rmat.cli.loading import DEVICES
+from rmat.cli.parsing import Parser
+
+_SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+)
+
+
+def add_model(parser: Parser) -> None:
+    """The model and where it runs."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder of a model or of a training run, or the name of one that comes along",
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+
+
+def add_session(parser: Parser, *, required: bool, help: str) -> None:
+    """The session's name and the folder of sessions."""
+    parser.add_argument("--session", metavar="NAME", required=required, help=help)
+    parser.add_argument(
+        "--sessions",
+        metavar="DIR",
+        help="folder of the sessions (default: $RMAT_SESSIONS, else rmat/sessions in the user's data folder)",
+    )
+
+
+def add_sampling(parser: Parser) -> None:
+    """How tokens are chosen, and where a text ends."""
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="write at most N tokens (default: 256)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="0 takes the likeliest token (default: 0.8)",
+    )
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that have probability P together only",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens already written less likely",
+    )
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add(
+        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)"
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_sampling` as keywords of `rmat.generate`."""
+    return {name: getattr(args, name) for name in _SAMPLING}
