@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rmat.cli import evaluate_options
+from rmat.cli import evaluate_completion, evaluate_options
 from rmat.cli.loading import load_with_tokenizer
 from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 from rmat.cli.parsing import add_command
@@ -81,6 +81,7 @@ def add(commands: Any) -> None:
     )
     evaluate_options.add_measuring(recall)
     evaluate_options.add(kinds)
+    evaluate_completion.add(kinds)
 
 
 def run_perplexity(args: argparse.Namespace) -> int:

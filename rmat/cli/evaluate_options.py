@@ -1,10 +1,10 @@
-"""What `rmat eval mqar | passkey | needle | babilong | dialogue` take: the options of the runs in `evaluate_tasks`."""
+"""What `rmat eval mqar | passkey | needle | babilong | facts | dialogue` take: the options of the runs in `evaluate_tasks`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rmat.cli.evaluate_tasks import run_babilong, run_dialogue, run_mqar, run_needle, run_passkey
+from rmat.cli.evaluate_tasks import run_babilong, run_dialogue, run_facts, run_mqar, run_needle, run_passkey
 from rmat.cli.loading import DEVICES
 from rmat.cli.parsing import Parser, add_command, add_json
 
@@ -101,6 +101,37 @@ def add(kinds: Any) -> None:
         choices=("exact", "labels"),
         default="exact",
         help="exact answer, or the one label named (for models not trained on the task; default: exact)",
+    )
+
+    facts = add_command(
+        kinds,
+        "facts",
+        run=run_facts,
+        help="facts stated in a dialogue and asked for many turns later",
+        description="Facts that a user states in a dialogue and asks for many turns later, for models trained with --data facts or on\n"
+        "dialogues. Right is an answer that has the value in it.",
+    )
+    _common(facts)
+    facts.add_argument(
+        "--turns",
+        type=int,
+        action="append",
+        metavar="N",
+        help="turns between facts and question; repeatable (default: 10, 100 and 1000)",
+    )
+    facts.add_argument(
+        "--filler",
+        action="append",
+        metavar="SPEC",
+        help="what is said in between: talk, noise, dialogues or text; repeatable (default: talk)",
+    )
+    facts.add_argument("--facts", type=int, default=4, metavar="N", help="most facts stated (default: 4)")
+    facts.add_argument(
+        "--changes",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the facts that are corrected on the way (default: 0)",
     )
 
     dialogue = add_command(

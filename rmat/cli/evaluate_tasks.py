@@ -1,4 +1,4 @@
-"""`rmat eval mqar | passkey | needle | babilong | dialogue`: questions that only a memory can answer."""
+"""`rmat eval mqar | passkey | needle | babilong | facts | dialogue`: questions that only a memory can answer."""
 
 from __future__ import annotations
 
@@ -105,6 +105,25 @@ def run_babilong(args: argparse.Namespace) -> int:
     return _questions(args, ask, len(tasks) * sum(_length(args)))
 
 
+def run_facts(args: argparse.Namespace) -> int:
+    """Accuracy by filler and turns."""
+    from rmat.evaluation.question_tasks import facts
+
+    def ask(model: LanguageModel, tokenizer: Tokenizer, advance: Callable[[int], None]) -> Any:
+        return facts(
+            model,
+            tokenizer,
+            turns=args.turns or (10, 100, 1000),
+            fillers=args.filler or ("talk",),
+            facts=args.facts,
+            changes=args.changes,
+            advance=advance,
+            **_asked(args),
+        )
+
+    return _questions(args, ask, None)
+
+
 def run_dialogue(args: argparse.Namespace) -> int:
     """Bits per byte of the answers by use of the memory."""
     from rmat.data.progress import Progress
@@ -140,25 +159,26 @@ def run_dialogue(args: argparse.Namespace) -> int:
 def _questions(
     args: argparse.Namespace,
     ask: Callable[[LanguageModel, Tokenizer, Callable[[int], None]], Any],
-    tokens: int,
+    tokens: int | None,
 ) -> int:
-    """Ask, with a bar over the `tokens` of one sample of every cell; print by cell."""
+    """Ask, with a bar over the `tokens` of one sample of every cell where they are known; print by cell."""
     from rmat.data.progress import Progress
 
     model, tokenizer = _load(args)
-    with Progress(True) as shown, shown.task("reading", tokens * args.samples) as advance:
+    with Progress(True) as shown, shown.task("reading", tokens and tokens * args.samples) as advance:
         result = ask(model, tokenizer, advance).to_dict()
+    by = "turns" if "turns" in result["cells"][0] else "depth"
     rows = [
         (
             cell["task"],
             f"{cell['length']:,}",
-            "" if cell["depth"] is None else f"{cell['depth']:g}",
+            "" if cell[by] is None else f"{cell[by]:,}",
             *with_interval(cell["accuracy"], cell["low"], cell["high"], 3),
             f"{cell['samples']:,}",
         )
         for cell in result["cells"]
     ]
-    columns = ["task", "tokens", "depth", "accuracy", "95 % interval", "samples"]
+    columns = ["task", "tokens", by, "accuracy", "95 % interval", "samples"]
     return _show(args, model, result, columns, rows, _state(result))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rmat.data.synthetic.task import Example
+from rmat.data.documents import Part
+from rmat.data.synthetic.task import Example, texts_of
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.answering import Advance, answers
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
@@ -31,12 +32,14 @@ class Questions:
 
     task: str
     """Name of the task."""
-    length: int
-    """Most tokens of document token, prompt, answer and end token; 0 for no filler."""
+    length: int | None
+    """Most tokens of document token, prompt, answer and end token; 0 for no filler; None: as long as they are."""
     depth: float | None
     """Share of the filler before what is asked for; None: random."""
     examples: Sequence[Example]
     """What is asked; their prompts are made while they are read."""
+    turns: int | None = None
+    """Turns of a dialogue between what is asked for and the question; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,22 @@ class Cell:
     task: str
     """As in `Questions`."""
     length: int
-    """As in `Questions`."""
+    """As in `Questions`; where that is None the tokens of a prompt, on average."""
     depth: float | None
     """As in `Questions`."""
     scores: tuple[float, ...]
     """Of each sample, 0 to 1."""
+    turns: int | None = None
+    """As in `Questions`."""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """JSON-able: task, turns (if it has any), length, depth."""
+        turns = {} if self.turns is None else {"turns": self.turns}
+        return {"task": self.task, **turns, "length": self.length, "depth": self.depth}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: task, length, depth, samples, accuracy, and its 95 % bounds low and high.
+        """JSON-able: task, turns (if it has any), length, depth, samples, accuracy, and its 95 % bounds low and high.
 
         Bounds are Wilson's where every score is 0 or 1, else bootstrapped (None for a single sample).
         """
@@ -64,9 +75,7 @@ class Cell:
             else bootstrap_ratio(self.scores, np.ones(len(self.scores)))
         )
         return {
-            "task": self.task,
-            "length": self.length,
-            "depth": self.depth,
+            **self.place,
             "samples": len(self.scores),
             "accuracy": found.value,
             "low": found.low,
@@ -76,7 +85,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionResult:
-    """Result of `passkey`, `needle` and `babilong`."""
+    """Result of `passkey`, `needle`, `babilong` and `facts`."""
 
     cells: tuple[Cell, ...]
     """In the order in which they were asked."""
@@ -87,7 +96,7 @@ class QuestionResult:
     seed: int
     """Seed of the samples."""
     examples: tuple[dict[str, Any], ...]
-    """The first samples of the first cells: task, length, depth, end of the prompt, reference, output and score."""
+    """The first samples of the first cells: place of the cell, end of the prompt, reference, output and score."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: cells, state_bytes, memory, seed, examples."""
@@ -126,6 +135,7 @@ def ask(
     found: list[Cell] = []
     shown: list[dict[str, Any]] = []
     for cell in cells:
+        read: list[int] = []
         outputs = answers(
             model,
             tokenizer,
@@ -134,24 +144,22 @@ def ask(
             max_new_tokens=max_new_tokens,
             piece=piece,
             memory=memory,
-            advance=advance,
+            advance=_counting(read, advance),
         )
-        scores = []
-        for example, output in zip(cell.examples, outputs, strict=True):
-            scores.append(score(output, example))
-            if len(scores) == 1 and len(shown) < SHOWN_EXAMPLES:
-                shown.append(
-                    {
-                        "task": cell.task,
-                        "length": cell.length,
-                        "depth": cell.depth,
-                        "prompt_end": _end(example.pieces),
-                        "reference": example.answer,
-                        "output": output,
-                        "score": scores[0],
-                    }
-                )
-        found.append(Cell(task=cell.task, length=cell.length, depth=cell.depth, scores=tuple(scores)))
+        said = list(outputs)
+        length = round(sum(read) / len(cell.examples)) if cell.length is None else cell.length
+        scores = tuple(score(output, example) for output, example in zip(said, cell.examples, strict=True))
+        found.append(Cell(task=cell.task, length=length, depth=cell.depth, scores=scores, turns=cell.turns))
+        if len(shown) < SHOWN_EXAMPLES:
+            shown.append(
+                {
+                    **found[-1].place,
+                    "prompt_end": _end(cell.examples[0].pieces),
+                    "reference": cell.examples[0].answer,
+                    "output": said[0],
+                    "score": scores[0],
+                }
+            )
     return QuestionResult(
         cells=tuple(found),
         state_bytes=model.initial_state(batch_size=1).nbytes,
@@ -161,9 +169,20 @@ def ask(
     )
 
 
-def _end(pieces: Iterable[str]) -> str:
+def _counting(read: list[int], advance: Advance | None) -> Advance:
+    """Tells `advance` what it is told, and writes it down."""
+
+    def count(tokens: int) -> None:
+        read.append(tokens)
+        if advance:
+            advance(tokens)
+
+    return count
+
+
+def _end(parts: Iterable[Part]) -> str:
     """The last characters of a text, holding little of it at once."""
     end = ""
-    for piece in pieces:
+    for piece in texts_of(parts):
         end = (end + piece)[-SHOWN_CHARACTERS:]
     return end

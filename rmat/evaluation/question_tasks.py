@@ -1,22 +1,31 @@
-"""Pass key, needles and BABILong asked of a model: accuracy by task, length and depth."""
+"""Pass key, needles, BABILong and facts of dialogues asked of a model: accuracy by task, length, depth or turns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
 from rmat.data.sources import STDLIB
 from rmat.data.synthetic.babilong import BabilongTask
+from rmat.data.synthetic.facts import FactsTask
 from rmat.data.synthetic.haystack import NOISE, Split
 from rmat.data.synthetic.needle import NEEDLE_TASKS, NeedleTask
 from rmat.data.synthetic.passkey import PasskeyTask
+from rmat.data.synthetic.talk import TALK
 from rmat.data.synthetic.task import Example, TextTask
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.answering import Advance
 from rmat.evaluation.asking import QuestionResult, Questions, ask
-from rmat.evaluation.scoring import BABI_LABELS, exact_match, named_label, share_of_references
+from rmat.evaluation.scoring import (
+    BABI_LABELS,
+    contains_word,
+    exact_match,
+    named_label,
+    share_of_references,
+)
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
@@ -177,6 +186,60 @@ def babilong(
         cells,
         score=score,
         max_new_tokens=20,
+        seed=seed,
+        batch_size=batch_size,
+        piece=piece,
+        memory=memory,
+        advance=advance,
+    )
+
+
+def facts(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    turns: Sequence[int] = (10, 100, 1000),
+    fillers: Sequence[str] = (TALK,),
+    samples: int = 100,
+    facts: int = 4,
+    changes: float = 0.0,
+    split: Split = "test",
+    seed: int = 0,
+    batch_size: int = 8,
+    piece: int = 4096,
+    max_new_tokens: int = 48,
+    memory: MemoryMode = "on",
+    advance: Advance | None = None,
+) -> QuestionResult:
+    """Facts of a dialogue by filler and turns since they were stated; right is an answer with the value in it.
+
+    A cell's task is "facts in" and the name of its filler. Other arguments: see `FactsTask` and `ask`.
+
+    Raises ValueError for settings out of range, or less than one sample.
+    """
+    _check(samples)
+    cells = (
+        Questions(
+            task=f"facts in {PurePath(filler).name}",
+            length=None,
+            depth=None,
+            turns=count,
+            examples=[
+                FactsTask(filler=(filler,), split=split, facts=facts, changes=changes).after(
+                    np.random.default_rng([seed, index]), count
+                )
+                for index in range(samples)
+            ],
+        )
+        for filler in fillers
+        for count in turns
+    )
+    return ask(
+        model,
+        tokenizer,
+        cells,
+        score=lambda output, example: contains_word(output, example.references),
+        max_new_tokens=max_new_tokens,
         seed=seed,
         batch_size=batch_size,
         piece=piece,

@@ -33,6 +33,13 @@ def share_of_references(output: str, references: Sequence[str]) -> float:
     return sum(reference.lower() in text for reference in references) / len(references)
 
 
+def contains_word(output: str, references: Sequence[str]) -> float:
+    """1 if one of the references stands in the output as a word or words of its own, whatever their case."""
+    return float(
+        any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", output, re.IGNORECASE) for one in references)
+    )
+
+
 def named_label(output: str, target: str, question: str, labels: Sequence[str]) -> float:
     """1 if of the labels the output names the target alone (BABILong's score of free answers).
 

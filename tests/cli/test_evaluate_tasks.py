@@ -1,4 +1,4 @@
-"""`rmat eval mqar | passkey | needle | babilong | dialogue` on models that know nothing: what is printed, written, refused."""
+"""`rmat eval mqar | passkey | needle | babilong | facts | dialogue` on models that know nothing: what is printed, written, refused."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from ..data.synthetic.makers import write_babi, write_books
 from .conftest import Outcome, Rmat
 
 CELL = {"task", "length", "depth", "samples", "accuracy", "low", "high"}
-MEASUREMENTS = ("mqar", "passkey", "needle", "babilong", "dialogue")
+MEASUREMENTS = ("mqar", "passkey", "needle", "babilong", "facts", "dialogue")
 
 
 def save(folder: Path, tokenizer: Tokenizer | None, size: int, **fields: Any) -> Path:
@@ -62,6 +62,7 @@ def asked(place: Path, measurement: str) -> list[str | Path]:
             *("babilong", place / "text", "--facts", place / "babi", "--filler", "noise", "--task", "1"),
             *("--length", "300", "--samples", "2"),
         ],
+        "facts": ["facts", place / "text", "--turns", "3", "--turns", "12", "--samples", "2"],
         "dialogue": ["dialogue", place / "text", "--data", place / "talk.jsonl"],
     }[measurement]  # type: ignore[return-value]
 
@@ -159,7 +160,7 @@ def test_slots_make_the_state_larger(rmat: Rmat, place: Path, measurement: str) 
     assert same == plain and more["state_bytes"] > plain["state_bytes"]
 
 
-@pytest.mark.parametrize("measurement", ["mqar", "passkey"])
+@pytest.mark.parametrize("measurement", ["mqar", "passkey", "facts"])
 def test_memory_and_seed_reach_the_measurement(rmat: Rmat, place: Path, measurement: str) -> None:
     found = run(rmat, place, measurement, "--memory", "zeroed", "--seed", "3", "--json").json
     assert (found["memory"], found["seed"]) == ("zeroed", 3)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rmat.data.documents import Special
+from rmat.data.sources import Source
+
 from .conftest import TOY, Rmat
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,3 +35,18 @@ def test_own_text(rmat: Rmat, workplace: Path) -> None:
     ]
     outcome = rmat("train", *arguments, *TOY[1:], "data.tokenizer=bpe:300", "--json")
     assert outcome.status == 0 and outcome.json["steps"] == 6
+
+
+def test_make_facts_dialogues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it writes is read as dialogues."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["make_facts_dialogues.py"])
+    runpy.run_path(str(EXAMPLES / "make_facts_dialogues.py"), run_name="__main__")
+    documents = [document for _, document in Source("facts.jsonl")]
+    turns = sum(document.parts.count(Special("turn_end")) for document in documents)
+    assert (
+        capsys.readouterr().out == f"facts.jsonl: 200 dialogues, {turns:,} turns\n" and len(documents) == 200
+    )
+    assert all(document.parts[-3] == Special("assistant") for document in documents)

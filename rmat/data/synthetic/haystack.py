@@ -15,9 +15,9 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from rmat.data.documents import Document
+from rmat.data.documents import Document, Part
 from rmat.data.splits import split_documents
-from rmat.data.synthetic.task import TextTask
+from rmat.data.synthetic.task import TextTask, texts_of
 from rmat.data.tokenizer import Tokenizer, byte_tokenizer
 
 Split = Literal["train", "valid", "test"]
@@ -115,10 +115,10 @@ def load_filler(spec: str, split: Split) -> Filler:
 class Replay:
     """Pieces of a prompt that are made anew each time they are iterated."""
 
-    make: Callable[[], Iterator[str]]
+    make: Callable[[], Iterator[Part]]
     """The same pieces at every call."""
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Part]:
         return self.make()
 
 
@@ -195,7 +195,7 @@ def sample_texts(task: TextTask, length: int = 2**14, total: int = 2**22) -> Ite
     tokenizer = byte_tokenizer()
     while total > 0:
         example = task.example(random, length, tokenizer)
-        text = "".join(example.pieces) + example.answer
+        text = "".join(texts_of(example.pieces)) + example.answer
         total -= len(text.encode())
         yield text
 

@@ -179,9 +179,7 @@ def _babilong(
 ) -> list[Member]:
     from rmat.data.synthetic.babilong import BabilongTask
 
-    asked: Literal["last", "all"] = "all" if questions == "all" else "last"
-    if questions != asked:
-        raise ValueError(f"questions={questions} is not possible: choose last or all")
+    asked = _last_or_all(questions)
     return [
         Member(
             task=BabilongTask(
@@ -196,12 +194,38 @@ def _babilong(
     ]
 
 
+def _facts(
+    *, split: Split, filler: str = "talk", facts: str = "4", changes: str = "0", questions: str = "last"
+) -> list[Member]:
+    from rmat.data.synthetic.facts import FactsTask
+
+    return [
+        Member(
+            task=FactsTask(
+                filler=tuple(filler.split("+")),
+                split=split,
+                facts=_whole("facts", facts, 1),
+                changes=_share("changes", changes),
+                questions=_last_or_all(questions),
+            )
+        )
+    ]
+
+
+def _last_or_all(questions: str) -> Literal["last", "all"]:
+    asked: Literal["last", "all"] = "all" if questions == "all" else "last"
+    if questions != asked:
+        raise ValueError(f"questions={questions} is not possible: choose last or all")
+    return asked
+
+
 _MAKERS: dict[str, Callable[..., list[Member]]] = {
     "recall": _recall,
     "mqar": _mqar,
     "passkey": _passkey,
     "needle": _needle,
     "babilong": _babilong,
+    "facts": _facts,
 }
 
 TASKS = tuple(_MAKERS)

@@ -1,7 +1,7 @@
 """What a synthetic task is: rows to train on and examples to be asked, made on demand from random numbers.
 
 Two kinds. A task of numbered tokens (`mqar`, `recall`) brings its own vocabulary and asks all along the row. A text
-task (`passkey`, `needle`, `babilong`) works with any tokenizer and asks once, at the end:
+task (`passkey`, `needle`, `babilong`, `facts`) works with any tokenizer and asks at the end:
 
     <|document|> prompt answer <|turn_end|>
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmat.data.documents import Part, Special
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
 
@@ -35,7 +37,7 @@ class Row:
 class Example:
     """A text to be read and what should follow it."""
 
-    pieces: Iterable[str]
+    pieces: Iterable[Part]
     """The prompt in parts, made while they are read, so that memory does not grow with its length."""
 
     answer: str
@@ -46,6 +48,20 @@ class Example:
 
     labels: dict[str, Any] = field(default_factory=dict)
     """What the example is, for a table: for instance task and depth."""
+
+
+def encode_parts(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[int]:
+    """Ids of text and special tokens; each text is encoded by itself."""
+    for part in parts:
+        if isinstance(part, str):
+            yield from tokenizer.encode(part)
+        else:
+            yield tokenizer.special_id(part.name)
+
+
+def texts_of(parts: Iterable[Part]) -> Iterator[str]:
+    """The texts among the parts."""
+    return (part for part in parts if isinstance(part, str))
 
 
 class Task(ABC):
@@ -66,7 +82,7 @@ class NumberedTask(Task):
 
 
 class TextTask(Task):
-    """A task that asks once, at the end of a text."""
+    """A task that asks at the end of a text."""
 
     @abstractmethod
     def example(self, random: np.random.Generator, length: int, tokenizer: Tokenizer) -> Example:
@@ -82,8 +98,8 @@ class TextTask(Task):
     def row(self, random: np.random.Generator, length: int, tokenizer: Tokenizer) -> Row:
         """The example as one row; the answer and the end token are scored."""
         example = self.example(random, length, tokenizer)
-        prompt = [tokenizer.special_id("document"), *tokenizer.encode("".join(example.pieces))]
-        tail = [*tokenizer.encode(example.answer), tokenizer.special_id("turn_end")]
+        prompt = [*encode_parts(tokenizer, chain((Special("document"),), example.pieces))]
+        tail = [*encode_parts(tokenizer, (example.answer, Special("turn_end")))]
         tokens = np.array(prompt + tail, dtype=np.int64)
         targets = np.full(len(tokens), IGNORED, dtype=np.int64)
         targets[len(prompt) - 1 : -1] = tail

@@ -1,5 +1,6 @@
 """Folders of made-up books and stories, a small vocabulary, and the length of an example."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +29,21 @@ def write_books(root: Path, count: int = 3, sentences: int = 60) -> Path:
         (root / split).mkdir(parents=True)
         for number in range(count):
             (root / split / f"{number}.txt").write_text(book(split.capitalize(), sentences, number))
+    return root
+
+
+def write_dialogues(root: Path, count: int = 3, turns: int = 42) -> Path:
+    """A folder of JSONL files with splits of its own; every turn says its split, dialogue and place, also one of Ann's."""
+    root.mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        with (root / f"{split}.jsonl").open("w") as file:
+            for number in range(count):
+                said = [
+                    (("user", "assistant", "Ann")[turn % 3], f"{split} {number} {turn}.")
+                    for turn in range(turns)
+                ]
+                record = {"turns": [{"role": role, "text": text} for role, text in said]}
+                file.write(json.dumps(record) + "\n")
     return root
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from rmat.data.synthetic.babilong import BabilongTask
+from rmat.data.synthetic.facts import FactsTask
 from rmat.data.synthetic.haystack import Split
 from rmat.data.synthetic.mqar import TRAIN_MIX, MqarTask
 from rmat.data.synthetic.needle import NeedleTask
@@ -47,6 +48,11 @@ def test_a_task_is_told_from_text_by_its_name() -> None:
         (
             "babilong:facts=babi,filler=noise,tasks=2,questions=all",
             BabilongTask(facts="babi", filler="noise", tasks=(2,), split="valid", questions="all"),
+        ),
+        ("facts", FactsTask(split="valid")),
+        (
+            "facts:filler=talk+folder,facts=2,changes=0.25,questions=all",
+            FactsTask(filler=("talk", "folder"), split="valid", facts=2, changes=0.25, questions="all"),
         ),
     ],
 )
@@ -124,6 +130,12 @@ def test_many_pairs_need_a_long_window_not_another_setting() -> None:
         ("babilong:facts=x,tasks=11", "tasks must be of 1..10, got (11,)"),
         ("babilong:facts=x,tasks=1+two", "tasks=two is not possible: give a whole number of at least 1"),
         ("babilong:facts=x,questions=some", "questions=some is not possible: choose last or all"),
+        ("facts:facts=none", "facts=none is not possible: give a whole number of at least 1"),
+        ("facts:facts=17", "facts must lie in 1..16, got 17"),
+        ("facts:changes=often", "changes=often is not possible: give a number"),
+        ("facts:changes=1.5", "changes must lie in 0..1, got 1.5"),
+        ("facts:questions=some", "questions=some is not possible: choose last or all"),
+        ("facts:turns=5", "facts has no setting 'turns'"),
         ("babilong", "babilong needs facts: write babilong:facts=..."),
         ("babilong:tasks=1", "babilong needs facts: write babilong:facts=..."),
     ],
