@@ -64,6 +64,12 @@ results: $(STAMP) ## all results but the quick ones; hours; text of your own in 
 bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
 	$(BIN)/python benchmarks/throughput.py
 
+.PHONY: bench-serving
+bench-serving: $(STAMP) ## 64 streams in one batch and over HTTP, time to answer after long documents; about 10 minutes
+	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/serving_load.py
+	$(BIN)/python benchmarks/answer_time.py
+
 # On a machine with a GPU and no network: runs on the Python that has torch, installs nothing.
 .PHONY: gpu-check
 gpu-check: ## parity and speed on a GPU, without .venv (make gpu-check PYTHON=...)
