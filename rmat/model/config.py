@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
 _NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
-_LATER = {"memory_layers": None, "supersede": False}
+_LATER = {"memory_layers": None}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
@@ -90,8 +90,6 @@ class ModelConfig:
     """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
     memory_position: MemoryPosition = "none"
     """What a slot's key learns about its place: nothing, its rank in the bank, or its age in segments."""
-    supersede: bool = False
-    """Whether a slot is read less once a newer one has a key like its own, so that of two values the newest wins."""
     null_slot: bool = False
     """A learned slot that lets a query find nothing."""
     fusion: Fusion = "scalar"
@@ -128,7 +126,7 @@ class ModelConfig:
         self._integer("n_slots", 1)
         self._integer("chunk_lookback", 0)
         self._integer("conv_width", 0)
-        for name in ("supersede", "null_slot", "tie_embeddings"):
+        for name in ("null_slot", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "choose true or false")
         for name, choices in CHOICES.items():

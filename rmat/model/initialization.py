@@ -18,10 +18,6 @@ OPEN = 1.0
 """Bias of the GRU gate: a new memory takes writes, and learns what to keep."""
 
 
-SUPERSEDED = 2.0
-"""Before softplus: what a slot with an equal newer key loses of its logit at the start, a factor of 8 in its weight."""
-
-
 def table(config: ModelConfig) -> list[tuple[str, float, float]]:
     """(pattern of names, mean, standard deviation); the first pattern that matches a name holds. A deviation of 0
     makes a constant."""
@@ -39,7 +35,6 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
         ("*.memory.gate.candidate.bias", OPEN, 0.0),
         ("*.memory.null_*", 0.0, 0.02),
         ("*.memory.place_key", 0.0, 0.02),
-        ("*.memory.supersede_strength", SUPERSEDED, 0.0),
         ("*.fusion.logits", 0.0, 0.0),
         ("*.fusion.map.weight", 0.0, 0.1 * width),
         ("*.output.weight", 0.0, residual * width),

@@ -26,7 +26,6 @@ from rmat.model.state import EMPTY, LayerState
 from rmat.model.writers import Candidates, Pending, Writer
 from rmat.ops.attention import MASKED, attend
 from rmat.ops.fifo import fifo_windows, take_rows
-from rmat.ops.supersede import superseded
 
 AGE_BUCKETS = 24
 """Ages in segments fall into buckets of doubling width: 1, 2-3, 4-7, ...; the last is open."""
@@ -77,8 +76,6 @@ class Memory(nn.Module):
         if config.null_slot:
             self.null_key = nn.Parameter(torch.empty(config.n_kv_heads, config.head_dim))
             self.null_value = nn.Parameter(torch.empty(config.n_kv_heads, config.head_dim))
-        if config.supersede:
-            self.supersede_strength = nn.Parameter(torch.empty(1))
         if config.memory_position != "none":
             places = config.n_slots if config.memory_position == "rank" else AGE_BUCKETS
             self.place_key = nn.Parameter(torch.empty(places, config.n_kv_heads, config.head_dim))
@@ -238,9 +235,6 @@ class Memory(nn.Module):
         before; any other value shows each row its own."""
         key_BNJKD, value_BNJKD, log_gate_BNJ = bank.key_BNMKD, bank.value_BNMKD, bank.log_gate_BNM
         filled_BNJ, age_BNJ = bank.filled_BNM, bank.age_BNM
-        if self.config.supersede:
-            strength_1 = nn.functional.softplus(self.supersede_strength.to(log_gate_BNJ.dtype))
-            log_gate_BNJ = log_gate_BNJ - strength_1 * superseded(key_BNJKD, filled_BNJ)
         if self.config.memory_position == "rank":
             key_BNJKD = key_BNJKD + self.place_key.flip(0).to(key_BNJKD.dtype)
         elif self.config.memory_position == "age":

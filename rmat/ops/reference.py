@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SELECT_STEPS_PER_UNIT = 256
-"""Scores closer than 1/256 are one rank, so that rounding does not choose what is kept."""
+SELECT_STEPS_PER_UNIT = (
+    256  # scores closer than 1/256 are one rank, so that rounding does not choose what is kept
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,12 @@ def local_entries(
 
 
 def memory_entries(
-    query: Tensor, slots: Sequence[Slot], head: int, offsets: Sequence[Tensor] = (), null: Entry | None = None
+    query: Tensor,
+    slots: Sequence[Slot],
+    head: int,
+    *,
+    offsets: Sequence[Tensor] = (),
+    null: Entry | None = None,
 ) -> list[Entry]:
     """What query head `head` finds in the bank: softmax runs over [null slot | slots], logit q . k / sqrt(D) + log g.
 
@@ -285,16 +291,5 @@ def gru_gate(candidate: Tensor, previous: Tensor, w_z: Tensor, u_z: Tensor, b_z:
 
 def push(bank: Sequence[Slot], slot: Slot, n_slots: int) -> list[Slot]:
     """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out."""
-    return [*bank, slot][-n_slots:]
-
-
-def supersede(bank: Sequence[Slot], strength: Tensor, similar: float) -> list[Slot]:
-    """The bank (oldest first) as it is read: a slot whose key has cosine c > `similar` with a newer slot's loses
-    strength * (c - similar) / (1 - similar) of its logit; the largest c counts."""
-    unit = [slot.key.flatten() / slot.key.flatten().square().sum().sqrt() for slot in bank]
-    read_as = []
-    for index, slot in enumerate(bank):
-        above = [((unit[index] * newer).sum() - similar) / (1 - similar) for newer in unit[index + 1 :]]
-        lost = max([torch.zeros_like(slot.log_gate), *above], key=lambda number: float(number.detach()))
-        read_as.append(replace(slot, log_gate=slot.log_gate - strength * lost))
-    return read_as
+    longer = [*bank, slot]
+    return longer[1:] if len(longer) > n_slots else longer

@@ -38,7 +38,7 @@ CASES: dict[str, Overrides] = {
     "local": {"variant": "local"},
     "xl": {"variant": "xl"},
     "full": {"variant": "full"},
-    "joint_both_gates": {"fusion": "joint", "gate": "both", "memory_position": "age", "supersede": True},
+    "joint_both_gates": {"fusion": "joint", "gate": "both", "memory_position": "age"},
     "joint_separate_output": {
         "streams": ("chunked", "memory"),
         "fusion": "joint",
@@ -54,13 +54,7 @@ CASES: dict[str, Overrides] = {
         "memory_position": "age",
         "conv_width": 4,
     },
-    "all_push_scalar": {
-        "writer": "all",
-        "gate": "push",
-        "fusion": "scalar",
-        "memory_position": "rank",
-        "supersede": True,
-    },
+    "all_push_scalar": {"writer": "all", "gate": "push", "fusion": "scalar", "memory_position": "rank"},
     "all_both_output": {"writer": "all", "gate": "both", "write_from": "output", "null_slot": False},
     "mean_push_output": {
         "variant": "paper",
@@ -146,7 +140,6 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
             "memory_layers": rng.choice([None, (0,), (1,)]) if chosen != ("memory",) else None,
             "write_from": rng.choice(["input", "input", "output"]),
             "memory_position": rng.choice(["none", "rank", "age"]),
-            "supersede": rng.choice([True, False]),
             "null_slot": rng.choice([True, False]),
             "fusion": rng.choice(fusions),
             "norm": rng.choice(["layernorm", "rmsnorm"]),

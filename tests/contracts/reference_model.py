@@ -14,7 +14,6 @@ from rmat.model import LanguageModel, ModelConfig
 from rmat.ops import reference as ref
 
 AGE_BUCKETS = 24
-SIMILAR = 0.5
 
 
 @dataclass
@@ -153,20 +152,16 @@ def _memory_entries(
         group = head // (config.n_heads // config.n_kv_heads)
         logit = (query[head] * own["memory.null_key"][group]).sum() / math.sqrt(config.head_dim)
         null = ref.Entry(logit=logit, value=own["memory.null_value"][group])
-    slots = memory.slots
-    if config.supersede:
-        strength = torch.nn.functional.softplus(own["memory.supersede_strength"][0])
-        slots = ref.supersede(slots, strength, SIMILAR)
     offsets = []
-    for index, slot in enumerate(slots):
+    for index, slot in enumerate(memory.slots):
         if config.memory_position == "rank":
-            offsets.append(own["memory.place_key"][ref.slot_rank(index, len(slots))])
+            offsets.append(own["memory.place_key"][ref.slot_rank(index, len(memory.slots))])
         elif config.memory_position == "age":
             start = ref.segment_start(p, config.segment_len)
             offsets.append(
                 own["memory.place_key"][ref.age_bucket(start, slot.position, config.segment_len, AGE_BUCKETS)]
             )
-    return ref.memory_entries(query, slots, head, offsets=offsets, null=null)
+    return ref.memory_entries(query, memory.slots, head, offsets=offsets, null=null)
 
 
 def _write(

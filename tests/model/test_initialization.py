@@ -21,7 +21,6 @@ def models() -> list[LanguageModel]:
     everything = {
         "gate": "both",
         "memory_position": "age",
-        "supersede": True,
         "fusion": "token",
         "tie_embeddings": False,
         "writer": "pool",
