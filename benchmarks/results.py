@@ -81,7 +81,7 @@ FULL: dict[str, Stage] = {
         recipe="mqar",
         measurements={
             f"slots-{slots}": ("mqar", "{run}", "--slots", str(slots), "--samples", "1000")
-            for slots in (256, 320, 384, 432, 512, 928)
+            for slots in (384, 432, 512)
         },
     ),
     "passkey": Stage(
