@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.conversing import add_model, add_sampling, sampling
+from rmat.cli.loading import load_with_tokenizer
 from rmat.cli.output import human_bytes, print_json
 from rmat.cli.parsing import add_command, add_json
 
@@ -43,7 +44,7 @@ def add(commands: Any) -> None:
         description=DESCRIPTION,
         usage="rmat complete MODEL FILE[:LINE[:COL]] [options]",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
+    add_model(parser)
     parser.add_argument("place", metavar="FILE[:LINE[:COL]]", help="where to complete; - for standard input")
     parser.add_argument("--cursor", metavar="TEXT", help="complete at the first TEXT, which is taken out")
     parser.add_argument("--name", metavar="PATH", help="path in --context of the file on standard input")
@@ -64,30 +65,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="end after N lines; 0: no end (default: the statement or block)",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=128, metavar="N", help="write at most N tokens (default: 128)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token (default: 0)"
-    )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest tokens that have probability P together",
-    )
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 makes tokens already written less likely",
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    add_sampling(parser, max_new_tokens=128, temperature=0.0)
     parser.add_argument(
         "--state-in", metavar="FILE", help="do not read --context: it is in the state in FILE"
     )
@@ -95,7 +73,6 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--show-file", action="store_true", help="print the whole file with the completion in its place"
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
     add_json(parser)
 
 
@@ -128,13 +105,7 @@ def run(args: argparse.Namespace) -> int:
         state=state,
         mode=args.mode,
         lines=args.lines,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        stop=args.stop,
-        seed=args.seed,
+        **sampling(args),
     )
     shown = not args.json
     if shown and args.show_file:

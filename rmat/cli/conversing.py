@@ -1,4 +1,4 @@
-"""Options that the commands which talk to a model share: how text is sampled, and where sessions are kept."""
+"""Options that the commands which write text share: how text is sampled, and where sessions are kept."""
 
 from __future__ import annotations
 
@@ -39,16 +39,22 @@ def add_session(parser: Parser, *, required: bool, help: str) -> None:
     )
 
 
-def add_sampling(parser: Parser) -> None:
-    """How tokens are chosen, and where a text ends."""
+def add_sampling(parser: Parser, *, max_new_tokens: int = 256, temperature: float = 0.8) -> None:
+    """How tokens are chosen, and where a text ends; the keywords are defaults."""
     add = parser.add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="write at most N tokens (default: 256)")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="write at most N tokens (default: %(default)s)",
+    )
     add(
         "--temperature",
         type=float,
-        default=0.8,
+        default=temperature,
         metavar="X",
-        help="0 takes the likeliest token (default: 0.8)",
+        help="0 takes the likeliest token (default: %(default)s)",
     )
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     add(

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rmat.cli.loading import DEVICES, load_with_tokenizer
+from rmat.cli.conversing import add_model, add_sampling, sampling
+from rmat.cli.loading import load_with_tokenizer
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
 
@@ -32,41 +33,11 @@ def add(commands: Any) -> None:
         description=DESCRIPTION,
         usage="rmat generate MODEL [PROMPT] [options]",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a model or of a training run")
+    add_model(parser)
     parser.add_argument("--file", metavar="F", help="read the prompt from a UTF-8 file; - for standard input")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="write at most N tokens (default: 256)"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="0 takes the likeliest token (default: 0.8)",
-    )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest tokens that have probability P together only",
-    )
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 makes tokens already written less likely",
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
-    )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)"
-    )
+    add_sampling(parser)
     parser.add_argument("--state-in", metavar="FILE", help="go on from the place kept in FILE")
     parser.add_argument("--state-out", metavar="FILE", help="keep the place after the text in FILE")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
     add_json(parser)
 
 
@@ -88,13 +59,7 @@ def run(args: argparse.Namespace) -> int:
         model,
         tokenizer,
         prompt,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        stop=args.stop,
-        seed=args.seed,
+        **sampling(args),
         state=state,
         next_logits=next_logits,
     )
