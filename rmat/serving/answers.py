@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
 from rmat.serving.request import Piece, Stream, TokenLogprob
-from rmat.serving.session_file import KEPT_TURNS, TAIL_TOKENS, Session
+from rmat.serving.session_file import session_after
 
 T = TypeVar("T")
 
@@ -127,24 +127,10 @@ class GoingOn:
     async def save(self, stream: Stream, text: str) -> None:
         """Save the session after `stream`, which wrote `text`, and let others have it."""
         turns = () if self.turns is None else (*self.turns, ("assistant", text))
-        await self.held.save(session_after(self.held.session, self.ids, stream, turns, self.turn_end))
+        assert stream.state is not None and stream.next_logits is not None
+        ids = [*self.ids, *stream.tokens, *([self.turn_end] if stream.closed else [])]
+        await self.held.save(session_after(self.held.session, stream.state, stream.next_logits, ids, turns))
         self.held.release()
-
-
-def session_after(
-    before: Session | None, ids: Sequence[int], stream: Stream, turns: Sequence[Turn], turn_end: int
-) -> Session:
-    """The session after a stream that read `ids` and is over, with `turns` more; `turn_end` is the token of that name."""
-    assert stream.state is not None and stream.next_logits is not None
-    written = [*stream.tokens, turn_end] if stream.closed else stream.tokens
-    return Session(
-        state=stream.state.to("cpu"),
-        next_logits=stream.next_logits,
-        tokens_read=(before.tokens_read if before else 0) + len(ids) + len(written),
-        tail=((before.tail if before else ()) + (*ids[-TAIL_TOKENS:], *written))[-TAIL_TOKENS:],
-        turns=((before.turns if before else ()) + tuple(turns))[-KEPT_TURNS:],
-        created=before.created if before else None,
-    )
 
 
 async def send(

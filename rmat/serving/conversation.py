@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from rmat.data.documents import ROLES, Document, dialogue_document, encode_docum
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation.stream import check_tokenizer, generate, piece_length, read
 from rmat.model import LanguageModel, StreamState
-from rmat.serving.sessions import KEPT_TURNS, TAIL_TOKENS, Session
+from rmat.serving.session_file import session_after
+from rmat.serving.sessions import Session
 
 FORGETTABLE = 16
 """Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
@@ -135,7 +135,7 @@ class Conversation:
             logits, state = read(self.model, part.tolist(), state)
             if progress is not None:
                 progress(int(self.tokenizer.byte_lengths[part].sum()))
-        self._session = _advanced(self.session, state, logits, ids[-TAIL_TOKENS:].tolist(), len(ids), turns)
+        self._session = session_after(self.session, state, logits, ids, turns)
 
     def _state(self) -> StreamState:
         """The session's state on the model's device."""
@@ -206,9 +206,7 @@ class Reply(Iterator[str]):
             logits, state = read(self._conversation.model, [self._turn_end], state)
             ids = [*ids, self._turn_end]
         turns = (self._question, ("assistant", self.text))
-        self._conversation._answered(
-            self._before, _advanced(self._before, state, logits, ids, len(ids), turns)
-        )
+        self._conversation._answered(self._before, session_after(self._before, state, logits, ids, turns))
         self._done = True
 
 
@@ -221,25 +219,6 @@ def _opened(model: LanguageModel, tokenizer: Tokenizer) -> Session:
     ids = (tokenizer.special_id("document"),)
     return Session(
         state=opening.state.to("cpu"), next_logits=opening.next_logits, tokens_read=len(ids), tail=ids
-    )
-
-
-def _advanced(
-    session: Session,
-    state: StreamState,
-    logits: Tensor,
-    newest: Sequence[int],
-    n_tokens: int,
-    turns: Sequence[Turn],
-) -> Session:
-    """The session after `n_tokens` more, which end with the ids `newest`, and after `turns` more."""
-    return replace(
-        session,
-        state=state.to("cpu"),
-        next_logits=logits.float().cpu(),
-        tokens_read=session.tokens_read + n_tokens,
-        tail=(*session.tail, *newest)[-TAIL_TOKENS:],
-        turns=(*session.turns, *turns)[-KEPT_TURNS:],
     )
 
 

@@ -12,10 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -50,6 +53,25 @@ class Session:
     """Unix time in seconds of the first save; None before it."""
     used: float | None = None
     """Unix time in seconds of the last use before this load; None before the first save."""
+
+
+def session_after(
+    before: Session | None,
+    state: StreamState,
+    next_logits: Tensor,
+    ids: Sequence[int] | NDArray[Any],
+    turns: Sequence[tuple[str, str]] = (),
+) -> Session:
+    """The session once `ids` more are read, and so is `turns`; `before` is None where nothing was read yet."""
+    before = before or Session(state=state, next_logits=next_logits, tokens_read=0)
+    return dataclasses.replace(
+        before,
+        state=state.to("cpu"),
+        next_logits=next_logits.float().cpu(),
+        tokens_read=before.tokens_read + len(ids),
+        tail=(*before.tail, *map(int, ids[-TAIL_TOKENS:]))[-TAIL_TOKENS:],
+        turns=(*before.turns, *turns)[-KEPT_TURNS:],
+    )
 
 
 class Damage(Exception):

@@ -151,7 +151,8 @@ class SessionFolder:
         """The error for a name that is not there."""
         near = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`rmat sessions list` shows which there are"
-        return UnknownSession(f"there is no session {name!r} in {self.path}: {hint}")
+        # Without the folder: a server's clients read this too.
+        return UnknownSession(f"there is no session {name!r}: {hint}")
 
     def put(self, name: str, header: Header, tensors: dict[str, Tensor]) -> SessionInfo:
         """Put a file in its place at once, and only when it is whole on the disk. The caller holds the lock."""

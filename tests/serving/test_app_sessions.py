@@ -96,12 +96,12 @@ def test_forks_go_on_apart(client: TestClient) -> None:
     ],
 )
 def test_what_cannot_be_is_said(
-    client: TestClient, method: str, path: str, body: Any, status: int, said: str
+    client: TestClient, tmp_path: Path, method: str, path: str, body: Any, status: int, said: str
 ) -> None:
     ok(client.post("/v1/sessions", json={"name": "there"}), 201)
     answer = client.request(method, path, json=body) if body is not None else client.request(method, path)
     assert answer.status_code == status, answer.text
-    assert said in message(answer.json())
+    assert said in message(answer.json()) and str(tmp_path) not in answer.text
 
 
 def test_a_busy_session_answers_409(client: TestClient, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_memory_shows_where_slots_come_from(client: TestClient, tmp_path: Pa
 
 
 def test_words_older_than_the_tail_are_unknown(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmat.serving.answers.TAIL_TOKENS", 20)
+    monkeypatch.setattr("rmat.serving.session_file.TAIL_TOKENS", 20)
     ok(client.post("/v1/sessions", json={"name": "a"}), 201)
     ok(client.post("/v1/sessions/a/read", json={"text": TEXT}))
     view = ok(client.get("/v1/sessions/a/memory"))
