@@ -35,6 +35,10 @@ class Stage:
 
 
 BY_POSITION = ("ablation", "{run}", "--split", "test", "--max-document-bytes", "140000", "--batch-size", "10")
+FACTS = (
+    *("facts", "{run}", "--slots", "256", "--turns", "10", "--turns", "100", "--turns", "1000"),
+    *("--filler", "talk", "--filler", "{data}/dialogue"),
+)
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 
 QUICK: dict[str, Stage] = {
@@ -103,6 +107,11 @@ FULL: dict[str, Stage] = {
             ),
             "books-million": (*PASSKEY, "--length", "1000000", "--samples", "25", "--filler", "{data}/books"),
         },
+    ),
+    "facts": Stage(
+        recipe="facts",
+        settings=('data.specs=["facts:filler=talk+{data}/dialogue,questions=all,from=64,grow=1500"]',),
+        measurements={"on": FACTS, "zeroed": (*FACTS, "--memory", "zeroed")},
     ),
     "babilong": Stage(
         recipe="babilong",
