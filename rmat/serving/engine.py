@@ -101,9 +101,11 @@ class Engine:
         with self._changed:
             if not self._open:
                 raise Stopped("the engine is stopped and takes no more requests")
-            if len(self._waiting) >= self._max_waiting:
+            # What was cancelled while it waited stands here until the next turn, and must keep nobody out.
+            waiting = sum(not job.stream.cancelled for job in self._waiting)
+            if waiting >= self._max_waiting:
                 self._counts["refused"] += 1
-                raise Full(f"{len(self._waiting)} requests wait already: try again later")
+                raise Full(f"{waiting} requests wait already: try again later")
             self._waiting.append(job)
             self._unfinished.add(job)
             self._counts["requests"] += 1

@@ -175,6 +175,17 @@ class TestEnds:
             first_piece(waiting[0])
             engine.submit(endless)
 
+    def test_what_was_cancelled_while_it_waited_keeps_nobody_out(
+        self, model: LanguageModel, tokenizer: Tokenizer
+    ) -> None:
+        endless = ask(tokenizer, "abc", max_new_tokens=ENDLESS)
+        with Engine(model, tokenizer, max_rows=1, max_waiting=3) as engine:
+            first_piece(engine.submit(endless))
+            for _ in range(50):
+                for stream in [engine.submit(endless) for _ in range(3)]:
+                    stream.cancel()
+            assert engine.stats()["refused"] == 0
+
     def test_cancel_frees_the_row_at_once(
         self, engine: Engine, model: LanguageModel, tokenizer: Tokenizer
     ) -> None:
