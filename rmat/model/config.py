@@ -17,6 +17,7 @@ Gate = Literal["none", "gru", "push", "both"]
 GateGradient = Literal["logit", "value"]
 WriteFrom = Literal["input", "output"]
 MemoryPosition = Literal["none", "rank", "age"]
+MemoryRead = Literal["softmax", "stick_breaking"]
 Fusion = Literal["scalar", "head", "token", "joint"]
 Norm = Literal["layernorm", "rmsnorm"]
 MLP = Literal["gelu", "swiglu"]
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gate_gradient": get_args(GateGradient),
     "write_from": get_args(WriteFrom),
     "memory_position": get_args(MemoryPosition),
+    "memory_read": get_args(MemoryRead),
     "fusion": get_args(Fusion),
     "norm": get_args(Norm),
     "mlp": get_args(MLP),
@@ -36,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
 _NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
-_LATER = {"memory_layers": None}
+_LATER = {"memory_layers": None, "memory_read": "softmax"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
@@ -78,18 +80,17 @@ class ModelConfig:
     """How the scores of writes learn: from what log g adds to the attention logit of a slot, or from what the slot's
     value adds to the output, as if it were multiplied by g."""
     gate_bias: float = 1.0
-    """Score of a write at the start of training, the bias of its gate: above 0 tokens enter until they turn out to be
-    useless, below 0 they enter by `gate_noise` alone until they turn out to be useful."""
+    """Score of a write at the start: above 0 tokens enter until useless, below by `gate_noise` alone until useful."""
     gate_noise: float = 0.0
-    """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried now and then,
-    and scores learn to keep away from the threshold."""
+    """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried at times."""
     write_cost: float = 0.0
-    """What training pays for every token that enters a bank, times its g; in the unit of the loss that is differentiated,
-    a force towards fewer writes where nothing speaks for them."""
+    """What training pays for every token that enters a bank, times its g, in the unit of the loss."""
     write_from: WriteFrom = "output"
     """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
     memory_position: MemoryPosition = "none"
     """What a slot's key learns about its place: nothing, its rank in the bank, or its age in segments."""
+    memory_read: MemoryRead = "softmax"
+    """How slots share a query: by softmax, or newest first, each taking its share of what the newer ones left."""
     null_slot: bool = False
     """A learned slot that lets a query find nothing."""
     fusion: Fusion = "scalar"
@@ -184,6 +185,8 @@ class ModelConfig:
                 self._refuse(
                     "memory_layers", "blocks without memory need a local stream: add 'full' or 'chunked'"
                 )
+        if self.memory_read == "stick_breaking" and self.fusion == "joint" and self.local_streams:
+            self._refuse("memory_read", "one softmax over all keys (fusion='joint') reads with 'softmax'")
         if self.writer == "mean" and self.writes_per_segment != 1:
             self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
         if self.writer == "all" and self.writes_per_segment != self.segment_len:

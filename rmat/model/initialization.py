@@ -35,6 +35,11 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
         ("*.memory.gate.candidate.bias", OPEN, 0.0),
         ("*.memory.null_*", 0.0, 0.02),
         ("*.memory.place_key", 0.0, 0.02),
+        (
+            "*.memory.read_bias",
+            -math.log(config.n_slots),
+            0.0,
+        ),  # a new query passes over slots that are not meant
         ("*.fusion.logits", 0.0, 0.0),
         ("*.fusion.map.weight", 0.0, 0.1 * width),
         ("*.output.weight", 0.0, residual * width),

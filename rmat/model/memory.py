@@ -5,6 +5,7 @@
              g  = sigmoid(w . h + b)                   the selective gate: h enters only if g > 1/2
     read     s_i = q . k_i / sqrt(D) + log g_i         k_i, v_i: projections of slot i's vector; not rotated
              r   = sum_i softmax(s)_i v_i              over [null slot | filled slots]
+             r   = sum_i b_i prod_{j>i} (1 - b_j) v_i  or (memory_read="stick_breaking") newest first, b_i = sigmoid(s_i + c)
     learn    dr/dg_i through s_i, or (gate_gradient="value") as if slot i's value were g_i v_i and s_i did not depend on g
 
 A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running count of
@@ -24,7 +25,7 @@ from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.state import EMPTY, LayerState
 from rmat.model.writers import Candidates, Pending, Writer
-from rmat.ops.attention import MASKED, attend
+from rmat.ops.attention import MASKED, attend, attend_newest
 from rmat.ops.fifo import fifo_windows, take_rows
 
 AGE_BUCKETS = 24
@@ -73,8 +74,11 @@ class Memory(nn.Module):
         self.writer = Writer(config)
         if config.recurrent_gate:
             self.gate = RecurrentGate(config.d_model)
-        if config.null_slot:
+        if config.memory_read == "stick_breaking":
+            self.read_bias = nn.Parameter(torch.empty(config.n_heads))
+        elif config.null_slot:
             self.null_key = nn.Parameter(torch.empty(config.n_kv_heads, config.head_dim))
+        if config.null_slot:
             self.null_value = nn.Parameter(torch.empty(config.n_kv_heads, config.head_dim))
         if config.memory_position != "none":
             places = config.n_slots if config.memory_position == "rank" else AGE_BUCKETS
@@ -231,7 +235,7 @@ class Memory(nn.Module):
 
     def keys(self, bank: Bank, memory: str) -> tuple[Tensor, Tensor, Tensor]:
         """What a query sees: keys and values (B, N, J, K, D), and the bias (B, N, J) of their logits; J is M, or
-        M + 1 with the null slot in front. `memory`: "zeroed" hides every slot, "shuffled" shows those of the row
+        M + 1 with the null slot of a softmax in front. `memory`: "zeroed" hides every slot, "shuffled" shows those of the row
         before; any other value shows each row its own."""
         key_BNJKD, value_BNJKD, log_gate_BNJ = bank.key_BNMKD, bank.value_BNMKD, bank.log_gate_BNM
         filled_BNJ, age_BNJ = bank.filled_BNM, bank.age_BNM
@@ -251,6 +255,8 @@ class Memory(nn.Module):
         bias_BNJ = torch.where(filled_BNJ, log_gate_BNJ, MASKED)
         if memory == "zeroed":
             bias_BNJ = torch.full_like(bias_BNJ, MASKED)
+        if self.config.memory_read == "stick_breaking":
+            return key_BNJKD, value_BNJKD, bias_BNJ
         if not self.config.null_slot:
             # Without a null slot an empty bank must read as zero, whatever an unfilled slot holds.
             seen_BNJ = (bias_BNJ > MASKED / 2)[..., None, None]
@@ -271,7 +277,12 @@ class Memory(nn.Module):
         key_BNJKD, value_BNJKD, bias_BNJ = self.keys(bank, memory)
         q_RSHD = layout.fold(self.queries(x_BTE)).flatten(0, 1)
         key_RJKD, value_RJKD = key_BNJKD.flatten(0, 1), value_BNJKD.flatten(0, 1)
-        r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias_BJ=bias_BNJ.flatten(0, 1))
+        bias_RJ = bias_BNJ.flatten(0, 1)
+        if self.config.memory_read == "stick_breaking":
+            rest_KD = self.null_value if self.config.null_slot else None
+            r_RSHD = attend_newest(q_RSHD, key_RJKD, value_RJKD, bias_RJ, self.read_bias, rest_KD)
+        else:
+            r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias_BJ=bias_RJ)
         return layout.unfold(r_RSHD.unflatten(0, (layout.n_rows, -1)))
 
 

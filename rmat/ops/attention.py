@@ -59,6 +59,50 @@ def attend(
     return out_BHTD.transpose(1, 2)[..., :width]
 
 
+def stick_breaking(logits_BHTJ: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of keys that stand oldest first: w_i = b_i prod_{j>i} (1 - b_j) with b = sigmoid(logit).
+
+    The newest key takes its share first, so of two keys that fit a query alike the newer one wins, however many there
+    are (stick-breaking attention, arXiv 2410.17980, with age in the bank for distance).
+
+    Returns: w (B, H, T, J) and what no key took, prod_j (1 - b_j), (B, H, T); in at least float32, together 1.
+    """
+    logits_BHTJ = at_least_float32(logits_BHTJ)
+    missed_BHTJ = -F.softplus(logits_BHTJ)  # log(1 - b)
+    left_BHTJ = missed_BHTJ.flip(3).cumsum(3).flip(3)
+    taken_BHTJ = (logits_BHTJ + left_BHTJ).exp()  # log b_i = logit_i + log(1 - b_i)
+    return taken_BHTJ, left_BHTJ[..., 0].exp()
+
+
+def attend_newest(
+    q_BTHD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
+    key_bias_BJ: Tensor,
+    head_bias_H: Tensor,
+    rest_KD: Tensor | None,
+) -> Tensor:
+    """Stick-breaking attention: keys stand oldest first, logits are q . k / sqrt(D) + bias of k + bias of the head.
+
+    Args:
+        rest_KD: value of what no key took; None: zero. The others as in `attend`.
+
+    Returns: (B, T, H, D), in the type of q.
+    """
+    n_groups = k_BJKD.shape[2]
+    q_BTKGD = q_BTHD.unflatten(2, (n_groups, -1))
+    logits = torch.einsum("btkgd,bjkd->bkgtj", q_BTKGD, k_BJKD.to(q_BTHD.dtype)).flatten(1, 2)
+    logits_BHTJ = at_least_float32(logits) * q_BTHD.shape[3] ** -0.5
+    bias_BHTJ = key_bias_BJ[:, None, None] + head_bias_H[:, None, None].to(key_bias_BJ.dtype)
+    weight_BHTJ, rest_BHT = stick_breaking(logits_BHTJ + bias_BHTJ)
+    weight_BKGTJ = weight_BHTJ.unflatten(1, (n_groups, -1)).to(q_BTHD.dtype)
+    out_BTKGD = torch.einsum("bkgtj,bjkd->btkgd", weight_BKGTJ, v_BJKD.to(q_BTHD.dtype))
+    if rest_KD is not None:
+        rest_BTKG = rest_BHT.unflatten(1, (n_groups, -1)).movedim(3, 1).to(q_BTHD.dtype)
+        out_BTKGD = out_BTKGD + rest_BTKG[..., None] * rest_KD[:, None].to(q_BTHD.dtype)
+    return out_BTKGD.flatten(2, 3)
+
+
 def _coordinates(x_BJ: Tensor, dtype: torch.dtype) -> Tensor:
     """x as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into a second."""
     high = x_BJ.to(dtype)

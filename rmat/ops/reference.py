@@ -16,9 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SELECT_STEPS_PER_UNIT = (
-    256  # scores closer than 1/256 are one rank, so that rounding does not choose what is kept
-)
+SELECT_STEPS_PER_UNIT = 256  # closer scores are one rank, so that rounding does not choose what is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +89,17 @@ def read(entries: Sequence[Entry]) -> Tensor | None:
     total = sum(weights[1:], start=weights[0])
     parts = [weight / total * entry.value for weight, entry in zip(weights, entries, strict=True)]
     return sum(parts[1:], start=parts[0])
+
+
+def read_newest(entries: Sequence[Entry], rest: Tensor) -> Tensor:
+    """Stick-breaking over entries that stand oldest first: from the newest back, each takes its sigmoid(logit) of what is
+    left; what nobody took goes to the value `rest` (D,)."""
+    result, left = torch.zeros_like(rest), torch.ones_like(rest[0])
+    for entry in reversed(entries):
+        share = 1 / (1 + torch.exp(-entry.logit))
+        result = result + left * share * entry.value
+        left = left * (1 - share)
+    return result + left * rest
 
 
 def local_entries(
@@ -201,8 +210,7 @@ def causal_depthwise_convolution(x: Tensor, taps: Tensor, bias: Tensor | None = 
     for p in range(x.shape[0]):
         row = torch.zeros_like(x[p]) if bias is None else bias
         for j in range(width):
-            source = p - (width - 1 - j)
-            if source >= 0:
+            if (source := p - (width - 1 - j)) >= 0:
                 row = row + taps[:, j] * x[source]
         rows.append(row)
     return torch.stack(rows)
@@ -223,9 +231,7 @@ def _scored(vector: Tensor, position: int, scorer: tuple[Tensor, Tensor] | None)
 
 def write_mean(w: Tensor, start: int, scorer: tuple[Tensor, Tensor] | None = None) -> list[Candidate]:
     """One candidate: the mean of the segment's vectors, placed at the segment's last token."""
-    total = torch.zeros_like(w[0])
-    for vector in w:
-        total = total + vector
+    total = sum(w[1:], start=w[0])
     return [_scored(total / w.shape[0], start + w.shape[0] - 1, scorer)]
 
 
@@ -274,8 +280,7 @@ def log_gate(candidate: Candidate) -> Tensor:
 
 
 def learn_through_value(slot: Slot) -> Slot:
-    """The same slot whose gate learns from its value instead of its logit: v * g / g', log g', where g' is g without
-    gradient."""
+    """The slot whose gate learns from its value, not its logit: v * g / g', log g', where g' is g without gradient."""
     held = slot.log_gate.detach()
     return replace(slot, value=slot.value * torch.exp(slot.log_gate - held), log_gate=held)
 

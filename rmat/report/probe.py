@@ -18,7 +18,7 @@ from rmat.model.block import Block
 from rmat.model.state import LayerState
 from rmat.model.streams import Local, seen
 from rmat.model.writers import Pending
-from rmat.ops.attention import MASKED, at_least_float32
+from rmat.ops.attention import MASKED, at_least_float32, stick_breaking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class MemoryView:
     """
 
     slot_THM: Tensor
-    """Softmax of the read over [null slot | filled slots], the part of the slots; zero where a slot is empty."""
+    """Weights of the read over [null slot | filled slots], the part of the slots; zero where a slot is empty."""
     null_TH: Tensor
-    """The null slot's part; zero in a model without one."""
+    """The null slot's part, or with stick-breaking what no slot took; zero in a model without one."""
     filled: int
     """Slots that the segment found filled: the last so many."""
     entered: int
@@ -159,13 +159,14 @@ def _view(block: Any, caught: _Caught) -> LayerView:
 
 
 def _logits(block: Any, x_BTE: Tensor, before: LayerState) -> Tensor:
-    """Logits (T, H, J) of the memory read, J = [null slot |] slots."""
+    """Logits (T, H, J) of the memory read, J = [null slot of a softmax |] slots."""
     memory, config = block.memory, block.config
     key_BNJKD, _, bias_BNJ = memory.keys(memory.held_bank(before), "on")
     query_THD = at_least_float32(memory.queries(x_BTE)[0])
     key_JHD = at_least_float32(key_BNJKD[0, 0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_THJ = torch.einsum("thd,jhd->thj", query_THD, key_JHD.to(query_THD.dtype))
-    return logits_THJ * config.head_dim**-0.5 + bias_BNJ[0, 0]
+    logits_THJ = logits_THJ * config.head_dim**-0.5 + bias_BNJ[0, 0]
+    return logits_THJ + memory.read_bias[:, None] if config.memory_read == "stick_breaking" else logits_THJ
 
 
 def _local_mass(block: Any, local: Local, n_tokens: int) -> Tensor:
@@ -185,10 +186,8 @@ def _memory_view(
     assert before.pushed is not None and after.pushed is not None and after.slot_age is not None
     filled = min(int(before.pushed), config.n_slots)
     entered = int(after.pushed - before.pushed)
-    weight_THJ = logits_THJ.softmax(2)
-    slot_THM = weight_THJ[..., int(config.null_slot) :]
+    slot_THM, null_TH = _weights(config, logits_THJ)
     held_M = torch.arange(config.n_slots, device=slot_THM.device) >= config.n_slots - filled
-    null_TH = weight_THJ[..., 0] if config.null_slot else torch.zeros_like(weight_THJ[..., 0])
     write_T, update = None, None
     if config.scores_writes and config.writer in ("select", "all"):
         write_T = writer.scores(written_BTE)[0]
@@ -216,6 +215,17 @@ def _memory_view(
         gate_W=gate_W,
         update=update,
     )
+
+
+def _weights(config: ModelConfig, logits_THJ: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the slots (T, H, M) and of the null slot (T, H), zero in a model without one."""
+    if config.memory_read == "stick_breaking":
+        slot_1THM, rest_1TH = stick_breaking(logits_THJ[None])
+        return slot_1THM[0], rest_1TH[0] * config.null_slot
+    weight_THJ = logits_THJ.softmax(2)
+    if config.null_slot:
+        return weight_THJ[..., 1:], weight_THJ[..., 0]
+    return weight_THJ, torch.zeros_like(weight_THJ[..., 0])
 
 
 def _absorbed(writer: Any, written_BTE: Tensor, before: LayerState) -> Pending:

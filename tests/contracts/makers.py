@@ -1,7 +1,7 @@
 """Shared makers: tiny models of every variant and of many combinations of axes, with odd lengths.
 
-A maker scrambles the parameters: a fresh model has open gates, equal fusion weights and zero offsets, and a test that
-compares two ways to compute the same thing would not notice that one of them ignores such a parameter.
+A maker scrambles the parameters: a fresh model has open gates, equal fusion weights and zero offsets, and a comparison
+of two ways to compute one thing would not notice that one of them ignores such a parameter.
 """
 
 import itertools
@@ -72,14 +72,17 @@ CASES: dict[str, Overrides] = {
         "fusion": "joint",
         "rope_theta": (10.0, 10.0, 500.0, 500.0),
     },
-    "chunked_and_memory": {
-        "streams": ("chunked", "memory"),
-        "fusion": "head",
-        "chunk_len": 2,
-        "segment_len": 4,
-    },
+    "chunked_and_memory": {"streams": ("chunked", "memory"), "chunk_len": 2, "segment_len": 4},
     "memory_in_one_layer": {"memory_layers": (1,), "gate_gradient": "logit"},
     "memory_in_one_layer_joint_output": {"memory_layers": (0,), "fusion": "joint", "write_from": "output"},
+    "newest_first": {"memory_read": "stick_breaking"},
+    "newest_first_output": {
+        "memory_read": "stick_breaking",
+        "write_from": "output",
+        "gate": "both",
+        "null_slot": False,
+        "memory_position": "age",
+    },
     "bank_below_one_segment": {
         "writer": "all",
         "gate": "push",
@@ -125,6 +128,8 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
         fusions = ["scalar", "head", "token", "joint"]
         if projections == "separate" and {"full", "chunked"} <= set(chosen):
             fusions.remove("joint")  # one softmax needs one query
+        fusion = rng.choice(fusions)
+        reads = ("softmax", "softmax" if fusion == "joint" else "stick_breaking")
         cases[f"sample{number}"] = {
             "streams": chosen,
             "segment_len": segment_len,
@@ -140,8 +145,9 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
             "memory_layers": rng.choice([None, (0,), (1,)]) if chosen != ("memory",) else None,
             "write_from": rng.choice(["input", "input", "output"]),
             "memory_position": rng.choice(["none", "rank", "age"]),
+            "memory_read": rng.choice(reads),
             "null_slot": rng.choice([True, False]),
-            "fusion": rng.choice(fusions),
+            "fusion": fusion,
             "norm": rng.choice(["layernorm", "rmsnorm"]),
             "mlp": rng.choice(["gelu", "swiglu"]),
             "conv_width": rng.choice([0, 2, 3, 5]),

@@ -127,6 +127,9 @@ def _attend(
             queries, keys, values = projected.get(stream, projected.get("shared"))  # type: ignore[misc]
             found.append(ref.local_entries(queries, keys, values, p, seen[stream], head, size, theta))
     parts = [ref.read(entries) for entries in found]
+    if "memory" in config.streams and config.memory_read == "stick_breaking":
+        at = config.streams.index("memory")
+        parts[at] = _read_newest(config, own, found[at], head)
     if len(parts) == 1:
         return x.new_zeros(config.head_dim) if parts[0] is None else parts[0]
     return ref.fuse(parts, [_fusion_score(config, own, x[p], stream, head) for stream in range(len(parts))])
@@ -143,12 +146,20 @@ def _fusion_score(
     return (own["fusion.map.weight"][row] * vector).sum() + own["fusion.map.bias"][row]
 
 
+def _read_newest(config: ModelConfig, own: dict[str, Tensor], slots: list[ref.Entry], head: int) -> Tensor:
+    bias = own["memory.read_bias"][head]
+    rest = bias.new_zeros(config.head_dim)
+    if config.null_slot:
+        rest = own["memory.null_value"][head // (config.n_heads // config.n_kv_heads)]
+    return ref.read_newest([ref.Entry(logit=slot.logit + bias, value=slot.value) for slot in slots], rest)
+
+
 def _memory_entries(
     config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, x: Tensor, p: int, head: int
 ) -> list[ref.Entry]:
     query = (own["memory.query.weight"] @ x[p]).view(config.n_heads, config.head_dim)
     null = None
-    if config.null_slot:
+    if config.null_slot and config.memory_read == "softmax":
         group = head // (config.n_heads // config.n_kv_heads)
         logit = (query[head] * own["memory.null_key"][group]).sum() / math.sqrt(config.head_dim)
         null = ref.Entry(logit=logit, value=own["memory.null_value"][group])

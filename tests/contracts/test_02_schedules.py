@@ -174,6 +174,7 @@ def test_makers_cover_every_value_of_every_axis() -> None:
         "write_from": {"input", "output"},
         "fusion": {"scalar", "head", "token", "joint"},
         "memory_position": {"none", "rank", "age"},
+        "memory_read": {"softmax", "stick_breaking"},
         "projections": {"separate", "shared"},
         "chunk_lookback": {0, 1},
         "null_slot": {True, False},

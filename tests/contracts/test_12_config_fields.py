@@ -32,6 +32,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "memory_layers": {"memory_layers": (0,)},
     "write_from": {"write_from": "output"},
     "memory_position": {"memory_position": "rank"},
+    "memory_read": {"memory_read": "stick_breaking"},
     "null_slot": {"null_slot": False},
     "fusion": {"fusion": "token"},
     "rope_theta": {"rope_theta": 50.0},

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from rmat.ops import reference as ref
-from rmat.ops.attention import _coordinates, attend, causal_convolution, fold_chunks, rotate
+from rmat.ops.attention import (
+    MASKED,
+    _coordinates,
+    attend,
+    attend_newest,
+    causal_convolution,
+    fold_chunks,
+    rotate,
+    stick_breaking,
+)
 
 HEADS = [(1, 1), (4, 2), (3, 3), (6, 1)]
 
@@ -163,3 +172,43 @@ def test_a_bias_keeps_its_precision_under_bfloat16() -> None:
     weight.backward()
     assert bias.grad is not None
     assert abs(bias.grad[0, 1] - expected * (1 - expected)) < 2**-6
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize("with_rest", [True, False])
+def test_newest_first(heads: int, kv_heads: int, with_rest: bool) -> None:
+    n_queries, n_keys, width = 3, 7, 6
+    q, k = draw(2, n_queries, heads, width), draw(2, n_keys, kv_heads, width, seed=1)
+    v, bias = draw(2, n_keys, kv_heads, width, seed=2), draw(2, n_keys, seed=3)
+    head_bias, rest = draw(heads, seed=4), draw(kv_heads, width, seed=5)
+    rows = []
+    for b in range(2):
+        for t in range(n_queries):
+            for h in range(heads):
+                group = h // (heads // kv_heads)
+                entries = []
+                for j in range(n_keys):
+                    logit = (q[b, t, h] * k[b, j, group]).sum() / math.sqrt(width) + bias[b, j] + head_bias[h]
+                    entries.append(ref.Entry(logit=logit, value=v[b, j, group]))
+                rows.append(ref.read_newest(entries, rest[group] if with_rest else torch.zeros_like(rest[0])))
+    slow = torch.stack(rows).view(2, n_queries, heads, width)
+    fast = attend_newest(q, k, v, bias, head_bias, rest if with_rest else None)
+    agree(fast, slow, [q, k, v, bias, head_bias] + [rest] * with_rest)
+
+
+def test_of_two_keys_alike_the_newer_one_wins_at_any_distance() -> None:
+    logits = torch.full((1, 1, 1, 500), -12.0)
+    logits[..., 7] = logits[..., 400] = 12.0
+    logits[..., 499] = MASKED
+    weight, rest = stick_breaking(logits)
+    assert weight[..., 400] > 0.999 and weight[..., 7] < 1e-4 and weight[..., 499] == 0
+    assert torch.allclose(weight.sum(3) + rest, torch.ones(1, 1, 1))
+
+
+def test_newest_first_finds_nothing_in_an_empty_bank() -> None:
+    q, k = draw(1, 2, 2, 4), draw(1, 5, 2, 4, seed=1)
+    rest = draw(2, 4, seed=2)
+    bias = torch.full((1, 5), MASKED, dtype=torch.float64)
+    found = attend_newest(q, k, k, bias, torch.zeros(2, dtype=torch.float64), rest)
+    assert torch.equal(found, rest.expand(1, 2, 2, 4))
+    assert not attend_newest(q, k, k, bias, torch.zeros(2, dtype=torch.float64), None).any()
