@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The legal values of every field that names an alternative."""
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
-_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
+_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
 _LATER = {"memory_layers": None, "memory_read": "softmax"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
@@ -77,14 +77,15 @@ class ModelConfig:
     gate: Gate = "gru"
     """Write gate: none, the paper's recurrent GRU gate, push (a write may be refused), or both."""
     gate_gradient: GateGradient = "logit"
-    """How the scores of writes learn: from what log g adds to the attention logit of a slot, or from what the slot's
-    value adds to the output, as if it were multiplied by g."""
+    """How the scores of writes learn: through what log g adds to a slot's logit, or as if its value were times g."""
     gate_bias: float = 1.0
     """Score of a write at the start: above 0 tokens enter until useless, below by `gate_noise` alone until useful."""
     gate_noise: float = 0.0
     """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried at times."""
     write_cost: float = 0.0
     """What training pays for every token that enters a bank, times its g, in the unit of the loss."""
+    write_budget: float = 0.0
+    """Share of a call's tokens that may enter for nothing: `write_cost` begins there, in full at twice that share."""
     write_from: WriteFrom = "output"
     """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
     memory_position: MemoryPosition = "none"
@@ -121,12 +122,10 @@ class ModelConfig:
             object.__setattr__(self, "rope_theta", tuple(float(t) if _is_number(t) else t for t in theta))
         elif _is_number(theta):
             object.__setattr__(self, "rope_theta", float(theta))  # 10000 and 10000.0 are one configuration
-        for name in _POSITIVE:
+        for name in (*_POSITIVE, "writes_per_segment", "n_slots"):
             self._integer(name, 1)
-        self._integer("writes_per_segment", 1)
-        self._integer("n_slots", 1)
-        self._integer("chunk_lookback", 0)
-        self._integer("conv_width", 0)
+        for name in ("chunk_lookback", "conv_width"):
+            self._integer(name, 0)
         for name in ("null_slot", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "choose true or false")
@@ -137,9 +136,11 @@ class ModelConfig:
         self._check_streams()
         if self.has_memory:
             self._check_memory()
-        for name in ("gate_noise", "write_cost"):
+        for name in ("gate_noise", "write_cost", "write_budget"):
             if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < math.inf:
                 self._refuse(name, "choose a number of at least 0")
+        if self.write_budget and not self.write_cost:
+            self._refuse("write_budget", "it says where write_cost begins: set that too, such as 0.001")
         if not _is_number(self.gate_bias) or not math.isfinite(self.gate_bias):
             self._refuse("gate_bias", "choose a number, such as 1.0")
         if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
@@ -175,7 +176,7 @@ class ModelConfig:
         chosen: Any = self.memory_layers
         if chosen is not None:
             whole = isinstance(chosen, tuple) and all(
-                isinstance(i, int) and not isinstance(i, bool) and 0 <= i < self.n_layers for i in chosen
+                type(i) is int and 0 <= i < self.n_layers for i in chosen
             )
             if not whole or not chosen or len(set(chosen)) != len(chosen):
                 self._refuse(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.state import EMPTY, LayerState
-from rmat.model.writers import Candidates, Pending, Writer
+from rmat.model.writers import Candidates, Pending, Writer, price_of_writes
 from rmat.ops.attention import MASKED, attend, attend_newest
 from rmat.ops.fifo import fifo_windows, take_rows
 
@@ -160,9 +160,8 @@ class Memory(nn.Module):
         if offered.score_RW is not None:
             log_gate = nn.functional.logsigmoid(offered.score_RW).view(entered_BNW.shape)
         if self.training and self.config.write_cost and log_gate.requires_grad:
-            # The gradient of write_cost * sum(g) over what entered. Added here and not to a loss, it is the same however
-            # the tokens are split into calls, and the gates need not leave the model.
-            price = self.config.write_cost * torch.where(entered_BNW, log_gate.detach().exp(), 0.0)
+            n_tokens = layout.closes_BN.sum() * self.config.segment_len
+            price = price_of_writes(self.config, entered_BNW, log_gate.detach(), n_tokens)
             log_gate.register_hook(lambda gradient: gradient + price)
         if offered.score_RW is not None and self.config.gate_gradient == "value":
             # Through the logit, any harmless token is worth attending while a query finds nothing: gates open, and what

@@ -139,3 +139,19 @@ class Writer(nn.Module):
             offset_RW = torch.full_like(offset_RW, self.segment_len - 1)
         score_RW = self.scores(vector_RWE) if hasattr(self, "score") else None
         return Candidates(vector_RWE.to(dtype), score_RW, offset_RW, present_RW)
+
+
+def price_of_writes(
+    config: ModelConfig, entered_BNW: Tensor, log_gate_BNW: Tensor, n_tokens: Tensor
+) -> Tensor:
+    """The gradient of write_cost * sum(g) over what entered, (B, N, W).
+
+    Added to the gradient of log g and not to a loss: so it is, without a budget, the same however tokens are split into
+    calls, and the gates need not leave the model. With a budget it begins where more than that share of the call's
+    `n_tokens` (of segments that closed) entered: a constant price would in time close what is useful too.
+    """
+    price_BNW = config.write_cost * torch.where(entered_BNW, log_gate_BNW.exp(), 0.0)
+    if not config.write_budget:
+        return price_BNW
+    share = entered_BNW.sum() / n_tokens.clamp(min=1)
+    return price_BNW * (share / config.write_budget - 1).clamp(0, 1)

@@ -29,6 +29,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gate_bias": {"gate_bias": -0.5},
     "gate_noise": {"gate_noise": 0.5},
     "write_cost": {"write_cost": 0.5},
+    "write_budget": {"write_budget": 0.9},
     "memory_layers": {"memory_layers": (0,)},
     "write_from": {"write_from": "output"},
     "memory_position": {"memory_position": "rank"},
@@ -43,6 +44,15 @@ OTHER: dict[str, dict[str, Any]] = {
     "tie_embeddings": {"tie_embeddings": False},
     "dropout": {"dropout": 0.5},
 }
+
+BASE: dict[str, dict[str, Any]] = {"write_budget": {"write_cost": 0.5}}
+"""What a field needs beside it."""
+
+
+def pair(field: str) -> tuple[ModelConfig, ModelConfig]:
+    """A config, and the same with another value of the field."""
+    base = BASE.get(field, {})
+    return make_config("recommended", **base), make_config("recommended", **base, **OTHER[field])
 
 
 def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
@@ -72,8 +82,7 @@ def test_every_field_is_varied_here() -> None:
 
 @pytest.mark.parametrize("field", OTHER)
 def test_every_field_changes_parameters_state_or_output(field: str) -> None:
-    base = make_config("recommended")
-    changed = make_config("recommended", **OTHER[field])
+    base, changed = pair(field)
     assert getattr(base, field) != getattr(changed, field)
     source = make_model(base).state_dict()
     shapes, state_shapes, logits = observe(base, source)
@@ -83,21 +92,20 @@ def test_every_field_changes_parameters_state_or_output(field: str) -> None:
         assert float((logits - new_logits).abs().max()) > 1e-9, f"{field} changes nothing"
 
 
-TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost")
+TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
 
 
 @pytest.mark.parametrize("field", [name for name in OTHER if name not in TRAINING_ONLY])
 def test_every_field_of_the_function_changes_the_fingerprint(field: str) -> None:
     """A state must not be read by a model that would understand it differently."""
-    assert (
-        make_config("recommended").fingerprint() != make_config("recommended", **OTHER[field]).fingerprint()
-    )
+    base, changed = pair(field)
+    assert base.fingerprint() != changed.fingerprint()
 
 
 @pytest.mark.parametrize("field", TRAINING_ONLY)
 def test_what_acts_in_training_only_leaves_the_fingerprint(field: str) -> None:
-    changed = make_config("recommended", **OTHER[field])
-    assert make_config("recommended").fingerprint() == changed.fingerprint()
+    base, changed = pair(field)
+    assert base.fingerprint() == changed.fingerprint()
 
 
 @pytest.mark.parametrize(

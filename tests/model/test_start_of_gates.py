@@ -46,6 +46,28 @@ def test_a_price_adds_its_own_gradient_for_what_entered(way: str) -> None:
         torch.testing.assert_close(added[layer], (COST * gate * (1 - gate)).sum())
 
 
+@pytest.mark.parametrize(("of_share", "paid"), [(1.5, 0.0), (1.0, 0.0), (0.8, 0.25), (0.5, 1.0), (0.1, 1.0)])
+def test_within_the_budget_writing_is_free(of_share: float, paid: float) -> None:
+    """The price begins where the call writes as much as the budget allows and is full at twice that."""
+    tokens = torch.randint(0, 31, (2, 33), generator=torch.Generator().manual_seed(1))
+    free = model_of(n_layers=1)
+    _, state = free(tokens)
+    assert state.layers[0].pushed is not None
+    share = float(state.layers[0].pushed.sum()) / (
+        2 * 32
+    )  # the token behind the last whole segment does not count
+    budget = share * of_share
+    full, limited = (model_of(n_layers=1, write_cost=COST, **more) for more in ({}, {"write_budget": budget}))
+    whole, part = (score_gradient(model, tokens) - score_gradient(free, tokens) for model in (full, limited))
+    assert whole > 0
+    torch.testing.assert_close(part, paid * whole)
+
+
+def test_a_budget_without_a_price_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"write_budget=0.1 is not possible: .* set that too"):
+        model_of(write_budget=0.1)
+
+
 def test_a_price_acts_in_training_only() -> None:
     priced, free = model_of(write_cost=COST).eval(), model_of().eval()
     tokens = torch.randint(0, 31, (1, 20), generator=torch.Generator().manual_seed(1))
