@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Stream = Literal["full", "chunked", "memory"]
@@ -42,7 +41,7 @@ _LATER = {"memory_layers": None, "memory_read": "softmax"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of one model. Raises `ValueError` that names the field, its value and the remedy."""
 
