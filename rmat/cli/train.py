@@ -39,6 +39,12 @@ def add(commands: Any) -> None:
         "--variant", metavar="NAME", help="kind of model: recommended, paper, local, xl or full"
     )
     parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="go on from a model there is: a folder, a run, or starter, which comes with rmat",
+    )
+    parser.add_argument(
         "--data",
         metavar="SPEC",
         action="append",
@@ -58,9 +64,11 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 also if the run was told to stop (it is saved and can be resumed), then without a result."""
     given = _given(args)
-    if args.resume is not None and any((args.preset, args.variant, args.data, args.out, args.config)):
+    if args.resume is not None and any(
+        (args.preset, args.variant, args.start, args.data, args.out, args.config)
+    ):
         raise ValueError(
-            "--resume takes the settings of its run: leave out --preset, --variant, --data, --out and --config"
+            "--resume takes the settings of its run: leave out --preset, --variant, --from, --data, --out and --config"
         )
 
     from rmat.api import train
@@ -91,7 +99,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for path in args.config or ():
         given = merge(given, _read_yaml(Path(path)))
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("preset", "variant", "out")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("preset", "variant", "start", "out")}
     options = {name: value for name, value in options.items() if value is not None}
     if args.data:
         options["data"] = {"specs": args.data}

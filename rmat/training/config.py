@@ -132,6 +132,9 @@ class RunConfig:
     """What is read; a mapping of fields becomes a DataConfig."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained; a mapping of fields becomes a TrainConfig."""
+    start: str | None = None
+    """Model that training starts from, with its architecture and tokenizer: a model folder, a run, or a name that comes
+    with the package; None starts from random numbers."""
     out: str | None = None
     """Folder of the run; None makes one under `runs/` named by preset, variant and time."""
 
@@ -142,8 +145,14 @@ class RunConfig:
                 object.__setattr__(self, name, kind(**_typed_section(value, name, kind)))
         typed = _typed_section(self.model, "model", ModelConfig)
         object.__setattr__(self, "model", typed)
-        out = str(self.out) if isinstance(self.out, Path) else self.out
-        object.__setattr__(self, "out", coerce(out, str | None, "out"))
+        for name in ("start", "out"):
+            value = getattr(self, name)
+            value = str(value) if isinstance(value, Path) else value
+            object.__setattr__(self, name, coerce(value, str | None, name))
+        if self.start is not None and (self.preset, self.variant) != (RunConfig.preset, RunConfig.variant):
+            raise ValueError(
+                f"start is {self.start!r}, a model whose size and kind are given: leave preset and variant out"
+            )
         ModelConfig.preset(self.preset, variant=self.variant, **typed)
 
     def model_config(self, tokenizer_size: int) -> ModelConfig:
@@ -226,7 +235,7 @@ def check_resumable(stored: RunConfig, wanted: RunConfig) -> None:
     """Raise ValueError naming the first setting in which `wanted` differs from the run that is to be
     resumed."""
     before, now = stored.to_dict(), wanted.to_dict()
-    for section in ("preset", "variant", "model", "data"):
+    for section in ("preset", "variant", "model", "start", "data"):
         if before[section] != now[section]:
             raise ValueError(
                 f"{section} is {now[section]!r} but the run was started with {before[section]!r}: start a new run"

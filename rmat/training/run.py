@@ -41,6 +41,7 @@ from rmat.training.files import fresh_folder, move_into_place, write_json
 from rmat.training.metrics import JsonLines
 from rmat.training.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from rmat.training.progress import Reporter
+from rmat.training.start import copy_weights, with_model_of_start
 from rmat.weights import save_model
 
 
@@ -137,6 +138,8 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         raise ValueError(
             f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
         )
+    if config.start is not None and resume is None:
+        config = with_model_of_start(config)
     device, reason = pick_device(config.train.device)
     corpus = load_tasks(config.data) if any(map(is_task, config.data.specs)) else load_corpus(config.data)
     model_config = config.model_config(corpus.tokenizer.vocab_size)
@@ -155,7 +158,10 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
     write_json(folder / "config.json", config.to_dict())
 
     rng.seed_everything(config.train.seed)
-    model = LanguageModel(model_config).to(device)
+    model = LanguageModel(model_config)
+    if config.start is not None and (resume is None or not any((folder / "checkpoints").iterdir())):
+        copy_weights(config, model)
+    model.to(device)
     run = Run(
         config=config,
         folder=folder,
