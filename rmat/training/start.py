@@ -18,6 +18,10 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
     folder = model_folder(config.start)
     own = read_config(folder)
     settings: dict[str, Any] = {**own.to_dict(), **config.model}
+    if settings["gate_bias"] != own.gate_bias:
+        raise ValueError(
+            "model.gate_bias is where gates of random weights start: leave it out, they go on as they are"
+        )
     if ModelConfig.from_dict(settings).fingerprint() != own.fingerprint():
         was = own.to_dict()
         other = next(name for name, value in config.model.items() if _plain(value) != was[name])
