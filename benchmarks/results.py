@@ -29,7 +29,7 @@ class Stage:
     recipe: str
     """Name of a file in examples/recipes."""
     settings: tuple[str, ...] = ()
-    """Further words of `rmat train`."""
+    """Further words of `rmat train`; {runs} stands for the folder of runs."""
     measurements: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Folder below results/NAME -> words of `rmat eval`; {run} stands for the run."""
 
@@ -39,6 +39,11 @@ FACTS = (
     *("facts", "{run}", "--slots", "256", "--turns", "10", "--turns", "100", "--turns", "1000"),
     *("--filler", "talk", "--filler", "{data}/dialogue"),
 )
+BABILONG = (
+    "babilong:facts={data}/babi,filler={data}/books",
+    *("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books"),
+)
+"""How the task is named in training, then the words that measure it."""
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 
 QUICK: dict[str, Stage] = {
@@ -113,36 +118,38 @@ FULL: dict[str, Stage] = {
         settings=('data.specs=["facts:filler=talk+{data}/dialogue,questions=all,from=64,grow=1500"]',),
         measurements={"on": FACTS, "zeroed": (*FACTS, "--memory", "zeroed")},
     ),
-    "babilong": Stage(
+    **{
+        f"read-{read}": Stage(
+            recipe="babilong",
+            settings=(
+                f'data.specs=["{BABILONG[0]},tasks=1,from=64,grow=300,questions=all"]',
+                *("train.steps=1200", f"model.memory_read={read}"),
+            ),
+            measurements={
+                "": (
+                    *(*BABILONG[1:], "--task", "1", "--slots", "1024", "--samples", "200"),
+                    *("--length", "0", "--length", "256", "--length", "1024"),
+                )
+            },
+        )
+        for read in ("softmax", "stick_breaking")
+    },
+    "babilong-facts": Stage(
         recipe="babilong",
+        settings=(f'data.specs=["{BABILONG[0]},tasks=1+1+4+5,from=64,grow=400,questions=all"]',),
+    ),
+    "babilong": Stage(
+        recipe="babilong-gates",
         settings=(
-            'data.specs=["babilong:facts={data}/babi,filler={data}/books,tasks=1+4+5,from=128,grow=600,questions=all"]',
+            *("--from", "{runs}/babilong-facts"),
+            f'data.specs=["{BABILONG[0]},tasks=1+1+4+4+4+5,from=128,grow=300,questions=all",'
+            f'"{BABILONG[0]},tasks=1+1+4+4+4+5,from=128,grow=300,questions=last"]',
         ),
         measurements={
             "test": (
-                *(
-                    "babilong",
-                    "{run}",
-                    "--facts",
-                    "{data}/babi",
-                    "--filler",
-                    "{data}/books",
-                    "--samples",
-                    "100",
-                ),
-                *(
-                    "--batch-size",
-                    "25",
-                    "--length",
-                    "0",
-                    "--length",
-                    "1024",
-                    "--length",
-                    "4096",
-                    "--length",
-                    "16384",
-                ),
-                *("--length", "65536"),
+                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "256"),
+                *("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384"),
+                *("--length", "65536", "--batch-size", "50"),
             )
         },
     ),
@@ -169,7 +176,7 @@ FULL: dict[str, Stage] = {
 def run_stage(name: str, stage: Stage, data: str, runs: Path, results: Path) -> None:
     """Train unless it is done, then measure what is not measured."""
     run = runs / name
-    words = [word.format(data=data) if "{data}" in word else word for word in stage.settings]
+    words = [word.replace("{data}", data).replace("{runs}", str(runs)) for word in stage.settings]
     if not (run / "result.json").is_file():
         resume = (run / "config.json").is_file()
         start = ["--config", str(RECIPES / f"{stage.recipe}.yaml"), "--out", str(run), *words]
