@@ -142,15 +142,18 @@ FULL: dict[str, Stage] = {
         recipe="babilong-gates",
         settings=(
             *("--from", "{runs}/babilong-facts"),
-            f'data.specs=["{BABILONG[0]},tasks=1+1+4+4+4+5,from=128,grow=300,questions=all",'
-            f'"{BABILONG[0]},tasks=1+1+4+4+4+5,from=128,grow=300,questions=last"]',
+            f'data.specs=["{BABILONG[0]},tasks=1+1+4+4+5,from=128,grow=300,questions=all",'
+            f'"{BABILONG[0]},tasks=1+1+1+1+4+5,from=300,grow=300,questions=last"]',
         ),
         measurements={
             "test": (
-                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "256"),
+                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "1024"),
                 *("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384"),
-                *("--length", "65536", "--batch-size", "50"),
-            )
+            ),
+            "65536": (
+                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "1024"),
+                *("--length", "65536", "--samples", "25"),
+            ),
         },
     ),
     **{
