@@ -3,7 +3,7 @@
     python benchmarks/results.py --quick                         recall, MQAR, pass key, bits per byte by position
     python benchmarks/results.py [NAME ...] [--data FOLDER]      everything, or the named stages
 
-Stages that read text of your own (`books-*`, `dialogue`, `babilong`) take it from FOLDER: `books/` with train, valid and
+Stages that read text of your own (`books-*`, `passkey`, `facts`, `read-*`, `babilong*`) take it from FOLDER: `books/` with train, valid and
 test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with bAbI's files. A run that is complete is not trained
 again, one that was interrupted goes on; delete runs/results/NAME to start afresh.
 """
@@ -39,11 +39,9 @@ FACTS = (
     *("facts", "{run}", "--slots", "256", "--turns", "10", "--turns", "100", "--turns", "1000"),
     *("--filler", "talk", "--filler", "{data}/dialogue"),
 )
-BABILONG = (
-    "babilong:facts={data}/babi,filler={data}/books",
-    *("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books"),
-)
-"""How the task is named in training, then the words that measure it."""
+BABILONG_SPEC = "babilong:facts={data}/babi,filler={data}/books"
+BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books", "--slots", "1024")
+BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 
 QUICK: dict[str, Stage] = {
@@ -122,12 +120,12 @@ FULL: dict[str, Stage] = {
         f"read-{read}": Stage(
             recipe="babilong",
             settings=(
-                f'data.specs=["{BABILONG[0]},tasks=1,from=64,grow=300,questions=all"]',
+                f'data.specs=["{BABILONG_SPEC},tasks=1,from=64,grow=300,questions=all"]',
                 *("train.steps=1200", f"model.memory_read={read}"),
             ),
             measurements={
                 "": (
-                    *(*BABILONG[1:], "--task", "1", "--slots", "1024", "--samples", "200"),
+                    *(*BABILONG, "--task", "1", "--samples", "200"),
                     *("--length", "0", "--length", "256", "--length", "1024"),
                 )
             },
@@ -136,24 +134,21 @@ FULL: dict[str, Stage] = {
     },
     "babilong-facts": Stage(
         recipe="babilong",
-        settings=(f'data.specs=["{BABILONG[0]},tasks=1+1+4+5,from=64,grow=400,questions=all"]',),
+        settings=(f'data.specs=["{BABILONG_SPEC},tasks=1+1+4+5,from=64,grow=400,questions=all"]',),
     ),
     "babilong": Stage(
         recipe="babilong-gates",
         settings=(
             *("--from", "{runs}/babilong-facts"),
-            f'data.specs=["{BABILONG[0]},tasks=1+1+4+4+5,from=128,grow=300,questions=all",'
-            f'"{BABILONG[0]},tasks=1+1+1+1+4+5,from=300,grow=300,questions=last"]',
+            f'data.specs=["{BABILONG_SPEC},tasks=1+1+4+4+5,from=128,grow=300,questions=all",'
+            f'"{BABILONG_SPEC},tasks=1+1+1+1+4+5,from=300,grow=300,questions=last"]',
         ),
         measurements={
             "test": (
-                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "1024"),
+                *BABILONG_TASKS,
                 *("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384"),
             ),
-            "65536": (
-                *(*BABILONG[1:], "--task", "1", "--task", "4", "--task", "5", "--slots", "1024"),
-                *("--length", "65536", "--samples", "25"),
-            ),
+            "65536": (*BABILONG_TASKS, "--length", "65536", "--samples", "25"),
         },
     ),
     **{
@@ -179,7 +174,7 @@ FULL: dict[str, Stage] = {
 def run_stage(name: str, stage: Stage, data: str, runs: Path, results: Path) -> None:
     """Train unless it is done, then measure what is not measured."""
     run = runs / name
-    words = [word.replace("{data}", data).replace("{runs}", str(runs)) for word in stage.settings]
+    words = [word.format(data=data, runs=runs) for word in stage.settings]
     if not (run / "result.json").is_file():
         resume = (run / "config.json").is_file()
         start = ["--config", str(RECIPES / f"{stage.recipe}.yaml"), "--out", str(run), *words]

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The legal values of every field that names an alternative."""
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
-_NOT_OF_FUNCTION = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
+TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
 _LATER = {"memory_layers": None, "memory_read": "softmax"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
@@ -282,7 +282,7 @@ class ModelConfig:
 
     def fingerprint(self) -> str:
         """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is left out."""
-        plain = {k: v for k, v in self.to_dict().items() if k not in _NOT_OF_FUNCTION}
+        plain = {k: v for k, v in self.to_dict().items() if k not in TRAINING_ONLY}
         values = {k: v for k, v in plain.items() if k not in _LATER or v != _LATER[k]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

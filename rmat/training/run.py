@@ -80,11 +80,17 @@ class Run:
         write_checkpoint(folder, Checkpoint(step=self.counters.step, tensors=tensors, values=values))
         prune_checkpoints(folder, self.config.train.keep_last, self.counters.best_step)
 
+    def begin(self) -> None:
+        """Take the weights of the model that the run starts from, if there is one."""
+        if self.config.start is not None:
+            copy_weights(self.config.start, self.model)
+
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or from the beginning if there is none."""
         checkpoint = newest_sound_checkpoint(self.folder / "checkpoints", self.reporter.say)
         if checkpoint is None:
             self.reporter.say("no checkpoint to continue from: starting at step 0")
+            self.begin()
         else:
             restore_model(self.model, checkpoint.tensors["model"])
             restore_optimizers(self.model, self.optimizers, checkpoint.tensors["optimizer"])
@@ -158,10 +164,7 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
     write_json(folder / "config.json", config.to_dict())
 
     rng.seed_everything(config.train.seed)
-    model = LanguageModel(model_config)
-    if config.start is not None and (resume is None or not any((folder / "checkpoints").iterdir())):
-        copy_weights(config, model)
-    model.to(device)
+    model = LanguageModel(model_config).to(device)
     run = Run(
         config=config,
         folder=folder,
@@ -175,7 +178,9 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         samples=JsonLines(folder / "samples.jsonl"),
         counters=Counters(),
     )
-    if resume is not None:
+    if resume is None:
+        run.begin()
+    else:
         run.restore()
     return run
 

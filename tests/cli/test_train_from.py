@@ -90,6 +90,7 @@ def test_without_a_checkpoint_a_resumed_run_begins_with_the_model_again(
     [
         (["model.d_model=32"], "model.d_model is 32 but the model in "),
         (["model.n_slots=9"], "model.n_slots is 9 but"),
+        (["model.gate_noise=0.5", "model.n_slots=9"], "model.n_slots is 9 but"),
         (["model.streams=full,memory"], "model.streams is ('full', 'memory') but"),
         (["model.gate_bias=-1"], "model.gate_bias is where gates of random weights start"),
         (["data.tokenizer=bpe:300"], "data.tokenizer is 'bpe:300' but training starts from"),

@@ -73,9 +73,8 @@ def slots_times_values(block: Any, probe: Probe, layer: int) -> Tensor:
     weight = view.slot_THM
     if block.config.null_slot:
         weight = torch.cat([view.null_TH[..., None], weight], dim=2)
-        if (
-            block.config.memory_read == "stick_breaking"
-        ):  # what no slot took has a value, but no key beside theirs
+        if block.config.memory_read == "stick_breaking":
+            # What no slot took has a value, but no key beside theirs.
             value = torch.cat([block.memory.null_value[None, None, None], value], dim=2)
     value = value[0, 0].repeat_interleave(block.config.n_heads // block.config.n_kv_heads, 1)
     return torch.einsum("thj,jhd->thd", weight, value)
