@@ -153,7 +153,8 @@ class RunConfig:
             raise ValueError(
                 f"start is {self.start!r}, a model whose size and kind are given: leave preset and variant out"
             )
-        ModelConfig.preset(self.preset, variant=self.variant, **typed)
+        if self.start is None:
+            ModelConfig.preset(self.preset, variant=self.variant, **typed)
 
     def model_config(self, tokenizer_size: int) -> ModelConfig:
         """The model for a tokenizer of `tokenizer_size` tokens.

@@ -3,7 +3,7 @@
 import dataclasses
 
 from rmat.data.config import DataConfig
-from rmat.model import LanguageModel
+from rmat.model import LanguageModel, ModelConfig
 from rmat.model.config import TRAINING_ONLY
 from rmat.training.config import RunConfig
 from rmat.weights import TOKENIZER_FILE, load_model, model_folder, read_config
@@ -28,6 +28,7 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
                 f"model.{name} is {value!r} but the model in {folder} has {getattr(own, name)!r}, and its weights are for "
                 "that: leave it out"
             )
+    model = ModelConfig.from_dict({**own.to_dict(), **config.model}).to_dict()
     if not (folder / TOKENIZER_FILE).is_file():
         raise ValueError(f"{folder} has no {TOKENIZER_FILE}: save the model with its tokenizer")
     tokenizer = str(folder / TOKENIZER_FILE)
@@ -36,7 +37,7 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
             f"data.tokenizer is {config.data.tokenizer!r} but training starts from {folder}, which has its own: leave it out"
         )
     data = dataclasses.replace(config.data, tokenizer=tokenizer)
-    return dataclasses.replace(config, model={**own.to_dict(), **config.model}, data=data)
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def copy_weights(start: str, model: LanguageModel) -> None:

@@ -53,6 +53,16 @@ def test_it_learns_and_what_acts_in_training_may_differ(
     )
 
 
+def test_a_setting_that_needs_another_may_find_it_in_the_model(
+    rmat: Rmat, command: list[str], tmp_path: Path
+) -> None:
+    assert rmat(*command, "model.write_cost=0.1").status == 0
+    command[2], command[6] = str(tmp_path / "new"), str(tmp_path / "newer")
+    assert rmat(*command, "model.write_budget=0.5").status == 0
+    config = load(tmp_path / "newer")[0].config
+    assert (config.write_cost, config.write_budget) == (0.1, 0.5)
+
+
 def test_a_model_that_comes_with_the_package_by_its_name(rmat: Rmat, workplace: Path, tmp_path: Path) -> None:
     data, out = str(workplace / "texts"), str(tmp_path / "new")
     done = rmat("train", "--from", "starter", "--data", data, "--out", out, *TRAIN, "train.lr=1e-30")
@@ -91,6 +101,7 @@ def test_without_a_checkpoint_a_resumed_run_begins_with_the_model_again(
         (["model.d_model=32"], "model.d_model is 32 but the model in "),
         (["model.n_slots=9"], "model.n_slots is 9 but"),
         (["model.gate_noise=0.5", "model.n_slots=9"], "model.n_slots is 9 but"),
+        (["model.gate_noise=-1"], "ModelConfig.gate_noise=-1.0 is not possible"),
         (["model.streams=full,memory"], "model.streams is ('full', 'memory') but"),
         (["model.gate_bias=-1"], "model.gate_bias is where gates of random weights start"),
         (["data.tokenizer=bpe:300"], "data.tokenizer is 'bpe:300' but training starts from"),
