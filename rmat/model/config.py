@@ -82,7 +82,7 @@ class ModelConfig:
     gate_noise: float = 0.0
     """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried at times."""
     write_cost: float = 0.0
-    """What training pays, in the unit of the loss, for each token in a bank that not noise alone let in, times its g."""
+    """What training pays for every token that enters a bank, times its g, in the unit of the loss."""
     write_budget: float = 0.0
     """Share of a call's tokens that may enter for nothing: `write_cost` begins there, in full at twice that share."""
     write_from: WriteFrom = "output"

@@ -161,8 +161,7 @@ class Memory(nn.Module):
             log_gate = nn.functional.logsigmoid(offered.score_RW).view(entered_BNW.shape)
         if self.training and self.config.write_cost and log_gate.requires_grad:
             n_tokens = layout.closes_BN.sum() * self.config.segment_len
-            settled_BNW = self.writer.settled_scores(offered.vector_RWE.detach()).view(entered_BNW.shape)
-            price = price_of_writes(self.config, entered_BNW, log_gate.detach(), settled_BNW, n_tokens)
+            price = price_of_writes(self.config, entered_BNW, log_gate.detach(), n_tokens)
             log_gate.register_hook(lambda gradient: gradient + price)
         if offered.score_RW is not None and self.config.gate_gradient == "value":
             # Through the logit, any harmless token is worth attending while a query finds nothing: gates open, and what

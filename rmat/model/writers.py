@@ -116,15 +116,11 @@ class Writer(nn.Module):
 
     def scores(self, x_RSE: Tensor) -> Tensor:
         """Write scores (R, S) in at least float32; in training with `config.gate_noise` on them."""
-        score_RS = self.settled_scores(x_RSE)
+        x_RSE = at_least_float32(x_RSE)
+        score_RS = x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
         if self.training and self.noise:
             score_RS = score_RS + self.noise * torch.randn_like(score_RS)
         return score_RS
-
-    def settled_scores(self, x_RSE: Tensor) -> Tensor:
-        """Write scores (R, S) in at least float32, without noise."""
-        x_RSE = at_least_float32(x_RSE)
-        return x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
 
     def candidates(self, pending: Pending, dtype: torch.dtype) -> Candidates:
         """What complete segments offer, vectors in `dtype`."""
@@ -146,20 +142,16 @@ class Writer(nn.Module):
 
 
 def price_of_writes(
-    config: ModelConfig, entered_BNW: Tensor, log_gate_BNW: Tensor, settled_BNW: Tensor, n_tokens: Tensor
+    config: ModelConfig, entered_BNW: Tensor, log_gate_BNW: Tensor, n_tokens: Tensor
 ) -> Tensor:
     """The gradient of write_cost * sum(g) over what entered, (B, N, W).
 
     Added to the gradient of log g and not to a loss: so it is, without a budget, the same however tokens are split into
     calls, and the gates need not leave the model. With a budget it begins where more than that share of the call's
-    `n_tokens` (of segments that closed) entered.
-
-    What noise alone lets in, with a score `settled_BNW` without noise of -gate_noise or below, is free and not counted.
-    A price on that too would push it out of the reach of the noise, and a gate that nothing tries never opens again.
+    `n_tokens` (of segments that closed) entered: a constant price would in time close what is useful too.
     """
-    priced_BNW = entered_BNW & (settled_BNW > -config.gate_noise)
-    price_BNW = config.write_cost * torch.where(priced_BNW, log_gate_BNW.exp(), 0.0)
+    price_BNW = config.write_cost * torch.where(entered_BNW, log_gate_BNW.exp(), 0.0)
     if not config.write_budget:
         return price_BNW
-    share = priced_BNW.sum() / n_tokens.clamp(min=1)
+    share = entered_BNW.sum() / n_tokens.clamp(min=1)
     return price_BNW * (share / config.write_budget - 1).clamp(0, 1)
