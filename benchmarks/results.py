@@ -39,6 +39,11 @@ FACTS = (
     *("facts", "{run}", "--slots", "256", "--turns", "10", "--turns", "100", "--turns", "1000"),
     *("--filler", "talk", "--filler", "{data}/dialogue"),
 )
+NEEDLE = (
+    *("needle", "{run}", "--slots", "512"),
+    *("--task", "single_1", "--task", "single_2", "--task", "multikey_1", "--task", "multivalue"),
+    *("--task", "multiquery", "--batch-size", "50"),
+)
 BABILONG_SPEC = "babilong:facts={data}/babi,filler={data}/books"
 BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books", "--slots", "1024")
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
@@ -109,6 +114,15 @@ FULL: dict[str, Stage] = {
                 "{data}/books",
             ),
             "books-million": (*PASSKEY, "--length", "1000000", "--samples", "25", "--filler", "{data}/books"),
+        },
+    ),
+    "needle": Stage(recipe="needle"),
+    "needle-keys": Stage(
+        recipe="needle-keys",
+        settings=("--from", "{runs}/needle"),
+        measurements={
+            "test": (*NEEDLE, "--length", "416", "--length", "2048"),
+            "16384": (*NEEDLE, "--length", "16384", "--samples", "50"),
         },
     ),
     "facts": Stage(

@@ -7,37 +7,27 @@ import difflib
 import hashlib
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-Stream = Literal["full", "chunked", "memory"]
-Projections = Literal["separate", "shared"]
-Writer = Literal["mean", "pool", "select", "all"]
-Gate = Literal["none", "gru", "push", "both"]
-GateGradient = Literal["logit", "value"]
-WriteFrom = Literal["input", "output"]
-MemoryPosition = Literal["none", "rank", "age"]
-MemoryRead = Literal["softmax", "stick_breaking"]
-Fusion = Literal["scalar", "head", "token", "joint"]
-Norm = Literal["layernorm", "rmsnorm"]
-MLP = Literal["gelu", "swiglu"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "projections": get_args(Projections),
-    "writer": get_args(Writer),
-    "gate": get_args(Gate),
-    "gate_gradient": get_args(GateGradient),
-    "write_from": get_args(WriteFrom),
-    "memory_position": get_args(MemoryPosition),
-    "memory_read": get_args(MemoryRead),
-    "fusion": get_args(Fusion),
-    "norm": get_args(Norm),
-    "mlp": get_args(MLP),
-}
-"""The legal values of every field that names an alternative."""
+from rmat.model.choices import (
+    CHOICES,
+    MLP,
+    Eviction,
+    Fusion,
+    Gate,
+    GateGradient,
+    MemoryPosition,
+    MemoryRead,
+    Norm,
+    Projections,
+    Stream,
+    WriteFrom,
+    Writer,
+)
 
 _POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
 TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
-_LATER = {"memory_layers": None, "memory_read": "softmax"}
+_LATER = {"memory_layers": None, "memory_read": "softmax", "eviction": "oldest"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
@@ -91,6 +81,8 @@ class ModelConfig:
     """What a slot's key learns about its place: nothing, its rank in the bank, or its age in segments."""
     memory_read: MemoryRead = "softmax"
     """How slots share a query: by softmax, or newest first, each taking its share of what the newer ones left."""
+    eviction: Eviction = "oldest"
+    """What a full bank gives up: its oldest slot (first in, first out), or the oldest of those with the weakest gate."""
     null_slot: bool = False
     """A learned slot that lets a query find nothing."""
     fusion: Fusion = "scalar"
@@ -187,6 +179,8 @@ class ModelConfig:
                 )
         if self.memory_read == "stick_breaking" and self.fusion == "joint" and self.local_streams:
             self._refuse("memory_read", "one softmax over all keys (fusion='joint') reads with 'softmax'")
+        if self.eviction == "weakest" and not self.scores_writes:
+            self._refuse("eviction", "it needs a score for every write: set writer='select' or gate='push'")
         if self.writer == "mean" and self.writes_per_segment != 1:
             self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
         if self.writer == "all" and self.writes_per_segment != self.segment_len:

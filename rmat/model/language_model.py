@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmat.model.block import Block
+from rmat.model.choices import Eviction
 from rmat.model.config import ModelConfig
 from rmat.model.feedforward import make_norm
 from rmat.model.initialization import initialize
@@ -152,13 +153,16 @@ class LanguageModel(nn.Module):
             self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype
         )
 
-    def with_slots(self, n_slots: int) -> LanguageModel:
-        """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in training.
+    def with_slots(self, n_slots: int | None = None, eviction: Eviction | None = None) -> LanguageModel:
+        """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in training; `eviction`
+        says what they give up when they are full. None leaves a choice as it is.
 
         Raises `ValueError` if the configuration refuses the number, or if slots have learned places
         (memory_position="rank").
         """
-        config = dataclasses.replace(self.config, n_slots=n_slots)
+        n_slots = self.config.n_slots if n_slots is None else n_slots
+        eviction = self.config.eviction if eviction is None else eviction
+        config = dataclasses.replace(self.config, n_slots=n_slots, eviction=eviction)
         if n_slots != self.config.n_slots and config.has_memory and config.memory_position == "rank":
             raise ValueError(
                 f"n_slots={n_slots} is not possible: memory_position='rank' has learned {self.config.n_slots} places"

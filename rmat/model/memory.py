@@ -3,45 +3,35 @@
     write    z  = sigmoid(W_z h + U_z m + b_z)         the paper's gate; m: the newest vector before the segment
              m' = z * h + (1 - z) * m                  push m', drop the oldest slot
              g  = sigmoid(w . h + b)                   the selective gate: h enters only if g > 1/2
+             or drop the oldest of those with the least g (eviction="weakest")
     read     s_i = q . k_i / sqrt(D) + log g_i         k_i, v_i: projections of slot i's vector; not rotated
              r   = sum_i softmax(s)_i v_i              over [null slot | filled slots]
              r   = sum_i b_i prod_{j>i} (1 - b_j) v_i  or (memory_read="stick_breaking") newest first, b_i = sigmoid(s_i + c)
     learn    dr/dg_i through s_i, or (gate_gradient="value") as if slot i's value were g_i v_i and s_i did not depend on g
 
 A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running count of
-entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one gather, no loop.
+entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one gather, no loop
+(eviction="weakest" chooses each segment's bank from the one before it).
 Paper: sections on the memory bank and the gated update; the push gate is ours (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from rmat.model.bank import Bank, until_full, windows
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.state import EMPTY, LayerState
 from rmat.model.writers import Candidates, Pending, Writer, price_of_writes
 from rmat.ops.attention import MASKED, attend, attend_newest
-from rmat.ops.fifo import fifo_windows, take_rows
+from rmat.ops.fifo import take_rows
 
 AGE_BUCKETS = 24
 """Ages in segments fall into buckets of doubling width: 1, 2-3, 4-7, ...; the last is open."""
-
-
-@dataclass(frozen=True)
-class Bank:
-    """The slots that each segment of a call reads, oldest first."""
-
-    key_BNMKD: Tensor
-    value_BNMKD: Tensor
-    log_gate_BNM: Tensor
-    filled_BNM: Tensor
-    age_BNM: Tensor
-    """Tokens from a slot's source to the start of the reading segment."""
 
 
 class RecurrentGate(nn.Module):
@@ -152,7 +142,7 @@ class Memory(nn.Module):
             entered_BNW = entered_BNW & (offered.score_RW > 0).unflatten(0, (n_rows, -1))
         assert state.pushed is not None
         if memory == "frozen":
-            entered_BNW = _until_full(entered_BNW, state.pushed, layout.document_BN, n_slots)
+            entered_BNW = until_full(entered_BNW, state.pushed, layout.document_BN, n_slots)
         vector_BNWE, recurrent_BE = self._gate(offered, entered_BNW, state, layout)
         key_BXKD = self.key(vector_BNWE.flatten(1, 2)).unflatten(2, (self.config.n_kv_heads, -1))
         value_BXKD = self.value(vector_BNWE.flatten(1, 2)).unflatten(2, (self.config.n_kv_heads, -1))
@@ -171,7 +161,7 @@ class Memory(nn.Module):
         source_BNW = layout.base_BN[..., None] + offered.offset_RW.view(entered_BNW.shape)
         start_B = layout.base_BN[:, 0]
 
-        index_BNM = fifo_windows(entered_BNW, n_slots)  # before every segment, and after the call
+        index_BNM = windows(self.config, entered_BNW, log_gate.detach(), held, layout)
         segment_BNM = (index_BNM - n_slots).div(self.config.writes_per_segment, rounding_mode="floor")
         segment_BNM = segment_BNM.clamp(min=0)
         was_held_BNM = index_BNM < n_slots
@@ -283,13 +273,3 @@ class Memory(nn.Module):
         else:
             r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias_BJ=bias_RJ)
         return layout.unfold(r_RSHD.unflatten(0, (layout.n_rows, -1)))
-
-
-def _until_full(entered_BNW: Tensor, pushed_B: Tensor, document_BN: Tensor, n_slots: int) -> Tensor:
-    """Of the candidates that enter, those that find their document's bank not yet full."""
-    earlier_BNW = entered_BNW.flatten(1).cumsum(1).view(entered_BNW.shape) - entered_BNW.long()
-    document_BN = document_BN.contiguous()
-    start_BN = torch.searchsorted(document_BN, document_BN)  # the first segment of each segment's document
-    in_document_BNW = earlier_BNW - earlier_BNW[..., 0].gather(1, start_BN)[..., None]
-    before_BN = torch.where(document_BN == 0, pushed_B[:, None], 0)
-    return entered_BNW & (in_document_BNW + before_BN[..., None] < n_slots)

@@ -48,8 +48,6 @@ class Candidate:
 
 
 # Positions
-
-
 def segment_start(p: int, segment_len: int) -> int:
     """First token of the segment that holds token p."""
     return p // segment_len * segment_len
@@ -78,8 +76,6 @@ def rotate(vector: Tensor, position: int, theta: float) -> Tensor:
 
 
 # Attention
-
-
 def read(entries: Sequence[Entry]) -> Tensor | None:
     """Softmax over the logits, then the weighted sum of the values (D,); None where there is nothing to look at."""
     if not entries:
@@ -198,8 +194,6 @@ def fuse(parts: Sequence[Tensor | None], scores: Sequence[Tensor]) -> Tensor:
 
 
 # Around the attention
-
-
 def causal_depthwise_convolution(x: Tensor, taps: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_p[e] = bias[e] + sum_j taps[e, j] x_{p - (w - 1 - j)}[e]; what lies before the document counts as zero.
 
@@ -217,8 +211,6 @@ def causal_depthwise_convolution(x: Tensor, taps: Tensor, bias: Tensor | None = 
 
 
 # Writers: what a closed segment offers to the bank. `w` (S, E) are the segment's vectors, `start` its first token.
-
-
 def score_of(vector: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Score of the write gate for one vector: vector (E,), weight (E,), bias a scalar; the gate is its sigmoid."""
     return (vector * weight).sum() + bias
@@ -265,8 +257,6 @@ def write_all(w: Tensor, start: int, scorer: tuple[Tensor, Tensor] | None = None
 
 
 # Gates and the bank
-
-
 def gate_is_open(candidate: Candidate, refuses: bool) -> bool:
     """Whether a candidate enters the bank: where writes may be refused, its gate sigmoid(score) must exceed 1/2."""
     return not refuses or (candidate.score is not None and float(candidate.score.detach()) > 0)
@@ -294,7 +284,16 @@ def gru_gate(candidate: Tensor, previous: Tensor, w_z: Tensor, u_z: Tensor, b_z:
     return z * candidate + (1 - z) * previous
 
 
-def push(bank: Sequence[Slot], slot: Slot, n_slots: int) -> list[Slot]:
-    """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out."""
+def strength(slot: Slot) -> int:
+    """Score of a slot's gate, log(g / (1 - g)), in whole steps of 1/256: closer ones are equally strong."""
+    log_gate = min(float(slot.log_gate.detach()), -1e-300)  # a gate that is wholly open is no infinity
+    return math.floor((log_gate - math.log(-math.expm1(log_gate))) * SELECT_STEPS_PER_UNIT)
+
+
+def push(bank: Sequence[Slot], slot: Slot, n_slots: int, weakest: bool = False) -> list[Slot]:
+    """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out, or (`weakest`) the
+    oldest of those whose gate is weakest, which may be the one that came."""
     longer = [*bank, slot]
-    return longer[1:] if len(longer) > n_slots else longer
+    if len(longer) > n_slots:
+        longer.pop(min(range(len(longer)), key=lambda i: strength(longer[i])) if weakest else 0)
+    return longer

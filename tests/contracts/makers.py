@@ -83,6 +83,21 @@ CASES: dict[str, Overrides] = {
         "null_slot": False,
         "memory_position": "age",
     },
+    "weakest_leaves": {"eviction": "weakest", "n_slots": 5},
+    "weakest_leaves_newest_first": {
+        "eviction": "weakest",
+        "memory_read": "stick_breaking",
+        "write_from": "output",
+        "gate": "both",
+        "memory_position": "rank",
+    },
+    "weakest_leaves_whole_segments": {
+        "eviction": "weakest",
+        "writer": "all",
+        "gate": "push",
+        "n_slots": 6,
+        "segment_len": 6,
+    },
     "bank_below_one_segment": {
         "writer": "all",
         "gate": "push",
@@ -154,6 +169,9 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
             "tie_embeddings": rng.choice([True, False]),
             "rope_theta": rng.choice([100.0, 10000.0]),
         }
+        evictions = ["oldest", "weakest"]
+        scored = writer == "select" or cases[f"sample{number}"]["gate"] in ("push", "both")
+        cases[f"sample{number}"]["eviction"] = rng.choice(evictions if scored else evictions[:1])
     return cases
 
 

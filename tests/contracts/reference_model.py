@@ -213,5 +213,5 @@ def _write(
         )
         if config.gate_gradient == "value":
             slot = ref.learn_through_value(slot)
-        memory.slots = ref.push(memory.slots, slot, config.n_slots)
+        memory.slots = ref.push(memory.slots, slot, config.n_slots, config.eviction == "weakest")
         memory.pushed.append(candidate.position)

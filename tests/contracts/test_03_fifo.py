@@ -1,4 +1,4 @@
-"""Contract 3: the bank holds exactly what was pushed last, in order; what is evicted is the oldest.
+"""Contract 3: the bank holds exactly what was pushed last, in order; what is evicted is the oldest, or the oldest of the weakest.
 
 Identity is carried in the values: the model below writes token t as the number t (its embedding is one-hot, its value
 projection reads off the number, its write score is a table by token), and the expectation is a list of numbers.
@@ -86,7 +86,18 @@ WRITERS = {
     "select_refusing": {"writer": "select", "gate": "push", "n_slots": 5, "writes_per_segment": 4},
     "select_one": {"writer": "select", "gate": "push", "n_slots": 1, "writes_per_segment": 1},
     "mean": {"writer": "mean", "gate": "none", "n_slots": 3},
+    "weakest_all": {"writer": "all", "gate": "push", "n_slots": 8, "eviction": "weakest"},
+    "weakest_select": {"writer": "select", "gate": "push", "n_slots": 5, "eviction": "weakest"},
+    "weakest_never_refusing": {"writer": "select", "gate": "none", "n_slots": 7, "eviction": "weakest"},
 }
+
+
+def expected_bank(config: ModelConfig, writes: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """What is left of these writes: the last ones, or those with the best scores, of equals the later ones."""
+    if config.eviction == "oldest":
+        return writes[-config.n_slots :]
+    best = sorted(writes, key=lambda each: (SCORES[int(each[0])], each[1]))[-config.n_slots :]
+    return sorted(best, key=lambda each: each[1])
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -98,7 +109,7 @@ def test_what_is_held_in_which_order(name: str, seed: int) -> None:
     numbers = [rng.randrange(WIDTH) for _ in range(rng.randint(1, 45))]
     tokens = torch.tensor([numbers])
     writes = expected_writes(model.config, numbers)
-    kept = writes[-model.config.n_slots :]
+    kept = expected_bank(model.config, writes)
     ends = split_points(len(numbers), rng, 5)
     states = [model(tokens, schedule=schedule)[1] for schedule in schedules_of(model.config)]
     states.append(stream(model, tokens, ends)[1])
@@ -148,3 +159,18 @@ def test_a_new_document_starts_with_an_empty_bank() -> None:
     assert held_numbers(state) == [float(number) for number in range(11, 20)]
     _, state = model(torch.arange(13)[None], resets=resets[:, :13])
     assert held_numbers(state) == []
+
+
+def test_a_new_document_takes_slots_from_strong_ones_of_the_old() -> None:
+    """The strongest numbers are all in the first document: nothing of them counts in the second."""
+    model = numbering_model(writer="all", gate="push", n_slots=6, eviction="weakest")
+    strong = max(range(WIDTH), key=lambda number: SCORES[number])
+    weak = min((number for number in range(WIDTH) if SCORES[number] > 0), key=lambda number: SCORES[number])
+    for first in (12, 9):
+        tokens = torch.tensor([[strong] * first + [weak] * 15])
+        assert held_numbers(model(tokens)[1])[:6] == [float(strong)] * 6
+        resets = torch.zeros(tokens.shape, dtype=torch.bool)
+        resets[0, first] = True
+        _, whole = model(tokens, resets=resets)
+        _, second = model(tokens[:, first:], model(tokens[:, :first])[1], resets=resets[:, first:])
+        assert held_numbers(whole) == held_numbers(second) == [float(weak)] * 6

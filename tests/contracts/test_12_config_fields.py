@@ -34,6 +34,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "write_from": {"write_from": "output"},
     "memory_position": {"memory_position": "rank"},
     "memory_read": {"memory_read": "stick_breaking"},
+    "eviction": {"eviction": "weakest"},
     "null_slot": {"null_slot": False},
     "fusion": {"fusion": "token"},
     "rope_theta": {"rope_theta": 50.0},

@@ -5,14 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmat.ops import reference as ref
-from rmat.ops.fifo import fifo_windows, take_rows
+from rmat.ops.fifo import ABSENT, fifo_windows, strongest_windows, take_rows
 
 RANDOM = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def slot(number: int) -> ref.Slot:
-    place = torch.zeros(1, 1)
-    return ref.Slot(key=place, value=place, log_gate=place[0, 0], position=number)
+def slot(number: int, score: float = 0.0) -> ref.Slot:
+    place = torch.zeros(1, 1, dtype=torch.float64)
+    gate = torch.nn.functional.logsigmoid(place[0, 0] + score)
+    return ref.Slot(key=place, value=place, log_gate=gate, position=number)
 
 
 @given(data=st.data())
@@ -38,8 +39,40 @@ def test_windows_equal_pushing_one_by_one(data: st.DataObject) -> None:
                     bank = ref.push(bank, slot(n_slots + n * n_writes + w), n_slots)
 
 
+@given(data=st.data())
+@RANDOM
+def test_windows_of_the_strongest_equal_pushing_one_by_one(data: st.DataObject) -> None:
+    """Banks begin empty; a segment may begin another document, which begins with an empty bank. -9: does not enter."""
+    n_segments, n_writes, n_slots = (data.draw(st.integers(1, 5)) for _ in range(3))
+    scores = data.draw(
+        st.lists(st.integers(-9, 6), min_size=n_segments * n_writes, max_size=n_segments * n_writes)
+    )
+    fresh = data.draw(st.lists(st.booleans(), min_size=n_segments, max_size=n_segments))
+    scores_1NW = torch.tensor(scores).view(1, n_segments, n_writes)
+    windows = strongest_windows(
+        torch.where(scores_1NW > -9, scores_1NW, ABSENT),
+        torch.full((1, n_slots), ABSENT),
+        torch.tensor([fresh]),
+    )
+    bank: list[ref.Slot] = []
+    for n in range(n_segments + 1):
+        found = windows[0, n].tolist()
+        assert found[n_slots - len(bank) :] == [each.position for each in bank]
+        if n < n_segments and fresh[n]:
+            bank = []
+        for w in range(n_writes if n < n_segments else 0):
+            if (score := scores[n * n_writes + w]) > -9:
+                new = slot(n_slots + n * n_writes + w, score + 0.001)
+                bank = ref.push(bank, new, n_slots, weakest=True)
+
+
 def test_nothing_enters_nothing_moves() -> None:
     windows = fifo_windows(torch.zeros(2, 3, 2, dtype=torch.bool), 4)
+    assert bool((windows == torch.arange(4)).all())
+    nothing = torch.full((2, 3, 2), ABSENT)
+    windows = strongest_windows(
+        nothing, torch.tensor([[ABSENT, 3, 1, 3]] * 2), torch.zeros(2, 3, dtype=torch.bool)
+    )
     assert bool((windows == torch.arange(4)).all())
 
 
