@@ -50,6 +50,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "16 slots": {"n_slots": 16},
     "64 slots": {"n_slots": 64},
     "newest first": {"memory_read": "stick_breaking"},
+    "weakest leaves": {"eviction": "weakest"},
+    "16 slots, weakest leaves": {"n_slots": 16, "eviction": "weakest"},
     "position rank": {"memory_position": "rank"},
     "position age": {"memory_position": "age"},
     "fusion scalar": {"fusion": "scalar"},
@@ -64,6 +66,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "segments of 16": {"segment_len": 16},
     "segments of 64": {"segment_len": 64},
     "overload": {"overload": True},
+    "overload, weakest leaves": {"overload": True, "eviction": "weakest"},
     "overload, open at first, no noise": {"overload": True, "gate_bias": 1.0, "gate_noise": 0.0},
     "overload, gradient through the logit": {"overload": True, "gate_gradient": "logit"},
     "overload, gradient through the logit, open at first, no noise": {

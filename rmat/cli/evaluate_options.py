@@ -9,9 +9,11 @@ from rmat.cli.loading import DEVICES
 from rmat.cli.parsing import Parser, add_command, add_json
 
 if TYPE_CHECKING:
+    from rmat.model.choices import Eviction
     from rmat.model.language_model import MemoryMode
 
 MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
+EVICTIONS: tuple[Eviction, ...] = ("oldest", "weakest")
 
 
 def add(kinds: Any) -> None:
@@ -167,6 +169,9 @@ def _common(parser: Parser, samples: int | None = 100, what: str = "questions in
         )
     parser.add_argument(
         "--slots", type=int, metavar="M", help="slots of every bank (default: as in training)"
+    )
+    parser.add_argument(
+        "--eviction", choices=EVICTIONS, help="what a full bank gives up (default: as in training)"
     )
     add_measuring(parser)
 

@@ -213,7 +213,9 @@ def _length(args: argparse.Namespace) -> list[int]:
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
-    return (model if args.slots is None else model.with_slots(args.slots)), tokenizer
+    if args.slots is not None or args.eviction is not None:
+        model = model.with_slots(args.slots, args.eviction)
+    return model, tokenizer
 
 
 def _state(result: dict[str, Any]) -> str:

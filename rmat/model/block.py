@@ -12,10 +12,11 @@ import dataclasses
 
 from torch import Tensor, nn
 
+from rmat.model.bank import Bank
 from rmat.model.config import ModelConfig
 from rmat.model.feedforward import FeedForward, ShortConvolution, make_norm
 from rmat.model.layout import Layout
-from rmat.model.memory import Bank, Memory
+from rmat.model.memory import Memory
 from rmat.model.rotary import Rotary
 from rmat.model.state import LayerState
 from rmat.model.streams import Fusion, LocalProjection, chunked_attention, full_attention, joint_attention

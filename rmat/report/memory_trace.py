@@ -1,15 +1,14 @@
 """One layer's memory over a text: what every token read, and the life of every vector that entered the bank.
 
-These vectors are the entries, numbered in order through all documents: a bank is the newest M of its document.
+These vectors are the entries, numbered in order through all documents; a bank holds some of its document's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -71,6 +70,8 @@ class MemoryTrace:
     evicted_ages: Integers
     """(AGE_BUCKETS,) entries by their age when they were evicted."""
     n_entries: int = 0
+    bank: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Entries in the bank, oldest first."""
 
     @staticmethod
     def blank(config: ModelConfig, n_tokens: int, n_segments: int) -> MemoryTrace:
@@ -111,65 +112,70 @@ class MemoryTrace:
         self.held_ages /= n_segments
         self.read_ages /= max(float(self.read_ages.sum()), 1e-9)
 
-    def note(
-        self, config: ModelConfig, layer: LayerView, *, first_entry: int, start: int, stop: int, segment: int
-    ) -> None:
-        """Add what one segment, tokens `start` to `stop`, read and wrote; the document's entries begin at `first_entry`."""
+    def note(self, config: ModelConfig, layer: LayerView, *, start: int, stop: int, segment: int) -> None:
+        """Add what one segment, tokens `start` to `stop`, read and wrote."""
         view = layer.memory
         assert view is not None
         here = slice(start, stop)
         self.share[here] = as_numpy((layer.weight_TH("memory") * view.slot_THM.sum(2)).mean(1))
         self.null[here] = as_numpy(view.null_TH.mean(1))
         self.null_of_head += as_numpy(view.null_TH.sum(0))
-        high = self.n_entries
-        low = high - view.filled
-        assert low >= first_entry
-        if view.filled:
-            self._note_reads(view.slot_THM[..., config.n_slots - view.filled :], low, start)
+        if not view.filled:  # nothing written yet, or another document
+            self.bank = self.bank[:0]
+        else:
+            self._note_reads(view.slot_THM[..., config.n_slots - view.filled :], start)
         if view.write_T is not None:
             self.write[here] = as_numpy(view.write_T)
         elif view.update is not None:
             self.write[here] = view.update
         if stop - start == config.segment_len:
             self.openness[segment] = view.entered / config.segment_len
-        self._note_writes(config, view, first_entry, low, stop)
+        if view.entered:
+            self._note_writes(config, view, stop)
 
-    def _note_reads(self, slot_THF: Tensor, low: int, start: int) -> None:
-        """What the tokens from `start` gave to the F entries from `low`."""
+    def _note_reads(self, slot_THF: Tensor, start: int) -> None:
+        """What the tokens from `start` gave to the F entries of the bank."""
         weight_TF, head_TF = slot_THF.mean(1), slot_THF.argmax(1)
         n_tokens, n_filled = weight_TF.shape
         top_TK, at_TK = weight_TF.topk(min(TOP, n_filled), dim=1)
-        kept_TK = top_TK >= LEAST_WEIGHT
+        kept_TK = as_numpy(top_TK) >= LEAST_WEIGHT
         rows, columns = slice(start, start + n_tokens), slice(0, top_TK.shape[1])
-        self.read_entry[rows, columns] = as_numpy(torch.where(kept_TK, at_TK + low, -1))
-        self.read_weight[rows, columns] = as_numpy(torch.where(kept_TK, top_TK, 0.0))
-        self.read_head[rows, columns] = as_numpy(torch.where(kept_TK, head_TF.gather(1, at_TK), -1))
-        entries, weights = slice(low, low + n_filled), as_numpy(weight_TF)
-        self.most_read[entries] = np.maximum(self.most_read[entries], weights.max(0))
-        self.total_read[entries] += weights.sum(0)
-        source = self.source[entries]
+        self.read_entry[rows, columns] = np.where(kept_TK, self.bank[as_numpy(at_TK)], -1)
+        self.read_weight[rows, columns] = np.where(kept_TK, as_numpy(top_TK), 0.0)
+        self.read_head[rows, columns] = np.where(kept_TK, as_numpy(head_TF.gather(1, at_TK)), -1)
+        weights = as_numpy(weight_TF)
+        self.most_read[self.bank] = np.maximum(self.most_read[self.bank], weights.max(0))
+        self.total_read[self.bank] += weights.sum(0)
+        source = self.source[self.bank]
         self.held_ages += np.bincount(_bucket(start - source), minlength=AGE_BUCKETS)
         ages = np.arange(start, start + n_tokens)[:, None] - source
         self.read_ages += np.bincount(_bucket(ages).ravel(), weights.ravel(), minlength=AGE_BUCKETS)
 
-    def _note_writes(
-        self, config: ModelConfig, view: MemoryView, first_entry: int, low: int, stop: int
-    ) -> None:
-        """Number what entered and mark what it pushed out; `low` is the oldest entry that the segment could read."""
-        if not view.entered:
-            return
-        new = slice(self.n_entries, self.n_entries + view.entered)
-        self.source[new] = stop - as_numpy(view.age_M[config.n_slots - view.entered :])
-        self.entered[new] = stop
-        if view.gate_W is not None:
-            self.gate[new] = as_numpy(view.gate_W)
+    def _note_writes(self, config: ModelConfig, view: MemoryView, stop: int) -> None:
+        """Number what entered and mark what it pushed out."""
+        source = stop - view.age_M[config.n_slots - view.held :].cpu().numpy()
+        gate = np.full(view.held, math.nan, dtype=np.float32)
+        if view.gate_M is not None:
+            gate[:] = as_numpy(view.gate_M[config.n_slots - view.held :])
+        old = view.held - view.entered
+        kept = self._still_held(source[:old], gate[:old])
+        left = self.bank[~kept]
+        self.evicted[left] = stop
+        self.evicted_ages += np.bincount(_bucket(stop - self.source[left]), minlength=AGE_BUCKETS)
+        new = np.arange(self.n_entries, self.n_entries + view.entered)
+        self.source[new], self.gate[new], self.entered[new] = source[old:], gate[old:], stop
         self.n_entries += view.entered
-        kept = max(first_entry, self.n_entries - config.n_slots)
-        self.evicted[low:kept] = stop
-        self.evicted_ages += np.bincount(_bucket(stop - self.source[low:kept]), minlength=AGE_BUCKETS)
-        filled = self.n_entries - kept
-        in_bank = stop - as_numpy(view.age_M[config.n_slots - filled :])
-        assert np.array_equal(self.source[kept : self.n_entries], in_bank), "the bank is first in, first out"
+        self.bank = np.concatenate([self.bank[kept], new])
+
+    def _still_held(self, source: Integers, gate: Floats) -> NDArray[np.bool_]:
+        """Which entries of the bank are the slots with these sources and gates; both stand oldest first."""
+        held_E2 = np.stack([self.source[self.bank], np.nan_to_num(self.gate[self.bank])], axis=1)
+        slots_F2 = np.stack([source, np.nan_to_num(gate)], axis=1)
+        kept = np.zeros(len(self.bank), dtype=np.bool_)
+        places = iter(range(len(self.bank) - 1, -1, -1))
+        for slot in slots_F2[::-1]:  # from the newest: of two that look alike the older one was evicted
+            kept[next(place for place in places if (held_E2[place] == slot).all())] = True
+        return kept
 
 
 def _bucket(age: Integers) -> Integers:

@@ -35,13 +35,15 @@ class MemoryView:
     filled: int
     """Slots that the segment found filled: the last so many."""
     entered: int
-    """Vectors that entered the bank when the segment closed."""
+    """Slots that the segment left in the bank when it closed: the last so many of those after it."""
+    held: int
+    """Slots filled after the segment: the last so many."""
     age_M: Tensor
     """int64 ages in tokens of the slots after the segment; 0 for empty ones."""
     write_T: Tensor | None
     """Score of every token (writers "select" and "all"), or of the segment's best candidate for all its tokens."""
-    gate_W: Tensor | None
-    """Gate g = sigmoid(score) of the vectors that entered, if there is a score."""
+    gate_M: Tensor | None
+    """Gates g = sigmoid(score) of the slots after the segment, if there is a score."""
     update: float | None
     """Mean of the GRU gate z over candidates and width, if the segment closed and there is such a gate."""
 
@@ -185,7 +187,10 @@ def _memory_view(
     config, writer = block.config, block.memory.writer
     assert before.pushed is not None and after.pushed is not None and after.slot_age is not None
     filled = min(int(before.pushed), config.n_slots)
-    entered = int(after.pushed - before.pushed)
+    held = min(int(after.pushed), config.n_slots)
+    entered = 0
+    if after.pushed > before.pushed:  # the segment closed: what it left is no older than it is long
+        entered = int((after.slot_age[0, config.n_slots - held :] <= config.segment_len).sum())
     slot_THM, null_TH = _weights(config, logits_THJ)
     held_M = torch.arange(config.n_slots, device=slot_THM.device) >= config.n_slots - filled
     write_T, update = None, None
@@ -201,18 +206,19 @@ def _memory_view(
             h_BWE = offered.vector_RWE.to(gru.candidate.weight.dtype)
             from_memory_BE = gru.recurrent(m_BE.to(gru.recurrent.weight.dtype))
             update = float(torch.sigmoid(gru.candidate(h_BWE) + from_memory_BE[:, None]).mean())
-    gate_W = None
+    gate_M = None
     if config.scores_writes:
         assert after.slot_log_gate is not None
-        gate_W = after.slot_log_gate[0, config.n_slots - entered :].exp()
+        gate_M = after.slot_log_gate[0].exp()
     return MemoryView(
         slot_THM=torch.where(held_M, slot_THM, 0.0),
         null_TH=null_TH,
         filled=filled,
         entered=entered,
+        held=held,
         age_M=after.slot_age[0],
         write_T=write_T,
-        gate_W=gate_W,
+        gate_M=gate_M,
         update=update,
     )
 

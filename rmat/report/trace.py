@@ -97,12 +97,9 @@ def _read_on(model: LanguageModel, found: Trace, lengths: list[int], advance: Ca
     memories = [
         MemoryTrace.blank(config, n_tokens, n_segments) if layer.has_memory else None for layer in configs
     ]
-    first_entries = [0] * config.n_layers
     with Probe(model) as probe:
 
-        def watch(document_start: int, start: int, stop: int) -> None:
-            if start == document_start:
-                first_entries[:] = [memory.n_entries if memory else 0 for memory in memories]
+        def watch(start: int, stop: int) -> None:
             found.segments.append(start)
             for k, view in enumerate(probe.views()):
                 fusion_sums[k] += view.fusion_ATH.double().sum(1).cpu().numpy()
@@ -110,7 +107,6 @@ def _read_on(model: LanguageModel, found: Trace, lengths: list[int], advance: Ca
                     memory.note(
                         config,
                         view,
-                        first_entry=first_entries[k],
                         start=start,
                         stop=stop,
                         segment=len(found.segments) - 1,
@@ -135,7 +131,7 @@ def _read(
     span: int,
     memory: MemoryMode,
     advance: Callable[[int], None],
-    watch: Callable[[int, int, int], None] = lambda *_: None,
+    watch: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Read one document in calls of `span` tokens and fill in its `bits`."""
     device, state = next(model.parameters()).device, None
@@ -148,7 +144,7 @@ def _read(
         target_T = torch.from_numpy(wanted).to(device)
         nats_T = F.cross_entropy(logits_BTV[0].to(wide), target_T, reduction="none", ignore_index=IGNORED)
         bits[start:stop] = np.where(wanted == IGNORED, math.nan, as_numpy(nats_T) / math.log(2))
-        watch(begin, start, stop)
+        watch(start, stop)
         advance(stop - start)
 
 
