@@ -17,11 +17,11 @@ from .makers import (
     make_config,
     make_model,
     make_tokens,
-    sampled_cases,
     schedules_of,
     split_points,
     stream,
 )
+from .sampling import sampled_cases
 
 SAMPLED = sampled_cases(12, seed=2)
 RANDOM = settings(

@@ -11,9 +11,9 @@ from .makers import (
     assert_same_state,
     make_model,
     make_tokens,
-    sampled_cases,
     schedules_of,
 )
+from .sampling import sampled_cases
 
 SAMPLED = sampled_cases(10, seed=5)
 
