@@ -94,6 +94,8 @@ def _horizon(config: ModelConfig) -> tuple[int | None, str]:
     reach = max(config.held.values(), default=0)
     if not config.has_memory:
         return reach, f"{reach} tokens: local attention only"
+    if config.eviction == "weakest":
+        return None, "depends on content: a slot stays until n_slots stronger ones have been written"
     if config.refuses_writes:
         return None, "depends on content: a slot stays until n_slots later writes pass the gate"
     segments = config.n_slots // config.writes_per_segment

@@ -160,6 +160,12 @@ def test_slots_make_the_state_larger(rmat: Rmat, place: Path, measurement: str) 
     assert same == plain and more["state_bytes"] > plain["state_bytes"]
 
 
+def test_eviction_reaches_the_model(rmat: Rmat, place: Path, tmp_path: Path) -> None:
+    for choice in ("oldest", "weakest"):
+        run(rmat, place, "facts", "--eviction", choice, "--out", tmp_path / choice)
+        assert json.loads((tmp_path / choice / "result.json").read_text())["config"]["eviction"] == choice
+
+
 @pytest.mark.parametrize("measurement", ["mqar", "passkey", "facts"])
 def test_memory_and_seed_reach_the_measurement(rmat: Rmat, place: Path, measurement: str) -> None:
     found = run(rmat, place, measurement, "--memory", "zeroed", "--seed", "3", "--json").json
@@ -211,6 +217,7 @@ def test_babilong_scored_by_labels_and_without_filler(rmat: Rmat, place: Path) -
         ("mqar", ["--memory", "shuffled", "--batch-size", "1"], "memory='shuffled' needs a neighbour to read from"),
         ("mqar", ["--memory", "of"], "did you mean 'on'"),
         ("mqar", ["--slots", "0"], "ModelConfig.n_slots=0 is not possible"),
+        ("mqar", ["--eviction", "weak"], "did you mean 'weakest'"),
         ("mqar", ["--sample", "3"], "did you mean '--samples'"),
         ("passkey", ["--samples", "-1"], "samples=-1: ask at least one"),
         ("passkey", ["--samples", "0"], "samples=0: ask at least one"),
@@ -263,17 +270,6 @@ def test_out_is_a_folder(rmat: Rmat, place: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     outcome = rmat("eval", *asked(place, "mqar"), "--out", tmp_path / "taken")
     assert "taken" in outcome.refused() and (tmp_path / "taken").read_text() == ""
-
-
-def test_help_names_every_measurement_and_its_options(rmat: Rmat) -> None:
-    listed = rmat("eval", "--help").out
-    for measurement in MEASUREMENTS:
-        assert measurement in listed
-        told = rmat("eval", measurement, "--help")
-        assert told.status == 0 and not told.err
-        for option in ("MODEL", "--slots", "--batch-size", "--seed", "--device", "--out", "--json"):
-            assert option in told.out, (measurement, option)
-        assert ("--samples" in told.out) == ("--memory" in told.out) == (measurement != "dialogue")
 
 
 @pytest.mark.parametrize(

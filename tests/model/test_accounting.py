@@ -76,7 +76,8 @@ def test_horizon_is_slots_over_writes_segments() -> None:
 def test_horizon_of_the_selective_gate_depends_on_content() -> None:
     report = account(config_of("recommended"))
     assert report.horizon_tokens is None
-    assert "content" in report.horizon
+    assert "content" in report.horizon and "later writes" in report.horizon
+    assert "stronger" in account(config_of("recommended", eviction="weakest")).horizon
 
 
 def test_larger_things_cost_more() -> None:

@@ -111,6 +111,22 @@ def test_an_impossible_number_is_refused_by_the_configuration(n_slots: Any) -> N
         build().with_slots(n_slots)
 
 
+def test_what_a_full_bank_gives_up_is_changed_alone() -> None:
+    model = build(writer="select", gate="push")
+    other = model.with_slots(eviction="weakest")
+    assert (other.config.eviction, other.config.n_slots) == ("weakest", 8)
+    assert other.with_slots(9).config.eviction == "weakest"
+    read = tokens(41)
+    with torch.no_grad():
+        few, many = read[:, :8], read
+        assert torch.equal(other(few)[0], model(few)[0])
+        assert not torch.allclose(other(many)[0], model(many)[0])
+    with pytest.raises(
+        ValueError, match="eviction='weakest' is not possible: it needs a score for every write"
+    ):
+        build().with_slots(eviction="weakest")
+
+
 def test_a_model_without_memory_stays_what_it_is() -> None:
     model = build("local", memory_position="rank")
     read = tokens(20)
