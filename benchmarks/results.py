@@ -36,16 +36,18 @@ class Stage:
 
 BY_POSITION = ("ablation", "{run}", "--split", "test", "--max-document-bytes", "140000", "--batch-size", "10")
 FACTS = (
-    *("facts", "{run}", "--slots", "256", "--turns", "10", "--turns", "100", "--turns", "1000"),
+    *("facts", "{run}", "--turns", "10", "--turns", "100", "--turns", "1000"),
     *("--filler", "talk", "--filler", "{data}/dialogue"),
 )
+WEAKEST = ("--eviction", "weakest", "--slots")
 NEEDLE = (
-    *("needle", "{run}", "--slots", "512"),
+    *("needle", "{run}"),
     *("--task", "single_1", "--task", "single_2", "--task", "multikey_1", "--task", "multivalue"),
     *("--task", "multiquery", "--batch-size", "50"),
 )
 BABILONG_SPEC = "babilong:facts={data}/babi,filler={data}/books"
-BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books", "--slots", "1024")
+BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books")
+TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384")
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 
@@ -121,14 +123,21 @@ FULL: dict[str, Stage] = {
         recipe="needle-keys",
         settings=("--from", "{runs}/needle"),
         measurements={
-            "test": (*NEEDLE, "--length", "416", "--length", "2048"),
-            "16384": (*NEEDLE, "--length", "16384", "--samples", "50"),
+            "test": (*NEEDLE, "--slots", "512", "--length", "416", "--length", "2048"),
+            "16384": (*NEEDLE, "--slots", "512", "--length", "16384", "--samples", "50"),
+            "oldest-96": (*NEEDLE, "--slots", "96", "--length", "16384", "--samples", "50"),
+            "weakest-96": (*NEEDLE, *WEAKEST, "96", "--length", "16384", "--samples", "50"),
         },
     ),
     "facts": Stage(
         recipe="facts",
         settings=('data.specs=["facts:filler=talk+{data}/dialogue,questions=all,from=64,grow=1500"]',),
-        measurements={"on": FACTS, "zeroed": (*FACTS, "--memory", "zeroed")},
+        measurements={
+            "on": (*FACTS, "--slots", "256"),
+            "zeroed": (*FACTS, "--slots", "256", "--memory", "zeroed"),
+            "64-slots": FACTS,
+            "weakest-64": (*FACTS, *WEAKEST, "64"),
+        },
     ),
     **{
         f"read-{read}": Stage(
@@ -139,7 +148,7 @@ FULL: dict[str, Stage] = {
             ),
             measurements={
                 "": (
-                    *(*BABILONG, "--task", "1", "--samples", "200"),
+                    *(*BABILONG, "--slots", "1024", "--task", "1", "--samples", "200"),
                     *("--length", "0", "--length", "256", "--length", "1024"),
                 )
             },
@@ -158,11 +167,11 @@ FULL: dict[str, Stage] = {
             f'"{BABILONG_SPEC},tasks=1+1+1+1+4+5,from=300,grow=300,questions=last"]',
         ),
         measurements={
-            "test": (
-                *BABILONG_TASKS,
-                *("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384"),
-            ),
-            "65536": (*BABILONG_TASKS, "--length", "65536", "--samples", "25"),
+            "test": (*BABILONG_TASKS, "--slots", "1024", *TO_16K),
+            "65536": (*BABILONG_TASKS, "--slots", "1024", "--length", "65536", "--samples", "25"),
+            "oldest-128": (*BABILONG_TASKS, "--slots", "128", "--length", "16384"),
+            "weakest-128": (*BABILONG_TASKS, *WEAKEST, "128", *TO_16K),
+            "weakest-65536": (*BABILONG_TASKS, *WEAKEST, "128", "--length", "65536", "--samples", "50"),
         },
     ),
     **{

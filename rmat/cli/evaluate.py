@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli import evaluate_completion, evaluate_options
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import load_with_tokenizer, with_banks
 from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 from rmat.cli.parsing import add_command
 
@@ -166,7 +166,7 @@ def run_recall(args: argparse.Namespace) -> int:
     from rmat.weights import load_model
 
     prepare_files(args)
-    model = load_model(args.model, pick_device(args.device)[0])
+    model = with_banks(load_model(args.model, pick_device(args.device)[0]), args)
     found = recall(
         model,
         RecallTask(n_pairs=args.pairs),
@@ -229,6 +229,7 @@ def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStor
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
+    model = with_banks(model, args)
     folder = model_folder(args.model)
     run = run_folder(args.model)
     own = None if run is None else RunConfig.load(run).data

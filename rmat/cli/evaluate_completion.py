@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import load_with_tokenizer, with_banks
 from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 from rmat.cli.parsing import add_command
 
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
+    model = with_banks(model, args)
     data = DataConfig(specs=tuple(args.data or ("python-stdlib",)), tokenizer=str(model_folder(args.model)))
     corpus = load_corpus(data)
     files = choose_files(

@@ -167,17 +167,17 @@ def _common(parser: Parser, samples: int | None = 100, what: str = "questions in
         parser.add_argument(
             "--memory", choices=MEMORY_MODES, default="on", help="how the memory is used (default: on)"
         )
+    add_measuring(parser)
+
+
+def add_measuring(parser: Parser) -> None:
+    """The options that every measurement takes, after its own."""
     parser.add_argument(
         "--slots", type=int, metavar="M", help="slots of every bank (default: as in training)"
     )
     parser.add_argument(
         "--eviction", choices=EVICTIONS, help="what a full bank gives up (default: as in training)"
     )
-    add_measuring(parser)
-
-
-def add_measuring(parser: Parser) -> None:
-    """The options that every measurement takes, after its own."""
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="ROWS", help="rows side by side (default: 8)"
     )

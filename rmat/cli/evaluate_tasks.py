@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import load_with_tokenizer, with_banks
 from rmat.cli.output import human_bytes, prepare_files, print_json, print_table, with_interval, write_files
 
 if TYPE_CHECKING:
@@ -213,9 +213,7 @@ def _length(args: argparse.Namespace) -> list[int]:
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
-    if args.slots is not None or args.eviction is not None:
-        model = model.with_slots(args.slots, args.eviction)
-    return model, tokenizer
+    return with_banks(model, args), tokenizer
 
 
 def _state(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,3 +25,10 @@ def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenize
             f"the model in {path} was saved without a tokenizer: save it with model.save(folder, tokenizer=...)"
         )
     return model, tokenizer
+
+
+def with_banks(model: LanguageModel, args: argparse.Namespace) -> LanguageModel:
+    """The model with the banks that `--slots` and `--eviction` ask for; ValueError if it cannot have them."""
+    if args.slots is None and args.eviction is None:
+        return model
+    return model.with_slots(args.slots, args.eviction)

@@ -47,6 +47,21 @@ def test_ablation_of_one_mode(rmat: Rmat, run_folder: Path) -> None:
     assert result["zeroed"]["minus_on"]["bits_per_byte"] == pytest.approx(gap)
 
 
+@pytest.mark.parametrize("measurement", ["perplexity", "ablation", "recall", "completion"])
+def test_every_measurement_takes_other_banks(
+    rmat: Rmat, run_folder: Path, measurement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int | None, str | None]] = []
+
+    def spy(self: LanguageModel, n_slots: int | None = None, eviction: str | None = None) -> LanguageModel:
+        asked.append((n_slots, eviction))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(LanguageModel, "with_slots", spy)
+    outcome = rmat("eval", measurement, run_folder, "--slots", "77", "--eviction", "weakest")
+    assert "enough" in outcome.refused() and asked == [(77, "weakest")]
+
+
 def test_all_takes_every_part_of_a_source_with_parts_of_its_own(
     rmat: Rmat, run_folder: Path, tmp_path: Path
 ) -> None:
