@@ -12,7 +12,7 @@ from rmat.weights import TOKENIZER_FILE, load_model, model_folder, read_config
 def with_model_of_start(config: RunConfig) -> RunConfig:
     """The same run with the architecture and the tokenizer of the model that it starts from.
 
-    Of `config.model` only what acts in training may differ. Raises FileNotFoundError if there is no model, ValueError if
+    Of `config.model` only what acts in training and the banks (`LanguageModel.with_slots`) may differ. Raises FileNotFoundError if there is no model, ValueError if
     it has no tokenizer or the settings ask for another architecture or tokenizer.
     """
     assert config.start is not None
@@ -22,8 +22,11 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
         raise ValueError(
             "model.gate_bias is where gates of random weights start: leave it out, they go on as they are"
         )
+    free = {*TRAINING_ONLY, "eviction"}
+    if own.memory_position != "rank":  # no weights belong to single slots
+        free.add("n_slots")
     for name, value in config.model.items():
-        if name not in TRAINING_ONLY and value != getattr(own, name):
+        if name not in free and value != getattr(own, name):
             raise ValueError(
                 f"model.{name} is {value!r} but the model in {folder} has {getattr(own, name)!r}, and its weights are for "
                 "that: leave it out"

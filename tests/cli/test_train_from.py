@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rmat.api import load
+from rmat.model import LanguageModel, ModelConfig
 from rmat.training.checkpoint import newest_sound_checkpoint
 from rmat.training.loop import train
 
@@ -63,6 +64,22 @@ def test_a_setting_that_needs_another_may_find_it_in_the_model(
     assert (config.write_cost, config.write_budget) == (0.1, 0.5)
 
 
+def test_its_banks_may_be_others(
+    rmat: Rmat, command: list[str], run_folder: Path, workplace: Path, tmp_path: Path
+) -> None:
+    before, tokenizer = load(run_folder)
+    slots = before.config.n_slots + 5
+    assert rmat(*command, f"model.n_slots={slots}", "model.eviction=weakest", "train.lr=1e-30").status == 0
+    after, _ = load(tmp_path / "new")
+    assert (after.config.n_slots, after.config.eviction) == (slots, "weakest")
+    assert before.state_dict().keys() == after.state_dict().keys()
+    placed = ModelConfig.from_dict({**before.config.to_dict(), "memory_position": "rank"})
+    LanguageModel(placed).save(tmp_path / "placed", tokenizer)
+    command[2], command[6] = str(tmp_path / "placed"), str(tmp_path / "newer")
+    assert f"model.n_slots is {slots} but the model in " in rmat(*command, f"model.n_slots={slots}").refused()
+    assert rmat(*command, "model.eviction=weakest").status == 0
+
+
 def test_a_model_that_comes_with_the_package_by_its_name(rmat: Rmat, workplace: Path, tmp_path: Path) -> None:
     data, out = str(workplace / "texts"), str(tmp_path / "new")
     done = rmat("train", "--from", "starter", "--data", data, "--out", out, *TRAIN, "train.lr=1e-30")
@@ -99,8 +116,9 @@ def test_without_a_checkpoint_a_resumed_run_begins_with_the_model_again(
     ("words", "sentence"),
     [
         (["model.d_model=32"], "model.d_model is 32 but the model in "),
-        (["model.n_slots=9"], "model.n_slots is 9 but"),
-        (["model.gate_noise=0.5", "model.n_slots=9"], "model.n_slots is 9 but"),
+        (["model.n_layers=9"], "model.n_layers is 9 but"),
+        (["model.gate_noise=0.5", "model.n_layers=9"], "model.n_layers is 9 but"),
+        (["model.n_slots=1"], "ModelConfig.writes_per_segment="),
         (["model.gate_noise=-1"], "ModelConfig.gate_noise=-1.0 is not possible"),
         (["model.streams=full,memory"], "model.streams is ('full', 'memory') but"),
         (["model.gate_bias=-1"], "model.gate_bias is where gates of random weights start"),
