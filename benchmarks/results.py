@@ -54,6 +54,7 @@ PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 QUICK: dict[str, Stage] = {
     "quick-recall": Stage(
         recipe="recall",
+        settings=("train.steps=500",),
         measurements={
             "everywhere": ("recall", "{run}", "--queries", "everywhere"),
             "end": ("recall", "{run}", "--length", "16384"),
@@ -137,6 +138,7 @@ FULL: dict[str, Stage] = {
             "zeroed": (*FACTS, "--slots", "256", "--memory", "zeroed"),
             "64-slots": FACTS,
             "weakest-64": (*FACTS, *WEAKEST, "64"),
+            "weakest-256": (*FACTS, *WEAKEST, "256"),
         },
     ),
     **{
@@ -169,7 +171,7 @@ FULL: dict[str, Stage] = {
         measurements={
             "test": (*BABILONG_TASKS, "--slots", "1024", *TO_16K),
             "65536": (*BABILONG_TASKS, "--slots", "1024", "--length", "65536", "--samples", "25"),
-            "oldest-128": (*BABILONG_TASKS, "--slots", "128", "--length", "16384"),
+            "oldest-128": (*BABILONG_TASKS, "--slots", "128", "--length", "16384", "--samples", "50"),
             "weakest-128": (*BABILONG_TASKS, *WEAKEST, "128", *TO_16K),
             "weakest-65536": (*BABILONG_TASKS, *WEAKEST, "128", "--length", "65536", "--samples", "50"),
         },
