@@ -174,6 +174,7 @@ FULL: dict[str, Stage] = {
             "oldest-128": (*BABILONG_TASKS, "--slots", "128", "--length", "16384", "--samples", "50"),
             "weakest-128": (*BABILONG_TASKS, *WEAKEST, "128", *TO_16K),
             "weakest-65536": (*BABILONG_TASKS, *WEAKEST, "128", "--length", "65536", "--samples", "50"),
+            "weakest-million": (*BABILONG_TASKS, *WEAKEST, "128", "--length", "1000000", "--samples", "10"),
         },
     ),
     **{
