@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from rmat.cli.main import main
+from rmat.data.tokenizer import load_tokenizer
+from tests.serving.engine_makers import small_model
 
 TOY = [
     "data.tokenizer=bytes",
@@ -121,3 +123,12 @@ def trained(workplace: Path) -> Outcome:
 @pytest.fixture(scope="session")
 def run_folder(trained: Outcome, workplace: Path) -> Path:
     return workplace / "run"
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a byte model whose answers are as long as asked for."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = load_tokenizer("bytes")
+    small_model("recommended", tokenizer).save(folder, tokenizer=tokenizer)
+    return folder

@@ -15,22 +15,11 @@ from typing import Any
 
 import pytest
 
-from rmat.data.tokenizer import load_tokenizer
 from rmat.serving.sessions import SessionBusy, SessionStore
-from tests.serving.engine_makers import small_model
 
 from .conftest import Outcome, Rmat
 
 SHORT = ("--max-new-tokens", "8", "--seed", "5")
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a byte model whose answers are as long as asked for."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = load_tokenizer("bytes")
-    small_model("recommended", tokenizer).save(folder, tokenizer=tokenizer)
-    return folder
 
 
 @pytest.fixture

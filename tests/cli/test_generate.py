@@ -95,9 +95,9 @@ def test_stop_strings(rmat: Rmat, run_folder: Path) -> None:
     assert found["text"] == text[: text.index(stop)] and found["finish"] == "stop"
 
 
-def test_a_reader_that_leaves_ends_it_quietly(run_folder: Path) -> None:
+def test_a_reader_that_leaves_ends_it_quietly(endless: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "rmat", "generate", run_folder, "x", "--max-new-tokens", "4000"],
+        [sys.executable, "-m", "rmat", "generate", endless, "x", "--max-new-tokens", "4000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[2],

@@ -11,22 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rmat.data.tokenizer import load_tokenizer
-from tests.serving.engine_makers import small_model
-
 from .conftest import Rmat, in_new_process
 
 SHORT = ("--max-new-tokens", "12", "--seed", "5")
 SESSION = ("--session", "card")
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a byte model whose answers are as long as asked for."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = load_tokenizer("bytes")
-    small_model("recommended", tokenizer).save(folder, tokenizer=tokenizer)
-    return folder
 
 
 @pytest.fixture
