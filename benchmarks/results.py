@@ -3,7 +3,7 @@
     python benchmarks/results.py --quick                         recall, MQAR, pass key, bits per byte by position
     python benchmarks/results.py [NAME ...] [--data FOLDER]      everything, or the named stages
 
-Stages that read text of your own (`books-*`, `passkey`, `facts`, `read-*`, `babilong*`) take it from FOLDER: `books/` with train, valid and
+Stages that read text of your own (`books-*`, `passkey-*`, `facts`, `read-*`, `babilong*`) take it from FOLDER: `books/` with train, valid and
 test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with bAbI's files. A run that is complete is not trained
 again, one that was interrupted goes on; delete runs/results/NAME to start afresh.
 """
@@ -50,6 +50,7 @@ BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/b
 TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384")
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
+TO_64000 = ("--length", "640", "--length", "6400", "--length", "64000")
 
 QUICK: dict[str, Stage] = {
     "quick-recall": Stage(
@@ -66,9 +67,7 @@ QUICK: dict[str, Stage] = {
     ),
     "quick-passkey": Stage(
         recipe="passkey",
-        measurements={
-            "noise": (*PASSKEY, "--samples", "25", "--length", "640", "--length", "6400", "--length", "64000")
-        },
+        measurements={"noise": (*PASSKEY, "--samples", "25", *TO_64000)},
     ),
     "quick-position": Stage(
         recipe="stdlib",
@@ -97,26 +96,30 @@ FULL: dict[str, Stage] = {
             for slots in (384, 432, 512)
         },
     ),
-    "passkey": Stage(
-        recipe="passkey",
-        settings=('data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]',),
-        measurements={
-            "noise": (*PASSKEY, "--length", "640", "--length", "6400", "--length", "64000"),
-            "noise-million": (*PASSKEY, "--length", "1000000", "--samples", "25"),
-            "books": (
-                *PASSKEY,
-                "--length",
-                "640",
-                "--length",
-                "6400",
-                "--length",
-                "64000",
-                "--filler",
-                "{data}/books",
+    **{
+        f"passkey-seed{seed}": Stage(
+            recipe="passkey",
+            settings=(
+                f"train.seed={seed}",
+                'data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]',
             ),
-            "books-million": (*PASSKEY, "--length", "1000000", "--samples", "25", "--filler", "{data}/books"),
-        },
-    ),
+            measurements={
+                "noise": (*PASSKEY, *TO_64000),
+                "noise-million": (*PASSKEY, "--length", "1000000", "--samples", "25"),
+                "books": (*PASSKEY, *TO_64000, "--filler", "{data}/books"),
+                "books-million": (
+                    *PASSKEY,
+                    "--length",
+                    "1000000",
+                    "--samples",
+                    "25",
+                    "--filler",
+                    "{data}/books",
+                ),
+            },
+        )
+        for seed in (0, 1)
+    },
     "needle": Stage(recipe="needle"),
     "needle-keys": Stage(
         recipe="needle-keys",
