@@ -51,6 +51,7 @@ TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 TO_64000 = ("--length", "640", "--length", "6400", "--length", "64000")
+MILLION = ("--length", "1000000", "--samples", "25")
 
 QUICK: dict[str, Stage] = {
     "quick-recall": Stage(
@@ -105,17 +106,9 @@ FULL: dict[str, Stage] = {
             ),
             measurements={
                 "noise": (*PASSKEY, *TO_64000),
-                "noise-million": (*PASSKEY, "--length", "1000000", "--samples", "25"),
+                "noise-million": (*PASSKEY, *MILLION),
                 "books": (*PASSKEY, *TO_64000, "--filler", "{data}/books"),
-                "books-million": (
-                    *PASSKEY,
-                    "--length",
-                    "1000000",
-                    "--samples",
-                    "25",
-                    "--filler",
-                    "{data}/books",
-                ),
+                "books-million": (*PASSKEY, *MILLION, "--filler", "{data}/books"),
             },
         )
         for seed in (0, 1)
