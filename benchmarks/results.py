@@ -51,7 +51,7 @@ TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
 TO_64000 = ("--length", "640", "--length", "6400", "--length", "64000")
-MILLION = ("--length", "1000000", "--samples", "25")
+MILLION = ("--length", "1000000", "--samples", "10")
 
 QUICK: dict[str, Stage] = {
     "quick-recall": Stage(
