@@ -28,8 +28,8 @@ import rmat
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.speed import environment
 from rmat.model import LanguageModel
-from rmat.serving.conversation import Conversation
-from rmat.serving.sessions import SessionStore
+from rmat.sessions.conversation import Conversation
+from rmat.sessions.store import SessionStore
 
 MEASURES = ("take_up", "first_piece", "per_token")
 QUESTION = "What is said about the river and the town?"

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from rmat.cli.loading import load_with_tokenizer
+from rmat.engine.engine import Engine
+from rmat.engine.request import Request, Stream
 from rmat.evaluation import speed
 from rmat.generation.sampling import SamplingConfig
 from rmat.generation.stream import Generation, generate
-from rmat.serving.engine import Engine
-from rmat.serving.request import Request, Stream
 
 
 @dataclass(frozen=True, kw_only=True)

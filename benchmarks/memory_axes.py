@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from rmat.api import load, train
-from rmat.data.synthetic.recall import RecallTask
 from rmat.evaluation.recall import Place, recall
 from rmat.evaluation.speed import environment
+from rmat.tasks.recall import RecallTask
 from rmat.training.config import RunConfig
 from rmat.training.progress import Silent
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmat.accounting import account
 from rmat.evaluation import speed
 from rmat.model import LanguageModel, ModelConfig
-from rmat.model.accounting import account
 
 MEASURES = ("train", "prefill", "decode")
 

@@ -7,8 +7,8 @@ import sys
 import tempfile
 
 import rmat
-from rmat.serving.conversation import Conversation
-from rmat.serving.sessions import SessionStore
+from rmat.sessions.conversation import Conversation
+from rmat.sessions.store import SessionStore
 
 
 def exchange(conversation: Conversation, text: str) -> None:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import rmat
-from rmat.serving.conversation import Conversation
-from rmat.serving.extraction import read_file
+from rmat.data.extraction import read_file
+from rmat.sessions.conversation import Conversation
 
 
 def main(model_name: str, names: list[str]) -> None:

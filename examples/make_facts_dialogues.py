@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmat.data.synthetic.facts import FactsTask
+from rmat.tasks.facts import FactsTask
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("out", nargs="?", default="facts.jsonl", type=Path, help="file (default: facts.jsonl)")

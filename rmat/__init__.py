@@ -38,8 +38,8 @@ _HOME = {
     "load_tokenizer": "rmat.data.tokenizer",
     "generate": "rmat.generation.stream",
     "complete": "rmat.generation.completion",
-    "Conversation": "rmat.serving.conversation",
-    "SessionStore": "rmat.serving.sessions",
+    "Conversation": "rmat.sessions.conversation",
+    "SessionStore": "rmat.sessions.store",
     "train": "rmat.api",
 }
 
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from rmat.model import LanguageModel as LanguageModel
     from rmat.model import ModelConfig as ModelConfig
     from rmat.model import StreamState as StreamState
-    from rmat.serving.conversation import Conversation as Conversation
-    from rmat.serving.sessions import SessionStore as SessionStore
+    from rmat.sessions.conversation import Conversation as Conversation
+    from rmat.sessions.store import SessionStore as SessionStore
     from rmat.training.config import RunConfig as RunConfig
     from rmat.training.config import TrainConfig as TrainConfig
 

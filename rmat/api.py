@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmat.model import LanguageModel
-from rmat.weights import TOKENIZER_FILE, load_model, model_folder
+from rmat.storage import TOKENIZER_FILE, load_model, model_folder
 
 if TYPE_CHECKING:
     from rmat.data.store import TokenStore
-    from rmat.data.synthetic.corpus import HeldOutRows
     from rmat.data.tokenizer import Tokenizer
+    from rmat.tasks.corpus import HeldOutRows
     from rmat.training.config import RunConfig
 
 SAMPLE_TOKENS = 120
@@ -76,7 +76,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Scores on held-out text: bits per byte with the memory on and with every read finding it empty (without a
     memory the two are the same number). On held-out rows of a task: nats of a scored token, share of them right."""
-    from rmat.data.synthetic.corpus import HeldOutRows
+    from rmat.tasks.corpus import HeldOutRows
 
     if isinstance(store, HeldOutRows):
         from rmat.evaluation.rows import score_rows

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from gpu_check_parity import parity_bfloat16, parity_float32, relative_error
 
 import rmat
+from rmat.accounting import account
 from rmat.evaluation import speed
 from rmat.model import LanguageModel, ModelConfig, StreamState
-from rmat.model.accounting import account
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import rmat
-from rmat.weights import ASSETS, model_folder
+from rmat.storage import ASSETS, model_folder
 
 SHIPPED = sorted(folder for folder in ASSETS.iterdir() if folder.is_dir()) if ASSETS.is_dir() else []
 LARGEST = 12_000_000

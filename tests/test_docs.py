@@ -12,8 +12,8 @@ import pytest
 from rmat.data.config import DataConfig
 from rmat.generation.stream import generate
 from rmat.model.state import LayerState
+from rmat.settings import coerce, field_types
 from rmat.training.config import TrainConfig
-from rmat.training.fields import coerce, field_types
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

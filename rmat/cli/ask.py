@@ -39,8 +39,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the answer."""
-    from rmat.serving.conversation import Conversation
-    from rmat.serving.sessions import SessionStore
+    from rmat.sessions.conversation import Conversation
+    from rmat.sessions.store import SessionStore
 
     store = SessionStore(args.sessions)
     store.info(args.session)  # before the model is loaded: there is such a session

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
     from rmat.cli.chat_commands import Chat
-    from rmat.serving.sessions import SessionStore
+    from rmat.sessions.store import SessionStore
 
     store = SessionStore(args.sessions)
     if args.session is not None:

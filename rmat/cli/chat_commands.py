@@ -15,9 +15,9 @@ from rich.console import Console
 from rmat.cli.output import human_bytes, print_table
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
-from rmat.serving.conversation import FORGETTABLE, Conversation, Turn
-from rmat.serving.sessions import Session, SessionStore
-from rmat.training.fields import nearest
+from rmat.sessions.conversation import FORGETTABLE, Conversation, Turn
+from rmat.sessions.store import Session, SessionStore
+from rmat.settings import nearest
 
 LOCK_SECONDS = 3
 """How long a chat waits for a session that another process uses."""

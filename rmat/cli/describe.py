@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the model costs."""
-    from rmat.model.accounting import account
+    from rmat.accounting import account
 
     config = _config(args)
     costs = account(config)
@@ -68,8 +68,8 @@ def _config(args: argparse.Namespace) -> ModelConfig:
     from rmat.model import ModelConfig
     from rmat.model.config import refuse_unknown
     from rmat.model.presets import SIZES
-    from rmat.training.fields import coerce, field_types, nearest
-    from rmat.weights import model_folder, read_config
+    from rmat.settings import coerce, field_types, nearest
+    from rmat.storage import model_folder, read_config
 
     if args.model in SIZES:
         refuse_unknown(args.settings)

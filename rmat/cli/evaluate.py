@@ -160,10 +160,10 @@ def run_ablation(args: argparse.Namespace) -> int:
 
 def run_recall(args: argparse.Namespace) -> int:
     """Print accuracy by length."""
-    from rmat.data.synthetic.recall import RecallTask
     from rmat.evaluation.recall import recall
-    from rmat.training.environment import pick_device
-    from rmat.weights import load_model
+    from rmat.machine import pick_device
+    from rmat.storage import load_model
+    from rmat.tasks.recall import RecallTask
 
     prepare_files(args)
     model = with_banks(load_model(args.model, pick_device(args.device)[0]), args)
@@ -224,8 +224,8 @@ def _add_text_options(parser: Any) -> None:
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore | JoinedStores]:
     from rmat.data.config import DataConfig
     from rmat.data.corpus import load_corpus
+    from rmat.storage import model_folder, run_folder
     from rmat.training.config import RunConfig
-    from rmat.weights import model_folder, run_folder
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)

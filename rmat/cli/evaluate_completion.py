@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from rmat.data.progress import Progress
     from rmat.evaluation.completion import completion, tokens_to_read
     from rmat.evaluation.next_line import choose_files
-    from rmat.weights import model_folder
+    from rmat.storage import model_folder
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def run_mqar(args: argparse.Namespace) -> int:
     """Recall by test set."""
-    from rmat.data.synthetic.mqar import TEST_MIX
     from rmat.evaluation.mqar import mqar
+    from rmat.tasks.mqar import TEST_MIX
 
     model = _load(args)[0]
     found = mqar(
@@ -64,8 +64,8 @@ def run_passkey(args: argparse.Namespace) -> int:
 
 def run_needle(args: argparse.Namespace) -> int:
     """Accuracy by task and length."""
-    from rmat.data.synthetic.needle import NEEDLE_TASKS
     from rmat.evaluation.question_tasks import needle
+    from rmat.tasks.needle import NEEDLE_TASKS
 
     tasks = args.task or NEEDLE_TASKS
 

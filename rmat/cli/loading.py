@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenizer]:
     """Model and tokenizer in `path`; ValueError if the device is not there or the model was saved without tokenizer."""
     from rmat.api import load
-    from rmat.training.environment import pick_device
+    from rmat.machine import pick_device
 
     model, tokenizer = load(path, pick_device(device)[0])
     if tokenizer is None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
-from rmat.training.fields import nearest
+from rmat.settings import nearest
 
 
 class Parser(argparse.ArgumentParser):

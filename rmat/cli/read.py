@@ -41,10 +41,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, save, and print what was read."""
+    from rmat.data.extraction import read_file
     from rmat.data.progress import Progress
-    from rmat.serving.conversation import Conversation
-    from rmat.serving.extraction import read_file
-    from rmat.serving.sessions import SessionStore
+    from rmat.sessions.conversation import Conversation
+    from rmat.sessions.store import SessionStore
 
     store = SessionStore(args.sessions)
     _check_existing(args, store.exists(args.session))

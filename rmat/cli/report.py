@@ -114,8 +114,8 @@ def _places(out: str) -> tuple[Path, Path]:
 def _reading(args: argparse.Namespace, tokenizer: Tokenizer) -> Reading:
     from rmat.data.config import DataConfig
     from rmat.report.reading import read_data, read_file
+    from rmat.storage import model_folder, run_folder
     from rmat.training.config import RunConfig
-    from rmat.weights import model_folder, run_folder
 
     if args.text is not None:
         return read_file(args.text, tokenizer, args.max_tokens)
@@ -131,8 +131,8 @@ def _reading(args: argparse.Namespace, tokenizer: Tokenizer) -> Reading:
 def _training(model: str) -> dict[str, Any] | None:
     """What the folder tells about training; None for a model folder."""
     from rmat.report.contents import training_contents
+    from rmat.storage import run_folder
     from rmat.training.metrics import JsonLines
-    from rmat.weights import run_folder
 
     folder = run_folder(model)
     if folder is None:

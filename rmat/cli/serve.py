@@ -113,12 +113,12 @@ def run(args: argparse.Namespace) -> int:
         )
     keys = Keys.collect(args.api_keys)
     _require_packages()
+    from rmat.engine.engine import Engine
     from rmat.serving.app import create_app
-    from rmat.serving.engine import Engine
     from rmat.serving.limits import LOOPBACK_HOSTS
     from rmat.serving.server import Server, address_of, bind, is_loopback
-    from rmat.serving.session_names import default_folder
-    from rmat.serving.sessions import SessionStore
+    from rmat.sessions.names import default_folder
+    from rmat.sessions.store import SessionStore
 
     limits = _limits(args)
     loopback = is_loopback(args.host)

@@ -11,7 +11,7 @@ from rmat.cli.output import human_bytes, print_json, print_table
 from rmat.cli.parsing import Parser, add_command, add_json
 
 if TYPE_CHECKING:
-    from rmat.serving.sessions import SessionInfo, SessionStore
+    from rmat.sessions.store import SessionInfo, SessionStore
 
 WAIT_SECONDS = 5
 """How long to wait for a session that is in use."""
@@ -148,7 +148,7 @@ def human_age(then: float) -> str:
 
 
 def _store(args: argparse.Namespace, **limits: Any) -> SessionStore:
-    from rmat.serving.sessions import SessionStore
+    from rmat.sessions.store import SessionStore
 
     return SessionStore(args.sessions, wait=WAIT_SECONDS, **limits)
 

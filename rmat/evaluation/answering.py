@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from rmat.data.documents import Special
-from rmat.data.synthetic.task import Example, encode_parts
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation.row import END_TOKENS
 from rmat.generation.stream import PIECE_LOGITS
 from rmat.model import LanguageModel, StreamState
 from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
+from rmat.tasks.task import Example, encode_parts
 
 Advance = Callable[[int], None]
 """Told the tokens that were read since it was told last."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from rmat.data.documents import Part
-from rmat.data.synthetic.task import Example, texts_of
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.answering import Advance, answers
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
+from rmat.tasks.task import Example, texts_of
 
 SHOWN_EXAMPLES = 5
 """Examples kept for inspection."""

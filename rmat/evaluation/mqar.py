@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from rmat.data.lanes import IGNORED
-from rmat.data.synthetic.lanes import pad_rows
-from rmat.data.synthetic.mqar import TEST_MIX, MqarTask
 from rmat.evaluation.intervals import Interval, bootstrap_ratio
 from rmat.model import LanguageModel
 from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
+from rmat.tasks.lanes import pad_rows
+from rmat.tasks.mqar import TEST_MIX, MqarTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,6 @@ from typing import Literal
 import numpy as np
 
 from rmat.data.sources import STDLIB
-from rmat.data.synthetic.babilong import BabilongTask
-from rmat.data.synthetic.facts import FactsTask
-from rmat.data.synthetic.haystack import NOISE, Split
-from rmat.data.synthetic.needle import NEEDLE_TASKS, NeedleTask
-from rmat.data.synthetic.passkey import PasskeyTask
-from rmat.data.synthetic.talk import TALK
-from rmat.data.synthetic.task import Example, TextTask
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.answering import Advance
 from rmat.evaluation.asking import QuestionResult, Questions, ask
@@ -28,6 +21,13 @@ from rmat.evaluation.scoring import (
 )
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
+from rmat.tasks.babilong import BabilongTask
+from rmat.tasks.facts import FactsTask
+from rmat.tasks.haystack import NOISE, Split
+from rmat.tasks.needle import NEEDLE_TASKS, NeedleTask
+from rmat.tasks.passkey import PasskeyTask
+from rmat.tasks.talk import TALK
+from rmat.tasks.task import Example, TextTask
 
 
 def passkey(

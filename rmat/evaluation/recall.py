@@ -1,6 +1,6 @@
 """Recall of key-value pairs stated at the start of a stream, at any length in constant memory.
 
-The task is `rmat.data.synthetic.recall`: pairs first, then queries among filler. Local attention alone can answer a
+The task is `rmat.tasks.recall`: pairs first, then queries among filler. Local attention alone can answer a
 query only if the same pair was asked for shortly before, so the headline accuracy counts *first* queries: the first
 time a key is asked for in its row, which only the memory can answer. The accuracy over all queries stands beside it.
 
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from rmat.data.lanes import IGNORED
-from rmat.data.synthetic.recall import RecallBatch, RecallTask
 from rmat.evaluation.intervals import wilson
 from rmat.model import LanguageModel
 from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
+from rmat.tasks.recall import RecallBatch, RecallTask
 
 Place = Literal["everywhere", "end"]
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from rmat.data.lanes import IGNORED
-from rmat.data.synthetic.corpus import HeldOutRows
 from rmat.model import LanguageModel
 from rmat.model.evaluating import evaluating
+from rmat.tasks.corpus import HeldOutRows
 
 VALIDATION_BATCHES = 4
 """Batches that a validation reads."""

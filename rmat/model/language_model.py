@@ -175,7 +175,7 @@ class LanguageModel(nn.Module):
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write a model folder (config.json, model.safetensors and, if given, tokenizer.json)."""
-        from rmat.weights import save_model  # the one place where the model knows of its folder
+        from rmat.storage import save_model  # the one place where the model knows of its folder
 
         save_model(self, folder, tokenizer=tokenizer)
 

@@ -1,6 +1,6 @@
 """Attention, rotary positions and the causal convolution as functions on tensors.
 
-Axis letters are those of `rmat/model/notation.py`. Loop-level definitions: `rmat/ops/reference.py`.
+Axis letters are those of `rmat/model/notation.py`. Loop-level definitions: `rmat/reference/loops.py`.
 """
 
 from __future__ import annotations

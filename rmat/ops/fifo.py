@@ -1,4 +1,4 @@
-"""Which vectors a bank holds at every moment of a call. Loop-level definition: `rmat/ops/reference.py`.
+"""Which vectors a bank holds at every moment of a call. Loop-level definition: `rmat/reference/loops.py`.
 
 First in, first out, with refusal, for all segments at once and without a loop: a running count numbers the vectors that
 entered; written one behind the other after the M slots that were there before, the bank of any moment is M neighbours

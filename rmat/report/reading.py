@@ -14,10 +14,10 @@ from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
 from rmat.data.documents import encode_documents
 from rmat.data.sources import Source
-from rmat.data.synthetic.haystack import Split
-from rmat.data.synthetic.spec import is_task, parse_task
-from rmat.data.synthetic.task import NumberedTask, Row
 from rmat.data.tokenizer import Tokenizer
+from rmat.tasks.haystack import Split
+from rmat.tasks.registry import is_task, parse_task
+from rmat.tasks.task import NumberedTask, Row
 
 SEED = 0
 """Of the rows of tasks."""

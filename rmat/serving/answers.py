@@ -14,10 +14,10 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
-from rmat.serving.request import Piece, Stream, TokenLogprob
-from rmat.serving.session_file import session_after
+from rmat.sessions.file import session_after
 
 T = TypeVar("T")
 

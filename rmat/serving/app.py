@@ -13,18 +13,18 @@ from fastapi.security import HTTPBearer
 
 import rmat
 from rmat.data.tokenizer import Tokenizer
+from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
 from rmat.serving import chat_completions, completions, schemas, session_routes
 from rmat.serving.auth import Keys
-from rmat.serving.engine import Engine
 from rmat.serving.errors import install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
 from rmat.serving.page import page_routes
 from rmat.serving.replies import ERRORS, Health, Model, ModelList
 from rmat.serving.service import Service, service_of, unknown_model
-from rmat.serving.sessions import SessionStore
-from rmat.weights import weights_fingerprint
+from rmat.sessions.store import SessionStore
+from rmat.storage import weights_fingerprint
 
 router = APIRouter(responses=ERRORS)
 

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
+from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.answers import Answers, GoingOn, Turn, send
 from rmat.serving.bodies import StrictRoute
-from rmat.serving.conversation import encode_turns, open_turn
 from rmat.serving.errors import ApiError
 from rmat.serving.replies import ChatCompletion, answered
-from rmat.serving.request import Piece, Stream, TokenLogprob
 from rmat.serving.schemas import ChatBody, Message
 from rmat.serving.service import Service, service_of
 from rmat.serving.wording import Wording, finish, finite, token_text
+from rmat.sessions.conversation import encode_turns, open_turn
 
 DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
+from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.answers import Answers, GoingOn, send
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
 from rmat.serving.replies import Completion, answered
-from rmat.serving.request import Piece, Stream, TokenLogprob
 from rmat.serving.schemas import CompletionBody
 from rmat.serving.service import Service, service_of
 from rmat.serving.wording import Wording, finish, finite, token_text

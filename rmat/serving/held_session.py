@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rmat.model import LanguageModel
 from rmat.serving.errors import ApiError
-from rmat.serving.sessions import (
+from rmat.sessions.store import (
     DamagedSession,
     Session,
     SessionBusy,

@@ -10,7 +10,7 @@ from torch import Tensor
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.model import ModelConfig
 from rmat.serving.replies import HeldToken, LayerMemory, Memory
-from rmat.serving.sessions import Session
+from rmat.sessions.store import Session
 
 TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
 """Tokens around the one a slot comes from that are shown with it."""

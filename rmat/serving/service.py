@@ -12,15 +12,15 @@ from typing import Any
 from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
+from rmat.engine.engine import Engine
+from rmat.engine.request import Full, Request, Stopped, Stream
 from rmat.generation.sampling import SamplingConfig
 from rmat.model import LanguageModel
-from rmat.serving.engine import Engine
 from rmat.serving.errors import ApiError
 from rmat.serving.held_session import HeldSession
 from rmat.serving.limits import Limits
-from rmat.serving.request import Full, Request, Stopped, Stream
 from rmat.serving.schemas import Sampling
-from rmat.serving.sessions import SessionStore
+from rmat.sessions.store import SessionStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Path
 from fastapi import Request as HttpRequest
 
+from rmat.engine.request import Request
 from rmat.generation.sampling import SamplingConfig
 from rmat.serving.answers import Answers, GoingOn, unless_gone
 from rmat.serving.bodies import StrictRoute
@@ -24,10 +25,9 @@ from rmat.serving.replies import (
     SessionEntry,
     SessionList,
 )
-from rmat.serving.request import Request
 from rmat.serving.schemas import NAME_PATTERN, NameBody, ReadBody
 from rmat.serving.service import Service, service_of
-from rmat.serving.sessions import SessionInfo
+from rmat.sessions.store import SessionInfo
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from rmat.serving.request import Stream
+from rmat.engine.request import Stream
 from rmat.serving.service import Service
 
 LEAST_LOGPROB = -9999.0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rmat.data.config import DataConfig
 from rmat.model import ModelConfig
-from rmat.training.fields import coerce, field_types, refuse_unknown
+from rmat.settings import coerce, field_types, refuse_unknown
 
 _AT_LEAST_ONE = ("steps", "batch_size", "window", "accumulate", "eval_bytes", "log_every", "checkpoint_every")
 _AT_LEAST_ZERO = (

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rmat.weights import flush
+from rmat.storage import flush
 
 
 def write_text(path: Path, text: str) -> None:

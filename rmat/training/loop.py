@@ -9,10 +9,10 @@ import torch
 
 from rmat.data.lanes import Batch, LaneState
 from rmat.data.store import TokenStore
-from rmat.data.synthetic.corpus import HeldOutRows
-from rmat.data.synthetic.lanes import TaskPosition
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
+from rmat.tasks.corpus import HeldOutRows
+from rmat.tasks.lanes import TaskPosition
 from rmat.training import rng
 from rmat.training.config import RunConfig
 from rmat.training.counters import Interval

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rmat.storage import flush
 from rmat.training.files import write_text
-from rmat.weights import flush
 
 
 class JsonLines:

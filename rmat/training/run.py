@@ -22,9 +22,11 @@ from torch.optim import Optimizer
 
 from rmat.data.corpus import Corpus, load_corpus
 from rmat.data.store import TokenStore
-from rmat.data.synthetic.corpus import TaskCorpus, load_tasks
-from rmat.data.synthetic.spec import is_task
+from rmat.machine import describe_environment, pick_device
 from rmat.model import LanguageModel, StreamState
+from rmat.storage import save_model
+from rmat.tasks.corpus import TaskCorpus, load_tasks
+from rmat.tasks.registry import is_task
 from rmat.training import rng
 from rmat.training.checkpoint import (
     Checkpoint,
@@ -36,13 +38,11 @@ from rmat.training.checkpoint import (
 )
 from rmat.training.config import RunConfig, check_resumable
 from rmat.training.counters import Counters
-from rmat.training.environment import describe_environment, pick_device
 from rmat.training.files import fresh_folder, move_into_place, write_json
 from rmat.training.metrics import JsonLines
 from rmat.training.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from rmat.training.progress import Reporter
 from rmat.training.start import copy_weights, with_model_of_start
-from rmat.weights import save_model
 
 
 @dataclass

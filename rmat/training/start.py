@@ -5,8 +5,8 @@ import dataclasses
 from rmat.data.config import DataConfig
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.config import TRAINING_ONLY
+from rmat.storage import TOKENIZER_FILE, load_model, model_folder, read_config
 from rmat.training.config import RunConfig
-from rmat.weights import TOKENIZER_FILE, load_model, model_folder, read_config
 
 
 def with_model_of_start(config: RunConfig) -> RunConfig:

@@ -13,7 +13,7 @@ import pytest
 
 from rmat.cli.main import main
 from rmat.data.tokenizer import load_tokenizer
-from tests.serving.engine_makers import small_model
+from tests.makers.engines import small_model
 
 TOY = [
     "data.tokenizer=bytes",

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from rmat.serving.sessions import SessionBusy, SessionStore
-
-from .conftest import Outcome, Rmat
+from rmat.sessions.store import SessionBusy, SessionStore
+from tests.cli.conftest import Outcome, Rmat
 
 SHORT = ("--max-new-tokens", "8", "--seed", "5")
 

@@ -11,9 +11,8 @@ import pytest
 from rmat.api import load
 from rmat.cli.complete import find_cursor
 from rmat.generation.completion import complete
-from tests.data.makers import write_files
-
-from .conftest import Rmat, in_new_process
+from tests.cli.conftest import Rmat, in_new_process
+from tests.makers.texts import write_files
 
 SHORT = ("--max-new-tokens", "6", "--lines", "0", "--temperature", "1", "--seed", "5")
 TEXT = "import near\n\ndef f(x):\n    é = 1\n    return é\n"

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from rmat.model import LanguageModel, ModelConfig
-
-from .conftest import Rmat
+from tests.cli.conftest import Rmat
 
 KEYS = {"parameters", "flops_per_token_train", "flops_per_token_decode", "state_bytes", "horizon_tokens"}
 

@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from rmat.data.synthetic.recall import RecallTask
 from rmat.model import LanguageModel, ModelConfig
-
-from .conftest import TOY, Rmat
+from rmat.tasks.recall import RecallTask
+from tests.cli.conftest import TOY, Rmat
 
 
 def test_perplexity(rmat: Rmat, run_folder: Path) -> None:

@@ -8,9 +8,8 @@ import torch
 
 from rmat.data.tokenizer import byte_tokenizer
 from rmat.model import LanguageModel, ModelConfig
-
-from ..data.synthetic.makers import write_dialogues
-from .conftest import Rmat
+from tests.cli.conftest import Rmat
+from tests.makers.sources import write_dialogues
 
 
 @pytest.fixture(scope="module")

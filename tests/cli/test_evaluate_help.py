@@ -1,7 +1,7 @@
 """What the help of `rmat eval` tells about its measurements."""
 
-from .conftest import Rmat
-from .test_evaluate_tasks import MEASUREMENTS
+from tests.cli.conftest import Rmat
+from tests.cli.test_evaluate_tasks import MEASUREMENTS
 
 COMMON = ("MODEL", "--slots", "--eviction", "--batch-size", "--seed", "--device", "--out", "--json")
 

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from rmat.data.synthetic.needle import NEEDLE_TASKS
-from rmat.data.synthetic.numbered import numbered_tokenizer
 from rmat.data.tokenizer import Tokenizer, byte_tokenizer
 from rmat.model import LanguageModel, ModelConfig
-
-from ..data.makers import write_jsonl
-from ..data.synthetic.makers import write_babi, write_books
-from .conftest import Outcome, Rmat
+from rmat.tasks.needle import NEEDLE_TASKS
+from rmat.tasks.numbered import numbered_tokenizer
+from tests.cli.conftest import Outcome, Rmat
+from tests.makers.sources import write_babi, write_books
+from tests.makers.texts import write_jsonl
 
 CELL = {"task", "length", "depth", "samples", "accuracy", "low", "high"}
 MEASUREMENTS = ("mqar", "passkey", "needle", "babilong", "facts", "dialogue")

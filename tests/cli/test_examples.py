@@ -8,8 +8,7 @@ import pytest
 
 from rmat.data.documents import Special
 from rmat.data.sources import Source
-
-from .conftest import TOY, Rmat
+from tests.cli.conftest import TOY, Rmat
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -7,9 +7,8 @@ import pytest
 
 from rmat.data.tokenizer import load_tokenizer
 from rmat.model import LanguageModel, ModelConfig, StreamState
-from rmat.weights import read_config
-
-from .conftest import Rmat, in_new_process
+from rmat.storage import read_config
+from tests.cli.conftest import Rmat, in_new_process
 
 SHORT = ("--max-new-tokens", "12", "--seed", "5")
 GREEDY = ("--temperature", "0", "--json")

@@ -5,8 +5,7 @@ import pytest
 import rmat as package
 from rmat.cli import describe
 from rmat.cli.parsing import merge, nest
-
-from .conftest import Rmat
+from tests.cli.conftest import Rmat
 
 
 def test_version(rmat: Rmat) -> None:

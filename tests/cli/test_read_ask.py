@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Rmat, in_new_process
+from tests.cli.conftest import Rmat, in_new_process
 
 SHORT = ("--max-new-tokens", "12", "--seed", "5")
 SESSION = ("--session", "card")
@@ -101,7 +101,7 @@ def test_another_program_may_begin_the_session_first(
 ) -> None:
     """While the model is loaded, or the lock is waited for."""
     before, seen = card.read_bytes(), iter([False, True])
-    monkeypatch.setattr("rmat.serving.sessions.SessionStore.exists", lambda store, name: next(seen))
+    monkeypatch.setattr("rmat.sessions.store.SessionStore.exists", lambda store, name: next(seen))
     assert "there is a session 'card' already" in rmat("read", endless, notes, *SESSION).refused()
     assert card.read_bytes() == before
 

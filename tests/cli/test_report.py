@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Rmat
+from tests.cli.conftest import Rmat
 
 
 @pytest.fixture

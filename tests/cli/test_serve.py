@@ -15,8 +15,7 @@ import httpx
 import pytest
 
 from rmat.serving.auth import ENVIRONMENT
-
-from .conftest import Rmat, in_new_process
+from tests.cli.conftest import Rmat, in_new_process
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "session": "talk", "seed": 1}
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rmat.cli.sessions import human_age
-from rmat.serving.sessions import SessionStore
+from rmat.sessions.store import SessionStore
 from tests.cli.conftest import Rmat, in_new_process
-from tests.serving.session_makers import make_model, make_session
+from tests.makers.sessions import make_model, make_session
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from rmat.training.config import RunConfig
-
-from .conftest import TOY, Outcome, Rmat
+from tests.cli.conftest import TOY, Outcome, Rmat
 
 
 def test_the_last_line_is_the_result(trained: Outcome, run_folder: Path) -> None:

@@ -12,8 +12,7 @@ from rmat.api import load
 from rmat.model import LanguageModel, ModelConfig
 from rmat.training.checkpoint import newest_sound_checkpoint
 from rmat.training.loop import train
-
-from .conftest import TOY, Rmat
+from tests.cli.conftest import TOY, Rmat
 
 TRAIN = [word for word in TOY if word.startswith("train.")]
 

@@ -7,9 +7,9 @@ slot and an age are. Documents end anywhere in a segment.
 import pytest
 import torch
 
-from .makers import CASES, assert_close, gradients, make_model, make_tokens, schedules_of
-from .reference_model import reference_logits
-from .sampling import sampled_cases
+from rmat.reference.model import reference_logits
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import CASES, assert_close, gradients, make_model, make_tokens, schedules_of
 
 SAMPLED = sampled_cases(24)
 

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from .makers import CASES, assert_close, make_model, make_tokens, schedules_of
-from .sampling import sampled_cases
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import CASES, assert_close, make_model, make_tokens, schedules_of
 
 SAMPLED = sampled_cases(10, seed=1)
 STREAMS = [("full",), ("chunked",), ("memory",), ("full", "chunked"), ("full", "chunked", "memory")]

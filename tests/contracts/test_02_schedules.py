@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmat.model import ModelConfig
-
-from .makers import (
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import (
     CASES,
     assert_close,
     assert_same_state,
@@ -21,7 +21,6 @@ from .makers import (
     split_points,
     stream,
 )
-from .sampling import sampled_cases
 
 SAMPLED = sampled_cases(12, seed=2)
 RANDOM = settings(

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmat.model import LanguageModel, ModelConfig, StreamState
-
-from .makers import bank_positions, make_config, schedules_of, split_points, stream
+from tests.makers.models import bank_positions, make_config, schedules_of, split_points, stream
 
 WIDTH = 32
 SCORES = [((7 * token) % 13 - 5) / 4 + 0.5 / 256 for token in range(WIDTH)]  # about 40 % are refused

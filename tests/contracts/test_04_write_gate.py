@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .makers import (
+from tests.makers.models import (
     CASES,
     WITH_MEMORY,
     assert_close,

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from .makers import (
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import (
     CASES,
     assert_close,
     assert_same_state,
@@ -13,7 +14,6 @@ from .makers import (
     make_tokens,
     schedules_of,
 )
-from .sampling import sampled_cases
 
 SAMPLED = sampled_cases(10, seed=5)
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmat.model import StreamState
-
-from .makers import (
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import (
     CASES,
     assert_close,
     assert_same_state,
@@ -17,7 +17,6 @@ from .makers import (
     make_tokens,
     schedules_of,
 )
-from .sampling import sampled_cases
 
 SAMPLED = sampled_cases(8, seed=6)
 RANDOM = settings(

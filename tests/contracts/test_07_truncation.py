@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .makers import WITH_MEMORY, make_config, make_model, schedules_of
+from tests.makers.models import WITH_MEMORY, make_config, make_model, schedules_of
 
 LENGTH = 24
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from rmat.model import StreamState
-
-from .makers import CASES, make_model, make_tokens, schedules_of, shifted
+from tests.makers.models import CASES, make_model, make_tokens, schedules_of, shifted
 
 AGES = (10**7, 10**12)
 

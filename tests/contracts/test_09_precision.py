@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .makers import CASES, WITH_MEMORY, make_model, make_tokens, schedules_of
+from tests.makers.models import CASES, WITH_MEMORY, make_model, make_tokens, schedules_of
 
 PRECISE = (
     "softmax",

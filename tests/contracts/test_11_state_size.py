@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .makers import CASES, make_model, make_tokens, schedules_of
+from tests.makers.models import CASES, make_model, make_tokens, schedules_of
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from rmat.model import LanguageModel, ModelConfig
-
-from .makers import TINY, make_config, make_model, make_tokens
+from tests.makers.models import TINY, make_config, make_model, make_tokens
 
 OTHER: dict[str, dict[str, Any]] = {
     "vocab_size": {"vocab_size": 31},

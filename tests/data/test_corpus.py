@@ -9,7 +9,7 @@ from rmat.data import corpus as module
 from rmat.data import sources
 from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
-from tests.data.makers import write_files, write_jsonl
+from tests.makers.texts import write_files, write_jsonl
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from rmat.data.documents import code_document
 from rmat.data.lanes import Lanes, LaneState
 from rmat.data.tokenizer import load_tokenizer, train_bpe
-from tests.data.makers import make_store
+from tests.makers.texts import make_store
 
 TOK = load_tokenizer("bytes")
 DOC = TOK.special_id("document")

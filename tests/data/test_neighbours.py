@@ -10,7 +10,7 @@ from rmat.data.documents import code_document, dialogue_document, text_document
 from rmat.data.lanes import Lanes
 from rmat.data.neighbours import MOST_NEIGHBOURS, Neighbours
 from rmat.data.tokenizer import load_tokenizer
-from tests.data.makers import make_store
+from tests.makers.texts import make_store
 
 TOK = load_tokenizer("bytes")
 DOC, FILE = TOK.special_id("document"), TOK.special_id("file_name")

@@ -9,7 +9,7 @@ import pytest
 from rmat.data.documents import Special
 from rmat.data.records import Query, read_conversations
 from rmat.data.sources import Source
-from tests.data.makers import write_jsonl
+from tests.makers.texts import write_jsonl
 
 
 def read(path, column="text"):

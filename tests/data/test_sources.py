@@ -8,7 +8,7 @@ import pytest
 from rmat.data import files, sources
 from rmat.data.documents import Special
 from rmat.data.sources import Source
-from tests.data.makers import write_files, write_jsonl
+from tests.makers.texts import write_files, write_jsonl
 
 
 def names(source: Source) -> list[str]:

@@ -12,7 +12,7 @@ from rmat.data import store as module
 from rmat.data.documents import code_document
 from rmat.data.store import StoreWriter, TokenStore, build_once
 from rmat.data.tokenizer import load_tokenizer, train_bpe
-from tests.data.makers import make_store
+from tests.makers.texts import make_store
 
 TOK = load_tokenizer("bytes")
 

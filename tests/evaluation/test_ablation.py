@@ -7,8 +7,7 @@ import pytest
 from rmat.evaluation import perplexity as perplexity_module
 from rmat.evaluation.ablation import MODES, ablation
 from rmat.evaluation.perplexity import perplexity
-
-from .makers import Widths, random_store, tiny_model
+from tests.makers.stores import Widths, random_store, tiny_model
 
 STORE = random_store((60, 90, 40, 75))
 WIDTHS = Widths()

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rmat.data.synthetic.passkey import PasskeyTask
-from rmat.data.synthetic.task import Example
 from rmat.data.tokenizer import byte_tokenizer
 from rmat.evaluation.answering import answers, prompt_ids
 from rmat.generation.stream import generate
 from rmat.model import LanguageModel
-
-from .makers import tiny_model
+from rmat.tasks.passkey import PasskeyTask
+from rmat.tasks.task import Example
+from tests.makers.stores import tiny_model
 
 BYTES = byte_tokenizer()
 TEXTS = ("Short.", "A text of some length, with words.", "", "x" * 83, "Number 12345 and more of it. " * 4)

@@ -16,9 +16,8 @@ from rmat.evaluation.completion_scores import CompletionResult, Way, is_right, s
 from rmat.evaluation.next_line import LEAST_PREFIX, CodeFile, Line, choose_files, choose_lines
 from rmat.generation.completion import complete
 from rmat.model import LanguageModel
-from tests.data.makers import make_store
-
-from .makers import tiny_model
+from tests.makers.stores import tiny_model
+from tests.makers.texts import make_store
 
 TOKENIZER = load_tokenizer("bytes")
 WAYS = [Way(p, c, m) for p in ("prefix", "fim") for c in (False, True) for m in ("on", "zeroed")]  # type: ignore[arg-type]

@@ -16,9 +16,8 @@ from rmat.data.tokenizer import load_tokenizer
 from rmat.evaluation.dialogue import DialogueResult, dialogue, local_reach
 from rmat.evaluation.meetings import read_meetings
 from rmat.model import LanguageModel
-from tests.data.makers import write_jsonl
-
-from .makers import tiny_model
+from tests.makers.stores import tiny_model
+from tests.makers.texts import write_jsonl
 
 TOKENIZER = load_tokenizer("bytes")
 FAR = 12

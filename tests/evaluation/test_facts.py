@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from rmat.data.synthetic.facts import FactsTask
-from rmat.data.synthetic.talk import KINDS
 from rmat.data.tokenizer import byte_tokenizer
 from rmat.evaluation.answering import prompt_ids
 from rmat.evaluation.question_tasks import facts
 from rmat.evaluation.scoring import contains_word
-
-from ..data.synthetic.makers import write_dialogues
-from .makers import tiny_model
+from rmat.tasks.facts import FactsTask
+from rmat.tasks.talk import KINDS
+from tests.makers.sources import write_dialogues
+from tests.makers.stores import tiny_model
 
 BYTES = byte_tokenizer()
 USER, ASSISTANT, END = (BYTES.special_id(name) for name in ("user", "assistant", "turn_end"))

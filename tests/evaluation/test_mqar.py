@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmat.data.synthetic.mqar import TEST_MIX
 from rmat.evaluation.intervals import Interval
 from rmat.evaluation.mqar import MqarCell, MqarResult, mqar
-
-from .makers import tiny_model
+from rmat.tasks.mqar import TEST_MIX
+from tests.makers.stores import tiny_model
 
 VOCABULARY = 40
 

@@ -11,8 +11,7 @@ from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
 from rmat.evaluation import perplexity as module
 from rmat.evaluation.perplexity import perplexity
-
-from .makers import Store, Widths, random_store, tiny_model
+from tests.makers.stores import Store, Widths, random_store, tiny_model
 
 LENGTHS = (30, 1, 17, 64, 5)
 WIDTHS = Widths()

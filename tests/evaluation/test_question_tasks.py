@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmat.data.synthetic.needle import NEEDLE_TASKS
 from rmat.data.tokenizer import byte_tokenizer
 from rmat.evaluation.asking import Cell, QuestionResult
 from rmat.evaluation.question_tasks import babilong, needle, passkey
-
-from ..data.synthetic.makers import write_babi, write_books
-from .makers import tiny_model
+from rmat.tasks.needle import NEEDLE_TASKS
+from tests.makers.sources import write_babi, write_books
+from tests.makers.stores import tiny_model
 
 BYTES = byte_tokenizer()
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmat.data.synthetic.recall import RecallTask
 from rmat.evaluation.recall import Answers, RecallCell, recall, score_answers
 from rmat.model import ModelConfig
-
-from .makers import tiny_model
+from rmat.tasks.recall import RecallTask
+from tests.makers.stores import tiny_model
 
 TASK = RecallTask(n_pairs=2, n_keys=4, n_values=4, n_filler=4, length=24)
 

@@ -12,12 +12,11 @@ from torch import Tensor
 from rmat.api import evaluate
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
-from rmat.data.synthetic.corpus import HeldOutRows, load_tasks
-from rmat.data.synthetic.lanes import pad_rows
-from rmat.data.synthetic.task import Row
 from rmat.evaluation.rows import VALIDATION_BATCHES, score_rows
-
-from .makers import tiny_model
+from rmat.tasks.corpus import HeldOutRows, load_tasks
+from rmat.tasks.lanes import pad_rows
+from rmat.tasks.task import Row
+from tests.makers.stores import tiny_model
 
 VOCABULARY = 8
 

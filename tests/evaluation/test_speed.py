@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from rmat.evaluation import speed
-
-from .makers import VOCAB, tiny_model
+from tests.makers.stores import VOCAB, tiny_model
 
 
 def test_training_step_moves_the_weights_and_returns_the_loss() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rmat.model import LanguageModel, ModelConfig
-from tests.contracts.makers import assert_close, gradients, make_model, make_tokens, open_gates, schedules_of
-from tests.contracts.reference_model import reference_logits
+from rmat.reference.model import reference_logits
+from tests.makers.models import assert_close, gradients, make_model, make_tokens, open_gates, schedules_of
 
 LEARNING: dict[str, dict[str, Any]] = {
     "select": {},

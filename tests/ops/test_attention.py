@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from rmat.ops import reference as ref
 from rmat.ops.attention import (
     MASKED,
     _coordinates,
@@ -16,6 +15,7 @@ from rmat.ops.attention import (
     rotate,
     stick_breaking,
 )
+from rmat.reference import loops as ref
 
 HEADS = [(1, 1), (4, 2), (3, 3), (6, 1)]
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmat.ops import reference as ref
 from rmat.ops.fifo import ABSENT, fifo_windows, strongest_windows, take_rows
+from rmat.reference import loops as ref
 
 RANDOM = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from rmat.report.page import page
-from tests.contracts.makers import make_model
-
-from .makers import BYTES, told_of
-from .test_contents import HOSTILE
+from tests.makers.models import make_model
+from tests.makers.reports import BYTES, told_of
+from tests.report.test_contents import HOSTILE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

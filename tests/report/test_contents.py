@@ -13,9 +13,8 @@ from rmat.model import LanguageModel, ModelConfig
 from rmat.report.contents import FORMAT, texts, training_contents
 from rmat.report.page import page
 from rmat.report.series import Series, packed, plain
-from tests.contracts.makers import make_model
-
-from .makers import BYTES, document, told_of
+from tests.makers.models import make_model
+from tests.makers.reports import BYTES, document, told_of
 
 
 def unpack(told: dict[str, Any]) -> np.ndarray:

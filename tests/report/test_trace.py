@@ -14,9 +14,8 @@ from rmat.model.streams import seen
 from rmat.ops.attention import attend
 from rmat.report.probe import Probe
 from rmat.report.trace import Trace, trace
-from tests.contracts.makers import CASES, WITH_MEMORY, bank_positions, make_model
-
-from .makers import random_document
+from tests.makers.models import CASES, WITH_MEMORY, bank_positions, make_model
+from tests.makers.reports import random_document
 
 
 def streams_of(model: LanguageModel) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

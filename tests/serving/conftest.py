@@ -7,7 +7,7 @@ import torch
 
 from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from rmat.model import LanguageModel, ModelConfig
-from tests.serving.engine_makers import small_model
+from tests.makers.engines import small_model
 
 
 @pytest.fixture(scope="session")

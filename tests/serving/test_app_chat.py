@@ -6,10 +6,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from rmat.generation.stream import generate
-from rmat.serving.conversation import Conversation, encode_turns, open_turn
-from rmat.serving.sessions import SessionStore
-
-from .servers import events, message, model, running_client, tokenizer
+from rmat.sessions.conversation import Conversation, encode_turns, open_turn
+from rmat.sessions.store import SessionStore
+from tests.makers.servers import events, message, model, running_client, tokenizer
 
 SYSTEM = {"role": "system", "content": "be brief"}
 USER = {"role": "user", "content": "how are you?"}

@@ -6,8 +6,7 @@ from starlette.testclient import TestClient
 
 from rmat.generation.stream import generate
 from rmat.serving.completions import prompt_ids
-
-from .servers import NAME, events, message, model, running_client, tokenizer
+from tests.makers.servers import NAME, events, message, model, running_client, tokenizer
 
 PROMPT = "once upon a time"
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from .servers import running_app
+from tests.makers.servers import running_app
 
 COMPLETION = {"prompt": "x", "max_tokens": 4000, "session": "a"}
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4000, "session": "a"}

@@ -10,8 +10,7 @@ from starlette.testclient import TestClient
 
 from rmat.serving.auth import Keys
 from rmat.serving.service import Service
-
-from .servers import events, message, running_app, running_client, running_server
+from tests.makers.servers import events, message, running_app, running_client, running_server
 
 
 def numbers(client: TestClient) -> dict[str, float]:

@@ -14,8 +14,7 @@ from starlette.testclient import TestClient
 from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
 from rmat.serving.limits import LOOPBACK_HOSTS, Limits
 from rmat.serving.page import FILE, page_routes
-
-from .servers import message, running_app, running_client
+from tests.makers.servers import message, running_app, running_client
 
 JSON = {"content-type": "application/json"}
 BODY = {"prompt": "x", "max_tokens": 2}
@@ -183,7 +182,7 @@ def test_what_goes_wrong_in_the_model_stays_inside(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("/secret/path is on fire")
 
-    monkeypatch.setattr("rmat.serving.engine_job.Job.advance", broken)
+    monkeypatch.setattr("rmat.engine.job.Job.advance", broken)
     with running_client(tmp_path) as client:
         answer = client.post("/v1/completions", json={**BODY, "stream": stream, "session": "a"})
         body = json.loads(answer.text.removeprefix("data: "))

@@ -9,9 +9,8 @@ from starlette.testclient import TestClient
 
 from rmat.serving.auth import Keys
 from rmat.serving.limits import Limits
-from rmat.serving.sessions import SessionStore
-
-from .servers import message, model, running_client, tokenizer
+from rmat.sessions.store import SessionStore
+from tests.makers.servers import message, model, running_client, tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 
@@ -194,7 +193,7 @@ def test_the_memory_shows_where_slots_come_from(client: TestClient, tmp_path: Pa
 
 
 def test_words_older_than_the_tail_are_unknown(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmat.serving.session_file.TAIL_TOKENS", 20)
+    monkeypatch.setattr("rmat.sessions.file.TAIL_TOKENS", 20)
     ok(client.post("/v1/sessions", json={"name": "a"}), 201)
     ok(client.post("/v1/sessions/a/read", json={"text": TEXT}))
     view = ok(client.get("/v1/sessions/a/memory"))

@@ -19,8 +19,7 @@ from schemathesis.checks import (
 from starlette.testclient import TestClient
 
 from rmat.serving.limits import Limits
-
-from .servers import NAME, message, running_client
+from tests.makers.servers import NAME, message, running_client
 
 CHECKS = [
     not_a_server_error,

@@ -12,8 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from rmat.serving.auth import Keys
 from rmat.serving.limits import LOOPBACK_HOSTS
-
-from .servers import NAME, running_app, running_server
+from tests.makers.servers import NAME, running_app, running_server
 
 KEY = "a-key-for-tests"
 USER = {"role": "user", "content": "how are you?"}

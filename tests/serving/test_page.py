@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from rmat.serving.auth import Keys
-
-from .browsing import REFUSED, Windows, fresh, running_browser
-from .servers import running_app, running_server
+from tests.makers.browsers import REFUSED, Windows, fresh, running_browser
+from tests.makers.servers import running_app, running_server
 
 pytestmark = pytest.mark.timeout(900)
 

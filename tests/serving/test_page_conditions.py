@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from .browsing import DESKTOP, PHONE, REFUSED, Windows, fresh, running_browser
-from .servers import running_app, running_server
+from tests.makers.browsers import DESKTOP, PHONE, REFUSED, Windows, fresh, running_browser
+from tests.makers.servers import running_app, running_server
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from rmat.training.config import RunConfig
-
-from .runs import make_config, write_texts
+from tests.makers.runs import make_config, write_texts
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,8 @@ import pytest
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent
-
-from . import runs
-from .runs import assert_same_run, evaluate, pausing_sample
+from tests.makers import runs
+from tests.makers.runs import assert_same_run, evaluate, pausing_sample
 
 MakeConfig = Callable[..., RunConfig]
 FIELDS = {"steps": 30, "checkpoint_every": 2, "eval_every": 7, "log_every": 3, "sample_every": 1}

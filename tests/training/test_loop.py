@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from rmat.model import LanguageModel
+from rmat.storage import load_model
 from rmat.training.checkpoint import list_checkpoints, read_checkpoint
 from rmat.training.config import RunConfig
 from rmat.training.loop import NonFiniteError, train
 from rmat.training.progress import Silent
-from rmat.weights import load_model
-
-from .runs import Spoken, evaluate, last_checkpoint, metrics, sample
+from tests.makers.runs import Spoken, evaluate, last_checkpoint, metrics, sample
 
 MakeConfig = Callable[..., RunConfig]
 

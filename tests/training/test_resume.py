@@ -14,8 +14,7 @@ from rmat.training.checkpoint import list_checkpoints
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent
-
-from .runs import Spoken, assert_same_run, evaluate, metrics, sample
+from tests.makers.runs import Spoken, assert_same_run, evaluate, metrics, sample
 
 MakeConfig = Callable[..., RunConfig]
 

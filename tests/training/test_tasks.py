@@ -13,14 +13,13 @@ import torch
 import rmat.api
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
-from rmat.data.synthetic.corpus import load_tasks
+from rmat.storage import load_model
+from rmat.tasks.corpus import load_tasks
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent
 from rmat.training.step import training_step
-from rmat.weights import load_model
-
-from .runs import MODEL, Spoken, assert_same_run, metrics
+from tests.makers.runs import MODEL, Spoken, assert_same_run, metrics
 
 MQAR = "mqar:pairs=2,length=16,vocabulary=32"
 

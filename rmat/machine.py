@@ -1,0 +1,67 @@
+"""What a result depends on besides the configuration: versions, machine, commit, seed."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("rmat", "torch", "numpy", "safetensors", "tokenizers", "rich")
+
+
+def pick_device(wanted: str) -> tuple[torch.device, str]:
+    """The device for the name `wanted` (auto, cpu, cuda) and the reason for the choice.
+
+    Raises ValueError if a GPU is asked for and torch sees none.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu"), "asked for"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), "asked for" if wanted == "cuda" else "a GPU is there"
+    if wanted == "cuda":
+        raise ValueError("device is 'cuda' but torch sees no GPU: give cpu or auto")
+    return torch.device("cpu"), "torch sees no GPU"
+
+
+def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """JSON-able description of the software and the machine that make a run."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "seed": seed,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree that holds this package, with "-dirty" if files differ; None outside
+    one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

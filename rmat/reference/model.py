@@ -1,0 +1,217 @@
+"""The whole model for one document, token by token: reads a model's parameters by name, computes with loops.
+
+Nothing of `rmat.model` runs here but the parameters' storage, so an error there cannot hide in the expectation.
+Layers may be computed one after the other because each reads and writes only its own bank.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rmat.model import LanguageModel, ModelConfig
+from rmat.reference import loops as ref
+
+AGE_BUCKETS = 24
+
+
+@dataclass
+class LayerMemory:
+    """One layer's bank during a document: slots oldest first, the newest gated vector, and what was pushed so far."""
+
+    slots: list[ref.Slot] = field(default_factory=list)
+    newest: Tensor | None = None
+    pushed: list[int] = field(default_factory=list)
+
+
+def reference_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Logits (T, V) of one document `tokens` (T,), differentiable with respect to the model's parameters."""
+    return reference_run(model, tokens)[0]
+
+
+def reference_run(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[LayerMemory]]:
+    """Logits (T, V), and every layer's memory after the document's last token."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    config = model.config
+    h = torch.stack([parameters["embedding.weight"][token] for token in tokens.tolist()])
+    memories = []
+    for layer in range(config.n_layers):
+        prefix = f"blocks.{layer}."
+        own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
+        h, memory = _block(config.of_layer(layer), own, h)
+        memories.append(memory)
+    head = parameters["embedding.weight" if config.tie_embeddings else "head.weight"]
+    return torch.stack([head @ _norm(config, parameters, "norm", vector) for vector in h]), memories
+
+
+def _block(config: ModelConfig, own: dict[str, Tensor], h: Tensor) -> tuple[Tensor, LayerMemory]:
+    x = torch.stack([_norm(config, own, "norm", vector) for vector in h])
+    if config.conv_width:
+        x = ref.causal_depthwise_convolution(x, own["convolution.weight"].flip(0).T)
+    projected = {name: _project(config, own, f"local.{name}", x) for name in config.held}
+    memory = LayerMemory()
+    outputs: list[Tensor] = []
+    for p in range(h.shape[0]):
+        mixed = [_attend(config, own, projected, memory, x, p, head) for head in range(config.n_heads)]
+        middle = h[p] + own["output.weight"] @ torch.cat(mixed)
+        outputs.append(middle + _feedforward(config, own, _norm(config, own, "feedforward_norm", middle)))
+        if config.has_memory and (p + 1) % config.segment_len == 0:
+            start = p + 1 - config.segment_len
+            left = x[start : p + 1] if config.write_from == "input" else torch.stack(outputs[start:])
+            _write(config, own, memory, left, start)
+    return torch.stack(outputs), memory
+
+
+def _norm(config: ModelConfig, own: dict[str, Tensor], name: str, vector: Tensor) -> Tensor:
+    weight = own[f"{name}.weight"]
+    if config.norm == "rmsnorm":
+        return vector / torch.sqrt((vector * vector).mean() + 1e-6) * weight
+    centred = vector - vector.mean()
+    return centred / torch.sqrt((centred * centred).mean() + 1e-5) * weight + own[f"{name}.bias"]
+
+
+def _feedforward(config: ModelConfig, own: dict[str, Tensor], vector: Tensor) -> Tensor:
+    if config.mlp == "swiglu":
+        gate = own["feedforward.gate.weight"] @ vector
+        return own["feedforward.down.weight"] @ (
+            gate / (1 + torch.exp(-gate)) * (own["feedforward.up.weight"] @ vector)
+        )
+    up = own["feedforward.up.weight"] @ vector + own["feedforward.up.bias"]
+    return (
+        own["feedforward.down.weight"] @ (up * (1 + torch.erf(up / math.sqrt(2))) / 2)
+        + own["feedforward.down.bias"]
+    )
+
+
+def _project(
+    config: ModelConfig, own: dict[str, Tensor], name: str, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    def split(part: str, heads: int) -> Tensor:
+        rows = [(own[f"{name}.{part}.weight"] @ vector).view(heads, config.head_dim) for vector in x]
+        return torch.stack(rows)
+
+    return split("query", config.n_heads), split("key", config.n_kv_heads), split("value", config.n_kv_heads)
+
+
+def _attend(
+    config: ModelConfig,
+    own: dict[str, Tensor],
+    projected: dict[str, tuple[Tensor, Tensor, Tensor]],
+    memory: LayerMemory,
+    x: Tensor,
+    p: int,
+    head: int,
+) -> Tensor:
+    """The fused streams of one head of one token (D,)."""
+    size = config.segment_len
+    theta = config.rope_theta[head] if isinstance(config.rope_theta, tuple) else config.rope_theta
+    seen = {
+        "full": ref.segment_keys(p, size),
+        "chunked": ref.chunk_keys(p, config.chunk_len, config.chunk_lookback),
+    }
+    found: list[list[ref.Entry]] = []
+    if config.fusion == "joint":
+        if config.local_streams:
+            union = sorted({s for stream in config.local_streams for s in seen[stream]})
+            (queries, keys, values) = next(iter(projected.values()))
+            found.append(ref.local_entries(queries, keys, values, p, union, head, size, theta))
+        if config.has_memory:
+            found.append(_memory_entries(config, own, memory, x, p, head))
+        together = ref.read([entry for entries in found for entry in entries])
+        return x.new_zeros(config.head_dim) if together is None else together
+    for stream in config.streams:
+        if stream == "memory":
+            found.append(_memory_entries(config, own, memory, x, p, head))
+        else:
+            queries, keys, values = projected.get(stream, projected.get("shared"))  # type: ignore[misc]
+            found.append(ref.local_entries(queries, keys, values, p, seen[stream], head, size, theta))
+    parts = [ref.read(entries) for entries in found]
+    if "memory" in config.streams and config.memory_read == "stick_breaking":
+        at = config.streams.index("memory")
+        parts[at] = _read_newest(config, own, found[at], head)
+    if len(parts) == 1:
+        return x.new_zeros(config.head_dim) if parts[0] is None else parts[0]
+    return ref.fuse(parts, [_fusion_score(config, own, x[p], stream, head) for stream in range(len(parts))])
+
+
+def _fusion_score(
+    config: ModelConfig, own: dict[str, Tensor], vector: Tensor, stream: int, head: int
+) -> Tensor:
+    if config.fusion == "scalar":
+        return own["fusion.logits"][stream]
+    if config.fusion == "head":
+        return own["fusion.logits"][stream, head]
+    row = stream * config.n_heads + head
+    return (own["fusion.map.weight"][row] * vector).sum() + own["fusion.map.bias"][row]
+
+
+def _read_newest(config: ModelConfig, own: dict[str, Tensor], slots: list[ref.Entry], head: int) -> Tensor:
+    bias = own["memory.read_bias"][head]
+    rest = bias.new_zeros(config.head_dim)
+    if config.null_slot:
+        rest = own["memory.null_value"][head // (config.n_heads // config.n_kv_heads)]
+    return ref.read_newest([ref.Entry(logit=slot.logit + bias, value=slot.value) for slot in slots], rest)
+
+
+def _memory_entries(
+    config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, x: Tensor, p: int, head: int
+) -> list[ref.Entry]:
+    query = (own["memory.query.weight"] @ x[p]).view(config.n_heads, config.head_dim)
+    null = None
+    if config.null_slot and config.memory_read == "softmax":
+        group = head // (config.n_heads // config.n_kv_heads)
+        logit = (query[head] * own["memory.null_key"][group]).sum() / math.sqrt(config.head_dim)
+        null = ref.Entry(logit=logit, value=own["memory.null_value"][group])
+    offsets = []
+    for index, slot in enumerate(memory.slots):
+        if config.memory_position == "rank":
+            offsets.append(own["memory.place_key"][ref.slot_rank(index, len(memory.slots))])
+        elif config.memory_position == "age":
+            start = ref.segment_start(p, config.segment_len)
+            offsets.append(
+                own["memory.place_key"][ref.age_bucket(start, slot.position, config.segment_len, AGE_BUCKETS)]
+            )
+    return ref.memory_entries(query, memory.slots, head, offsets=offsets, null=null)
+
+
+def _write(
+    config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, left: Tensor, start: int
+) -> None:
+    """What a closed segment pushes: `left` (S, E) are its vectors, `start` its first token."""
+    scorer = None
+    if config.scores_writes:
+        scorer = own["memory.writer.score.weight"][0], own["memory.writer.score.bias"][0]
+    if config.writer == "mean":
+        candidates = ref.write_mean(left, start, scorer)
+    elif config.writer == "pool":
+        candidates = ref.write_pool(left, start, own["memory.writer.queries"], scorer)
+    elif config.writer == "select":
+        assert scorer is not None
+        candidates = ref.write_select(left, start, config.writes_per_segment, scorer)
+    else:
+        candidates = ref.write_all(left, start, scorer)
+    before = left.new_zeros(config.d_model) if memory.newest is None else memory.newest
+    for candidate in candidates:
+        if not ref.gate_is_open(candidate, config.refuses_writes):
+            continue
+        vector = candidate.vector
+        if config.recurrent_gate:
+            vector = ref.gru_gate(
+                vector,
+                before,
+                own["memory.gate.candidate.weight"],
+                own["memory.gate.recurrent.weight"],
+                own["memory.gate.candidate.bias"],
+            )
+            memory.newest = vector
+        slot = ref.Slot(
+            key=(own["memory.key.weight"] @ vector).view(config.n_kv_heads, config.head_dim),
+            value=(own["memory.value.weight"] @ vector).view(config.n_kv_heads, config.head_dim),
+            log_gate=ref.log_gate(candidate),
+            position=candidate.position,
+        )
+        if config.gate_gradient == "value":
+            slot = ref.learn_through_value(slot)
+        memory.slots = ref.push(memory.slots, slot, config.n_slots, config.eviction == "weakest")
+        memory.pushed.append(candidate.position)

@@ -1,0 +1,227 @@
+"""A conversation with a model: documents and turns are read into one session, answers are written out of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rmat.data.documents import ROLES, Document, dialogue_document, encode_documents, text_document
+from rmat.data.tokenizer import Tokenizer
+from rmat.generation.stream import check_tokenizer, generate, piece_length, read
+from rmat.model import LanguageModel, StreamState
+from rmat.sessions.file import session_after
+from rmat.sessions.store import Session
+
+FORGETTABLE = 16
+"""Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
+
+Turn = tuple[str, str]
+"""(role, text)."""
+
+
+def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+    """Ids of finished (role, text) turns as in training, without the document token. A role without a token of its own
+    speaks as a user whose text begins with `Role: `."""
+    ids: list[int] = _content(tokenizer, dialogue_document("", turns)).tolist()
+    return ids
+
+
+def open_turn(tokenizer: Tokenizer, role: str = "assistant") -> list[int]:
+    """The token that opens a turn of `role`, for the model to go on from. ValueError for a role without one."""
+    if role not in ROLES:
+        raise ValueError(f"no token opens a turn of {role!r}: the roles are {', '.join(ROLES)}")
+    return [tokenizer.special_id(role)]
+
+
+class Conversation:
+    """What a model has read and said, in a state of one size. Text is read once and never again.
+
+    Args:
+        model: on any device.
+        tokenizer: the one the model was trained with.
+        session: where to go on, such as `SessionStore.load` gives; None begins a new document.
+
+    Raises ValueError if the tokenizer does not fit the model.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, session: Session | None = None) -> None:
+        check_tokenizer(tokenizer, model.config)
+        self.model = model
+        self.tokenizer = tokenizer
+        self._earlier: deque[Session] = deque(maxlen=FORGETTABLE)
+        self._session = session or _opened(model, tokenizer)
+
+    @property
+    def session(self) -> Session:
+        """Where the conversation is: an immutable value on the CPU, replaced by another one after each step."""
+        return self._session
+
+    def read(self, text: str, *, progress: Callable[[int], None] | None = None) -> None:
+        """Read text of any length on from where the conversation is.
+
+        Two calls equal one with both texts, but for tokens that the cut between them splits.
+
+        Args:
+            text: taken as it is: nothing stands before or after it.
+            progress: told of every piece read, in UTF-8 bytes.
+
+        Interrupted, it leaves the session as it was.
+        """
+        self._read(_content(self.tokenizer, text_document("", text)), progress)
+
+    def read_document(self, document: Document, *, progress: Callable[[int], None] | None = None) -> int:
+        """Read a document as in training, code behind its name; a blank line separates text from what was read before.
+
+        Args:
+            document: of text or code, such as `read_file` of `rmat/data/extraction.py` gives.
+            progress: told of every piece read, in UTF-8 bytes.
+
+        Returns: tokens read. Interrupted, it leaves the session as it was.
+        """
+        ids = _content(self.tokenizer, document)
+        if self.session.tokens_read > 1 and not document.n_header:
+            ids = np.concatenate((self.tokenizer.encode("\n\n"), ids))
+        self._read(ids, progress)
+        return len(ids)
+
+    def add(self, turns: Sequence[Turn]) -> None:
+        """Read finished (role, text) turns, such as a system turn, without answering."""
+        self._read(np.array(encode_turns(self.tokenizer, turns)), None, turns)
+
+    def say(self, text: str, *, role: str = "user", **sampling: Any) -> Reply:
+        """Say something and have the answer written, piece by piece, while the reply is iterated over.
+
+        Args:
+            text: the turn that is answered.
+            role: who says it.
+            sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop` and `seed` of
+                `rmat.generate`.
+
+        Once the reply is exhausted or cut, the session holds both turns, closed; before that it is as it was. Raises
+        ValueError, at the call, for a setting out of range.
+        """
+        return Reply(self, (role, text), sampling)
+
+    def fork(self) -> Conversation:
+        """Another conversation that goes on from here; neither sees what the other reads or says."""
+        branch = Conversation(self.model, self.tokenizer, self.session)
+        branch._earlier = self._earlier.copy()
+        return branch
+
+    def forget(self, exchanges: int = 1) -> int:
+        """Go back to before the last `exchanges` questions and answers; what was read since goes with them.
+
+        Returns: how many were forgotten; fewer where fewer are held, which are the last 16 of this object.
+        """
+        if exchanges < 1:
+            raise ValueError(f"exchanges is {exchanges}: forget 1 or more")
+        forgotten = min(exchanges, len(self._earlier))
+        for _ in range(forgotten):
+            self._session = self._earlier.pop()
+        return forgotten
+
+    def _read(
+        self, ids: NDArray[Any], progress: Callable[[int], None] | None, turns: Sequence[Turn] = ()
+    ) -> None:
+        state, logits = self._state(), self.session.next_logits
+        piece = piece_length(self.model)
+        for start in range(0, len(ids), piece):
+            part = ids[start : start + piece]
+            logits, state = read(self.model, part.tolist(), state)
+            if progress is not None:
+                progress(int(self.tokenizer.byte_lengths[part].sum()))
+        self._session = session_after(self.session, state, logits, ids, turns)
+
+    def _state(self) -> StreamState:
+        """The session's state on the model's device."""
+        return self.session.state.to(next(self.model.parameters()).device)
+
+    def _answered(self, before: Session, after: Session) -> None:
+        if self.session is not before:
+            raise ValueError(
+                "the conversation went on while this answer was written: take one answer at a time"
+            )
+        self._earlier.append(before)
+        self._session = after
+
+
+class Reply(Iterator[str]):
+    """An answer as it is written: iterate over pieces of text, never an empty one, never half a character."""
+
+    def __init__(self, conversation: Conversation, question: Turn, sampling: dict[str, Any]) -> None:
+        self._conversation = conversation
+        self._question = question
+        self._before = conversation.session
+        tokenizer = conversation.tokenizer
+        self._turn_end = tokenizer.special_id("turn_end")
+        self._prompt = encode_turns(tokenizer, [question]) + open_turn(tokenizer)
+        self._writing = generate(
+            conversation.model, tokenizer, self._prompt, state=conversation._state(), **sampling
+        )
+        self._done = False
+
+    @property
+    def text(self) -> str:
+        """The pieces so far."""
+        return self._writing.text
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens written so far, a closing turn_end among them."""
+        return len(self._writing.tokens)
+
+    @property
+    def finish(self) -> str | None:
+        """`length`, `stop` or `end` as in `rmat.generate`; None before the end and for an answer that was cut."""
+        return self._writing.finish
+
+    def __next__(self) -> str:
+        if self._done:
+            raise StopIteration
+        try:
+            return next(self._writing)
+        except StopIteration:
+            state, logits = self._writing.state, self._writing.next_logits
+            assert state is not None and logits is not None
+            self._close(state, logits)
+            raise
+
+    def cut(self) -> None:
+        """End the answer here, also after an exception such as KeyboardInterrupt came out of the iteration: both turns
+        enter the session, the answer with the tokens that were written. Nothing happens to a complete answer."""
+        if not self._done:
+            # An interrupted step leaves no state behind, so the exchange is read from the state before it.
+            ids = self._prompt + self._writing.tokens
+            logits, state = read(self._conversation.model, ids, self._conversation._state())
+            self._close(state, logits)
+
+    def _close(self, state: StreamState, logits: Tensor) -> None:
+        ids = self._prompt + self._writing.tokens
+        if ids[-1] != self._turn_end:
+            logits, state = read(self._conversation.model, [self._turn_end], state)
+            ids = [*ids, self._turn_end]
+        turns = (self._question, ("assistant", self.text))
+        self._conversation._answered(self._before, session_after(self._before, state, logits, ids, turns))
+        self._done = True
+
+
+def _opened(model: LanguageModel, tokenizer: Tokenizer) -> Session:
+    """The session of a document in which only its opening token has been read."""
+    opening = generate(model, tokenizer, max_new_tokens=0)
+    for _ in opening:
+        pass
+    assert opening.state is not None and opening.next_logits is not None
+    ids = (tokenizer.special_id("document"),)
+    return Session(
+        state=opening.state.to("cpu"), next_logits=opening.next_logits, tokens_read=len(ids), tail=ids
+    )
+
+
+def _content(tokenizer: Tokenizer, document: Document) -> NDArray[np.int32]:
+    """Ids of a document without the token that opens one."""
+    return encode_documents(tokenizer, [document])[0].tokens[1:]

@@ -1,0 +1,129 @@
+"""Synthetic tasks in the place of a corpus: the same answers to what a training run asks of its data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from rmat.data.config import DataConfig
+from rmat.data.lanes import Batch
+from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from rmat.tasks.haystack import Split
+from rmat.tasks.lanes import TaskLanes
+from rmat.tasks.numbered import numbered_tokenizer
+from rmat.tasks.registry import Member, is_task, parse_task
+from rmat.tasks.task import NumberedTask, TextTask
+
+VALIDATION_SEED = 2**64 - 1
+"""Rows to validate on are drawn from this seed: the same for every run, and of no training seed's numbers."""
+
+TOKENIZER_TEXTS = 8 * 2**20
+"""Characters of a task's text that a BPE vocabulary is trained on."""
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows to validate on."""
+
+    lanes: TaskLanes
+    """Where they come from."""
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """The first `count` batches, the same each time."""
+        return (batch for batch, _ in itertools.islice(self.lanes.batches(), count))
+
+
+@dataclass(frozen=True)
+class TaskCorpus:
+    """A mixture of tasks and the vocabulary it is written in."""
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    has_valid: ClassVar[bool] = True
+    """Rows to validate on are always at hand."""
+
+    def lanes(self, batch_size: int, window: int, seed: int) -> TaskLanes:
+        """Training rows without end."""
+        return TaskLanes(self._members("train"), self.data.specs, self.tokenizer, batch_size, window, seed)
+
+    def held_out(self, batch_size: int, window: int) -> HeldOutRows:
+        """Rows with facts and filler of the validation split, as long as those of training become."""
+        full = [replace(member, shortest=None, grow=0) for member in self._members("valid")]
+        return HeldOutRows(
+            TaskLanes(full, self.data.specs, self.tokenizer, batch_size, window, VALIDATION_SEED)
+        )
+
+    def bits_per_byte(self, nats_per_token: float) -> float | None:
+        """None: a task's tokens stand for no text."""
+        del nats_per_token
+        return None
+
+    def summary(self, tokens: int) -> tuple[str, str]:
+        """What is read, and what `tokens` tokens of it are, in words."""
+        return f"{', '.join(self.data.specs)}: rows made as they are needed", "rows never seen before"
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """JSON-able; equal for equal data."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "tasks": list(self.data.specs),
+            "vocab_size": self.tokenizer.vocab_size,
+        }
+
+    def _members(self, split: Split) -> list[Member]:
+        weights = self.data.weights or (1.0,) * len(self.data.specs)
+        members: list[Member] = []
+        for spec, weight in zip(self.data.specs, weights, strict=True):
+            parsed = parse_task(spec, split)
+            total = sum(member.share for member in parsed)
+            members += [replace(member, share=weight * member.share / total) for member in parsed]
+        return members
+
+
+def load_tasks(data: DataConfig) -> TaskCorpus:
+    """The mixture of a configuration whose SPECs are all tasks.
+
+    Raises ValueError where tasks are mixed with text, numbered tasks with text tasks, or a setting has no meaning.
+    """
+    other = [spec for spec in data.specs if not is_task(spec)]
+    if other:
+        raise ValueError(
+            f"data.specs mixes synthetic tasks with text ({other[0]!r}): train on one kind at a time"
+        )
+    if data.fim_rate:
+        raise ValueError(
+            f"data.fim_rate is {data.fim_rate} but synthetic tasks have no middle to fill: leave it out"
+        )
+    if data.context_rate:
+        raise ValueError(
+            f"data.context_rate is {data.context_rate} but synthetic tasks have no folders: leave it out"
+        )
+    tasks = [member.task for spec in data.specs for member in parse_task(spec, "train")]
+    numbered = [task for task in tasks if isinstance(task, NumberedTask)]
+    if numbered and len(numbered) < len(tasks):
+        raise ValueError(
+            "data.specs mixes numbered tasks (recall, mqar) with text tasks: train on one kind at a time"
+        )
+    if numbered:
+        if data.tokenizer != DataConfig().tokenizer:
+            raise ValueError(
+                f"data.tokenizer is {data.tokenizer!r} but {data.specs[0]!r} brings its own vocabulary: leave it out"
+            )
+        return TaskCorpus(data, numbered_tokenizer(max(task.vocab_size for task in numbered)))
+    if data.bpe_size is None:
+        return TaskCorpus(data, load_tokenizer(data.tokenizer))
+    texts = itertools.chain.from_iterable(task.texts() for task in tasks if isinstance(task, TextTask))
+    return TaskCorpus(data, train_bpe(_first(texts, TOKENIZER_TEXTS), data.bpe_size))
+
+
+def _first(texts: Iterator[str], characters: int) -> Iterator[str]:
+    """Texts until so many characters are given."""
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return

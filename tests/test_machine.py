@@ -1,0 +1,66 @@
+"""What a result depends on is written down, and the generators can be kept and put back."""
+
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmat import machine as environment
+from rmat.machine import describe_environment, git_commit, pick_device
+from rmat.training import rng
+
+
+def test_versions_machine_and_seed_are_named() -> None:
+    described = describe_environment(torch.device("cpu"), seed=5)
+    assert described["versions"]["torch"] == torch.__version__
+    assert described["versions"].keys() >= {"rmat", "numpy", "safetensors", "tokenizers"}
+    assert (described["seed"], described["device"]) == (5, "cpu")
+    assert described["python"] and described["platform"] and described["threads"] >= 1
+
+
+def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    file = tmp_path / "package" / "machine.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(environment, "__file__", str(file))
+    git("init")
+    assert git_commit() is None
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert git_commit() == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert git_commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_the_device_and_why() -> None:
+    assert pick_device("cpu") == (torch.device("cpu"), "asked for")
+    device, reason = pick_device("auto")
+    assert device.type == ("cuda" if torch.cuda.is_available() else "cpu") and reason
+
+
+def draws() -> tuple[list[float], float, float]:
+    return torch.rand(3).tolist(), random.random(), float(np.random.randn())
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    rng.seed_everything(1)
+    np.random.randn()
+    random.gauss(0, 1)
+    kept = rng.capture()
+    first = draws()
+    rng.restore(*kept)
+    assert draws() == first
+    rng.restore(*kept)
+    with rng.undisturbed():
+        draws()
+    assert draws() == first
