@@ -63,7 +63,6 @@ AXES: dict[str, list[Any]] = {
 SMALL = [
     "train.batch_size=2",
     "train.window=64",
-    "data.tokenizer=bytes",
     "model.n_layers=2",
     "model.d_model=32",
     "model.n_heads=2",
@@ -328,8 +327,6 @@ def starter() -> Iterator[tuple[str, Any]]:
         "passkey": ["--length", "300", "--samples", "3"],
         "needle": ["--length", "300", "--samples", "3"],
         "recall": ["--length", "256"],
-        "mqar": ["--samples", "2"],
-        "dialogue": ["--data", "talks.jsonl"],
     }
     for name, arguments in scores.items():
         yield f"eval {name}", command("eval", name, "starter", *arguments, "--json", json_last=True)
