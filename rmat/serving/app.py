@@ -21,7 +21,7 @@ from rmat.serving.errors import install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
 from rmat.serving.page import page_routes
-from rmat.serving.replies import ERRORS, Health, Model, ModelList
+from rmat.serving.replies import ERRORS, Health, Model, ModelLimits, ModelList
 from rmat.serving.service import Service, service_of, unknown_model
 from rmat.sessions.store import SessionStore
 from rmat.storage import weights_fingerprint
@@ -128,4 +128,8 @@ async def health(request: HttpRequest) -> Response:
 
 
 def _model(service: Service) -> Model:
-    return Model(id=service.model_name, created=service.started)
+    limits = ModelLimits(
+        max_tokens=service.limits.max_new_tokens, max_prompt_tokens=service.limits.max_prompt_tokens
+    )
+    state_bytes = service.model.initial_state(1, device="meta").nbytes
+    return Model(id=service.model_name, created=service.started, state_bytes=state_bytes, limits=limits)

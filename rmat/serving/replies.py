@@ -22,13 +22,22 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class ModelLimits(BaseModel):
+    """The most that this server takes: tokens of one answer, and of one prompt."""
+
+    max_tokens: int
+    max_prompt_tokens: int
+
+
 class Model(BaseModel):
-    """A model."""
+    """A model. `state_bytes`: what one session carries, however much it has read."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rmat"
+    state_bytes: int
+    limits: ModelLimits
 
 
 class ModelList(BaseModel):

@@ -170,7 +170,7 @@ def test_hostile_text_is_text(opened: Windows) -> None:
 def test_a_wrong_key(opened: Windows, tmp_path: Path) -> None:
     with running_app(tmp_path, keys=Keys(["right"])) as app, running_server(app) as address:
         tab = opened(at=address)
-        line = "The API key is missing or wrong. Enter the server's key under Settings."
+        line = "The key is missing or wrong. Enter the key that you were given under Settings."
         assert tab.text("#problem p") == line and tab.page.is_visible("#key")
         tab.page.fill("#key", "wrong")
         tab.page.press("#key", "Enter")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rmat.serving.auth import Keys
 from tests.makers.browsers import DESKTOP, PHONE, REFUSED, Windows, fresh, running_browser
 from tests.makers.servers import running_app, running_server
 
@@ -96,7 +97,7 @@ def test_a_lost_connection(opened: Windows) -> None:
     tab.say("one")
     tab.context.set_offline(True)
     tab.say("two")
-    assert tab.text("#problem p").startswith("The server does not answer. Check that `rmat serve` is running")
+    assert tab.text("#problem p").startswith("The server does not answer. This page tries again by itself")
     assert tab.page.is_visible("#banner") and tab.page.input_value("#entry") == "two"
     assert tab.page.locator(".turn.user").count() == 1
     tab.context.set_offline(False)
@@ -125,7 +126,7 @@ def test_a_stream_that_breaks_off(opened: Windows) -> None:
 
 def test_a_refusal_says_what_to_do_and_can_be_tried_again(opened: Windows) -> None:
     tab = opened()
-    tab.set(max_tokens="9999")
+    tab.page.evaluate("settings.max_tokens = 9999")
     tab.say("hello")
     assert "max_tokens is 9999: this server writes at most 4096 in one answer." in tab.text("#problem p")
     tab.set(max_tokens="10")
@@ -145,6 +146,86 @@ def test_a_refusal_says_what_to_do_and_can_be_tried_again(opened: Windows) -> No
     tab.page.wait_for_selector("#problem p:text-matches('no-such-session')")
     assert tab.text("#title") == "Temporary chat"
     tab.sound(REFUSED)
+
+
+def test_fields_hold_what_the_server_takes(opened: Windows) -> None:
+    tab = opened()
+    tab.set(max_tokens="12")
+    tab.set(max_tokens="4097")
+    assert not tab.page.evaluate("document.getElementById('max_tokens').checkValidity()")
+    assert len(tab.say("hello")) == 12
+    assert tab.chats[0]["max_tokens"] == 12
+    tab.sound()
+
+
+def test_what_an_earlier_visit_left_broken_stops_nothing(opened: Windows) -> None:
+    """A temperature of "hot" was sent as it was, and every message was refused until the storage was cleared."""
+    tab = opened()
+    for left in (
+        "{",
+        "5",
+        "null",
+        '{"temperature": "hot", "top_p": -1, "max_tokens": "x", "seed": {}, "system": 7}',
+    ):
+        tab.page.evaluate("(left) => localStorage.setItem('rmat.settings', left)", left)
+        tab.page.reload()
+        tab.page.wait_for_selector("#model:not(:text-is('…'))", state="attached")
+        tab.page.evaluate("settings.max_tokens = 6")
+        assert len(tab.say("hello")) == 6
+        sent = tab.chats[-1]
+        assert (sent["temperature"], sent["top_p"]) == (0.8, 0.95)
+        assert "seed" not in sent and [m["role"] for m in sent["messages"]] == ["user"]
+    tab.sound()
+
+
+def test_a_key_is_asked_for_and_taken_where_the_window_is_narrow(opened: Windows, tmp_path: Path) -> None:
+    with running_app(tmp_path, keys=Keys(["right"])) as app, running_server(app) as address:
+        tab = opened(PHONE, at=address)
+        line = "The key is missing or wrong. Enter the key that you were given under Settings."
+        tab.page.wait_for_selector(f"#panel #key-problem:text-is('{line}')")
+        assert tab.page.locator("#key-problem").bounding_box()["y"] < PHONE[1]
+        tab.page.fill("#key", "wrong")
+        tab.page.press("#key", "Enter")
+        tab.page.wait_for_selector(f"#panel #key-problem:text-is('{line}')")
+        tab.page.fill("#key", "right")
+        tab.page.press("#key", "Enter")
+        tab.page.wait_for_selector("#panel", state="hidden")
+        assert not tab.page.evaluate("main.inert") and tab.page.is_hidden("#problem")
+        tab.sound(REFUSED)
+
+
+def test_a_long_document_is_read_in_parts(opened: Windows) -> None:
+    tab, name = opened(), fresh("long")
+    tab.create(name)
+    words = "".join(f"{number} \N{GRINNING FACE} is not {number + 1}.\n" for number in range(25_000))
+    sent: list[str] = []
+
+    def take(route: Any) -> None:
+        sent.append(route.request.post_data_json["text"])
+        full = {
+            "status": 507,
+            "content_type": "application/json",
+            "body": '{"error": {"message": "the disk is full"}}',
+        }
+        route.fulfill(**full) if len(sent) == 3 else route.fulfill(
+            status=200, content_type="application/json", body="{}"
+        )
+
+    tab.page.route("**/read", take)
+    tab.page.click("#read")
+    tab.page.evaluate("(words) => { document.getElementById('pasted').value = words; }", words)
+    tab.page.click("#reading [value=ok]")
+    tab.page.wait_for_selector("#reading .said:text-matches('disk is full')")
+    assert "It has read the first" in tab.text("#reading .said") and "remembers that" in tab.text(
+        "#reading .said"
+    )
+    assert len(sent) == 3 and words.startswith("".join(sent)) and all(part.endswith("\n") for part in sent)
+    del sent[:]
+    sent += ["", "", ""]  # no further fault
+    tab.page.click("#reading [value=ok]")
+    tab.page.wait_for_selector("#reading", state="hidden")
+    assert "".join(sent) == words and max(map(len, sent)) <= 200_000
+    tab.sound(REFUSED, "Failed to load resource: the server responded with a status of 507")
 
 
 def test_by_keyboard_alone(opened: Windows) -> None:
