@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     html, data = _places(args.out)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     reading = _reading(args, tokenizer)
-    size = int(sum(tokenizer.byte_lengths[ids].sum() for ids in reading.documents))
+    size = int(sum(tokenizer.byte_counts(ids).sum() for ids in reading.documents))
     passes = 2 if model.config.has_memory else 1
     with (
         Progress(True) as shown,

@@ -115,6 +115,11 @@ class Lanes:
             raise ValueError(
                 f"lanes: fim_rate {fim_rate} needs the tokenizer, for its special tokens; pass tokenizer="
             )
+        if fim_rate > 0 and tokenizer is not None and not tokenizer.concatenates:
+            raise ValueError(
+                f"lanes: fim_rate {fim_rate} cuts texts, which this tokenizer cannot join: it puts a blank in front of each; "
+                "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
+            )
         if not any(len(store) for store in self._stores):
             raise ValueError("lanes: the stores hold no document; check the data's split")
         if len({store.tokenizer_fingerprint for store in self._stores}) > 1:

@@ -6,8 +6,10 @@ Only code that asks for `special_id` can place one.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,16 +40,22 @@ CHUNK_CHARACTERS = 1 << 18
 class Tokenizer:
     """Text to ids and back, around a `tokenizers.Tokenizer`.
 
-    Byte-level tokenizers (`bytes`, byte-level BPE) give back every text exactly, and their `decode_bytes` of
-    a concatenation is the concatenation of the `decode_bytes`. Others are used as they are: what their
-    normaliser changes or their vocabulary lacks is lost.
+    Byte-level tokenizers (`bytes`, byte-level BPE) give back every text exactly. Others are used as they are:
+    what their normaliser changes or their vocabulary lacks is lost.
 
     Args:
-        backend: copied, then given the special tokens it lacks; its truncation and padding are switched off.
+        backend: copied, then given the special tokens it lacks; its truncation, padding and BPE dropout are
+            switched off.
+
+    Raises ValueError for one whose special tokens a text could forge, or whose decoder does not spell each token by
+    itself, so that its text could not be shown while it is written.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        given = json.loads(backend.to_str())
+        if given["model"].get("dropout"):  # the ids of a text must not be drawn by chance
+            given["model"]["dropout"] = None
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(given))
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.add_special_tokens(
@@ -55,7 +63,8 @@ class Tokenizer:
         )
         self._backend.encode_special_tokens = True
         layout = json.loads(self._backend.to_str())
-        self._byte_level = "ByteLevel" in _types(layout["decoder"])
+        self._byte_level = _types(layout["decoder"]) - {"Sequence", "Fuse", ""} == {"ByteLevel"}
+        self._byte_fallback = "ByteFallback" in _types(layout["decoder"])
         self._chunkable = (
             self._byte_level and layout["normalizer"] is None and not _adds_prefix(layout["pre_tokenizer"])
         )
@@ -72,6 +81,8 @@ class Tokenizer:
                     f"this tokenizer turns the text {token!r} into the special token of that name, "
                     "so that text could forge it; use a byte-level tokenizer"
                 )
+        if not self._byte_level:
+            self._require_spelling()
 
     @property
     def vocab_size(self) -> int:
@@ -120,24 +131,58 @@ class Tokenizer:
                 start, size = stop, 0
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; special tokens become nothing, bytes that are no whole character become U+FFFD."""
-        if self._byte_level:
-            return self.decode_bytes(ids).decode("utf-8", errors="replace")
-        self._check(ids)
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        """Text of `ids`; special tokens become nothing, bytes that are no whole character become U+FFFD.
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """UTF-8 bytes of `ids`, perhaps ending inside a character; special tokens become nothing.
-
-        For streaming: bytes of one token after the other can be joined and decoded as far as they are whole.
+        A special token begins a new text: a tokenizer that puts a blank in front of a text takes it off again there.
         """
         self._check(ids)
-        return b"".join([self._token_bytes[i] for i in ids])
+        begins = [True, *(token in self._special for token in ids)]
+        raw = b"".join(
+            self._first[i] if begin else self._inner[i] for i, begin in zip(ids, begins, strict=False)
+        )
+        return raw.decode("utf-8", errors="replace")
+
+    def stream(self) -> TokenStream:
+        """For text that is shown while its tokens come one after the other."""
+        return TokenStream(self)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 bytes that `ids` add to a text that goes on, perhaps ending inside a character; special tokens become
+        nothing. What a concatenation of ids adds is the concatenation of what they add."""
+        self._check(ids)
+        return b"".join([self._inner[i] for i in ids])
+
+    @cached_property
+    def concatenates(self) -> bool:
+        """Whether a token is the same text at the beginning as inside a text, so that texts of tokens can be joined."""
+        return self._first == self._inner
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for, (vocab_size,) int64; 0 for special tokens."""
-        return np.fromiter(map(len, self._token_bytes), dtype=np.int64, count=self._size)
+        """Bytes of text that each id stands for, (vocab_size,) int64; 0 for special tokens.
+
+        Raises ValueError where that depends on the token before it: then only `byte_counts` sums to a text's bytes.
+        """
+        if not self.concatenates:
+            raise ValueError(
+                "this tokenizer's tokens have other bytes at the beginning of a text than inside it, so that no table of "
+                "them sums to the text's bytes; count with byte_counts"
+            )
+        return _lengths(self._inner)
+
+    def byte_counts(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+        """Bytes of text that each of `ids` (tokens,) stands for, (tokens,) int64; their sum is the bytes of `decode(ids)`
+        where it is whole characters. To count a part of a text give the token before it too."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        inner, first, special = self._counts
+        begins = np.concatenate(([True], special[tokens[:-1]]))[: len(tokens)]
+        return np.where(begins, first[tokens], inner[tokens])
+
+    @cached_property
+    def _counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        special = np.zeros(self._size, dtype=np.bool_)
+        special[list(self._special)] = True
+        return _lengths(self._inner), _lengths(self._first), special
 
     def require_vocab_size(self, size: int, *, of: str = "the model") -> None:
         """Raises ValueError unless `size`, the vocabulary of a model or of stored tokens, is this
@@ -160,24 +205,89 @@ class Tokenizer:
             )
 
     @cached_property
-    def _token_bytes(self) -> list[bytes]:
+    def _special(self) -> frozenset[int]:
+        """Ids that are no text."""
+        return frozenset(i for i, added in self._backend.get_added_tokens_decoder().items() if added.special)
+
+    @cached_property
+    def _inner(self) -> list[bytes]:
+        """Bytes that each id adds behind another one."""
         table = [b""] * self._size
         for token, index in self._backend.get_vocab(with_added_tokens=False).items():
-            table[index] = self._bytes_of(token)
+            if self._byte_level:
+                known = _CHAR_TO_BYTE.keys() >= set(token)
+                table[index] = bytes(_CHAR_TO_BYTE[char] for char in token) if known else token.encode()
+            elif self._byte_fallback and _BYTE_TOKEN.fullmatch(token):
+                table[index] = bytes.fromhex(token[3:5])
+        if not self._byte_level:
+            self._ask_decoder(table, [*self._anchor])
         for index, added in self._backend.get_added_tokens_decoder().items():
-            table[index] = b"" if added.special else added.content.encode()
+            if added.special or self._byte_level:
+                table[index] = b"" if added.special else added.content.encode()
         return table
 
-    def _bytes_of(self, token: str) -> bytes:
-        if self._byte_level:
-            return (
-                bytes(_CHAR_TO_BYTE[char] for char in token)
-                if _CHAR_TO_BYTE.keys() >= set(token)
-                else token.encode()
-            )
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            return bytes.fromhex(token[3:5])
-        return token.replace("\u2581", " ").encode()
+    @cached_property
+    def _first(self) -> list[bytes]:
+        """Bytes that each id stands for where a text begins with it: some tokenizers put a blank in front of a text."""
+        table = list(self._inner)
+        if not self._byte_level:
+            self._ask_decoder(table, [])
+            table = [b"" if i in self._special else raw for i, raw in enumerate(table)]
+        probe = self.encode("a")
+        if probe and table[probe[0]][:1] == b" ":  # put there, and left there by the decoder
+            table = [raw.removeprefix(b" ") for raw in table]
+        return table
+
+    @cached_property
+    def _anchor(self) -> tuple[int, ...]:
+        """A token whose text is letters or digits, to ask the decoder what others become behind it."""
+        words = (index for token, index in sorted(self._backend.get_vocab().items()) if token.isalnum())
+        return next(((index,) for index in words if self._backend.decode([index]).isalnum()), ())
+
+    def _ask_decoder(self, table: list[bytes], before: list[int]) -> None:
+        """Fills `table` with what the decoder makes of each id behind `before`; bytes of characters stay."""
+        ids = [i for i in self._backend.get_vocab(with_added_tokens=True).values() if not self._is_byte(i)]
+        start = len(self._backend.decode(before))
+        texts = self._backend.decode_batch([[*before, i] for i in ids])
+        for index, text in zip(ids, texts, strict=True):
+            table[index] = text[start:].encode()
+
+    def _is_byte(self, index: int) -> bool:
+        return self._byte_fallback and bool(_BYTE_TOKEN.fullmatch(self._backend.id_to_token(index) or ""))
+
+    def _require_spelling(self) -> None:
+        """Raises ValueError unless the decoder spells tokens one by one, which is tried with some of them."""
+        texts = [i for i in range(self._size) if self._inner[i].strip() and not self._is_byte(i)]
+        blanks = [i for i in range(self._size) if self._inner[i].isspace() and not self._is_byte(i)]
+        tried = (texts[:: max(1, len(texts) // 64)] + blanks)[:128]
+        samples = [[a, b, b] for a, b in zip(tried, tried[1:] + tried[:1], strict=True)]
+        for ids, text in zip(samples, self._backend.decode_batch(samples), strict=True):
+            if self.decode(ids).lstrip() != text.lstrip():
+                raise ValueError(
+                    f"this tokenizer's decoder makes {text!r} of tokens that are {self.decode(ids)!r} one by one, so that "
+                    "its text cannot be shown while it is written; use a byte-level, SentencePiece or WordPiece one"
+                )
+
+
+class TokenStream:
+    """The text of tokens that come one after the other: all pieces joined are `tokenizer.decode` of the tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begins = True
+
+    def push(self, token: int) -> str:
+        """The text that is safe to show after `token`, which may be none: characters come when they are whole."""
+        self._tokenizer._check([token])
+        table = self._tokenizer._first if self._begins else self._tokenizer._inner
+        self._begins = token in self._tokenizer._special
+        return self._characters.decode(table[token])
+
+    def flush(self) -> str:
+        """U+FFFD for what is left of a character that was not finished; then a new text may begin."""
+        self._begins = True
+        return self._characters.decode(b"", final=True)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -251,6 +361,14 @@ def _alphabet() -> list[str]:
 
 _BYTE_TO_CHAR = _alphabet()
 _CHAR_TO_BYTE = {char: byte for byte, char in enumerate(_BYTE_TO_CHAR)}
+
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""How vocabularies with byte fallback name a byte."""
+
+
+def _lengths(table: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, table), dtype=np.int64, count=len(table))
 
 
 def _utf8(text: str) -> bytes:

@@ -54,8 +54,7 @@ class ByteCounter(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    @property
-    def byte_lengths(self) -> NDArray[np.int64]: ...
+    def byte_counts(self, ids: NDArray[Any], /) -> NDArray[np.int64]: ...
 
 
 @dataclass(kw_only=True)
@@ -127,8 +126,7 @@ def perplexity(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
             "use the tokenizer the model was trained with"
         )
-    widths = tokenizer.byte_lengths
-    tallies = _plan(store, widths, max_bytes, max_document_bytes)
+    tallies = _plan(store, tokenizer, max_bytes, max_document_bytes)
     if memory == "shuffled" and len(tallies) < 2:
         raise ValueError(
             'memory="shuffled" needs at least two documents: a single row has no neighbour to read from'
@@ -142,12 +140,12 @@ def perplexity(
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
     with evaluating(model), torch.inference_mode():
         for group in _groups(tallies, batch_size, memory):
-            _score(model, group, widths, edges, memory, span)
+            _score(model, group, tokenizer, edges, memory, span)
     return _result(model, tallies, edges, memory, seed)
 
 
 def _plan(
-    store: Documents, widths: NDArray[np.int64], max_bytes: int | None, max_document_bytes: int | None
+    store: Documents, tokenizer: ByteCounter, max_bytes: int | None, max_document_bytes: int | None
 ) -> list[_Tally]:
     """The documents to score, in order, each cut at `max_document_bytes`, the last one where `max_bytes` ends."""
     left = math.inf if max_bytes is None else max_bytes
@@ -160,9 +158,10 @@ def _plan(
         size = store.document_bytes(index)
         if size > min(left, most):
             last = left <= most
-            kept = int(np.searchsorted(np.cumsum(widths[tokens[1:]]), min(left, most), side="right"))
+            widths = tokenizer.byte_counts(tokens)[1:]
+            kept = int(np.searchsorted(np.cumsum(widths), min(left, most), side="right"))
             tokens = tokens[: kept + 1]
-            size = int(widths[tokens[1:]].sum())
+            size = int(widths[:kept].sum())
             left = 0 if last else left
         if len(tokens) > 1 and size > 0:
             empty = np.zeros(0)
@@ -198,7 +197,7 @@ def _groups(tallies: list[_Tally], batch_size: int, memory: MemoryMode) -> Itera
 def _score(
     model: LanguageModel,
     rows: list[_Tally],
-    widths: NDArray[np.int64],
+    tokenizer: ByteCounter,
     edges: NDArray[np.int64],
     memory: MemoryMode,
     span: int,
@@ -228,7 +227,7 @@ def _score(
         nats_BT = nats.view(len(rows), longest).double().cpu().numpy()
         for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             if length:
-                row.add(nats_BT[b, :length], widths[grid[b, 1 : length + 1]], edges)
+                row.add(nats_BT[b, :length], tokenizer.byte_counts(grid[b, : length + 1])[1:], edges)
 
 
 def _result(

@@ -31,8 +31,7 @@ _SHARE, _WEIGHT, _BITS = 0.004, 0.001, 0.01
 class TextOfTokens(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    @property
-    def byte_lengths(self) -> NDArray[np.int64]: ...
+    def byte_counts(self, ids: NDArray[Any], /) -> NDArray[np.int64]: ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
 
@@ -55,7 +54,7 @@ def contents(
         model_name: where the model lies.
         training: what `training_contents` made of a run.
     """
-    widths = tokenizer.byte_lengths[found.tokens]
+    widths = tokenizer.byte_counts(found.tokens)
     asked = found.targets != IGNORED
     is_task = reading.targets is not None
     units = asked.astype(np.int64) if is_task else np.where(asked, np.append(widths[1:], 0), 0)

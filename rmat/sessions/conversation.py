@@ -134,7 +134,7 @@ class Conversation:
             part = ids[start : start + piece]
             logits, state = read(self.model, part.tolist(), state)
             if progress is not None:
-                progress(int(self.tokenizer.byte_lengths[part].sum()))
+                progress(int(self.tokenizer.byte_counts(part).sum()))
         self._session = session_after(self.session, state, logits, ids, turns)
 
     def _state(self) -> StreamState:

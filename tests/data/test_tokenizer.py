@@ -162,6 +162,30 @@ def test_a_tokenizer_that_text_could_forge_is_refused(tmp_path):
 
 
 def test_a_tokenizer_with_byte_fallback_streams(tmp_path):
+    llama_like().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode("a a😀")
+    assert tokenizer.decode(ids) == "a a😀"
+    assert b"".join(tokenizer.decode_bytes([i]) for i in ids) == " a a😀".encode()
+
+
+def sentencepiece(**how) -> tokenizers.Tokenizer:
+    pieces = [("<unk>", 0.0), ("\u2581hello", -1.0), ("\u2581world", -1.0), ("\u2581", -2.0)]
+    backend = tokenizers.Tokenizer(
+        models.Unigram(pieces + [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"], unk_id=0)
+    )
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(**how), decoders.Metaspace(**how)
+    return backend
+
+
+def word_pieces() -> tokenizers.Tokenizer:
+    words = ["[UNK]", "hello", "##ing", "play", "world", "##s", "."]
+    backend = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return backend
+
+
+def llama_like() -> tokenizers.Tokenizer:
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
     vocabulary |= {"\u2581": 256, "a": 257, "\u2581a": 258, "[UNK]": 259}
     backend = tokenizers.Tokenizer(
@@ -173,11 +197,89 @@ def test_a_tokenizer_with_byte_fallback_streams(tmp_path):
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    backend.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_tokenizer(tmp_path)
-    ids = tokenizer.encode("a a😀")
-    assert tokenizer.decode(ids) == "a a😀"
-    assert b"".join(tokenizer.decode_bytes([i]) for i in ids) == " a a😀".encode()
+    return backend
+
+
+def byte_level_with_prefix() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["hello world " * 20], trainer)
+    return backend
+
+
+def words_alone() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel({"hello": 0, "world": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [
+        (word_pieces(), "playing hello worlds. hello"),
+        (sentencepiece(), "hello world helloworld"),
+        (sentencepiece(prepend_scheme="first"), "hello world a"),
+        (sentencepiece(prepend_scheme="never"), "hello world a"),
+        (llama_like(), "  a aé 😀a  "),
+        (byte_level_with_prefix(), "hello naïve 😀 world"),
+        (words_alone(), "hello world hello"),
+    ],
+    ids=["word pieces", "always", "first", "never", "byte fallback", "prefix", "no decoder"],
+)
+def test_any_tokenizer_streams_what_it_decodes_and_counts_its_bytes(backend, text):
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode(text)
+    stream = tokenizer.stream()
+    assert "".join([*map(stream.push, ids), stream.flush()]) == tokenizer.decode(ids) == text
+    turn = [tokenizer.special_id("user"), *ids, tokenizer.special_id("turn_end")]
+    counts = tokenizer.byte_counts([*turn, *turn])
+    assert counts.sum() == 2 * len(text.encode()) and counts[0] == counts[-1] == 0
+    assert tokenizer.decode([*turn, *turn]) == text * 2
+    joined = b"".join(tokenizer.decode_bytes([i]) for i in ids)
+    assert joined == tokenizer.decode_bytes(ids) and joined.endswith(text.encode())
+    if tokenizer.concatenates:
+        assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+    else:
+        with pytest.raises(ValueError, match="other bytes at the beginning"):
+            _ = tokenizer.byte_lengths
+
+
+LLAMA_LIKE = Tokenizer(llama_like())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 259 + len(SPECIAL_TOKENS)), max_size=12))
+def test_streams_equal_decoding_for_any_ids(ids):
+    for tokenizer in (LLAMA_LIKE, BYTES):
+        known = [i for i in ids if i < tokenizer.vocab_size]
+        stream = tokenizer.stream()
+        assert "".join([*map(stream.push, known), stream.flush()]) == tokenizer.decode(known)
+
+
+def test_part_of_a_character_is_held_back_and_told_at_the_end(tokenizer):
+    stream = tokenizer.stream()
+    pieces = [stream.push(i) for i in tokenizer.encode("é😀")[:-1]]
+    assert "".join(pieces) == "é"
+    assert stream.flush() == "\ufffd"
+
+
+def test_a_decoder_that_does_not_spell_token_by_token_is_refused():
+    backend = words_alone()
+    for decoder in (decoders.CTC(pad_token="[UNK]"), decoders.BPEDecoder(suffix="lo")):
+        backend.decoder = decoder
+        with pytest.raises(ValueError, match="cannot be shown while it is written"):
+            Tokenizer(backend)
+
+
+def test_dropout_is_off():
+    backend = tokenizers.Tokenizer.from_str(BPE._backend.to_str())
+    backend.model.dropout = 0.9
+    tokenizer = Tokenizer(backend)
+    assert {tuple(tokenizer.encode("hello world hello world")) for _ in range(10)} == {
+        tuple(BPE.encode("hello world hello world"))
+    }
 
 
 def test_a_vocabulary_that_does_not_fit_is_named():

@@ -20,6 +20,9 @@ class Widths:
     vocab_size = VOCAB
     byte_lengths: NDArray[np.int64] = np.array([0, *(1 + i % 3 for i in range(1, VOCAB))], dtype=np.int64)
 
+    def byte_counts(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        return self.byte_lengths[ids]
+
 
 class Store:
     """Documents in memory: each the document token and then the given tokens."""
