@@ -15,13 +15,14 @@ import rmat
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
-from rmat.serving import chat_completions, completions, schemas, session_routes
+from rmat.serving import chat, completions, openai_types, session_routes
 from rmat.serving.auth import Keys
 from rmat.serving.errors import install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
+from rmat.serving.openai_types import ERRORS, Health, Model, ModelList
 from rmat.serving.page import page_routes
-from rmat.serving.replies import ERRORS, Health, Model, ModelLimits, ModelList
+from rmat.serving.openai_types import ERRORS, Health, Model, ModelLimits, ModelList
 from rmat.serving.service import Service, service_of, unknown_model
 from rmat.sessions.store import SessionStore
 from rmat.storage import weights_fingerprint
@@ -68,11 +69,11 @@ def create_app(
     app.state.service = service
     app.state.metrics = metrics = Metrics(engine.stats)
     with_key = [Depends(HTTPBearer(auto_error=False))] if keys else []
-    for part in (completions.router, chat_completions.router, session_routes.router, router):
+    for part in (completions.router, chat.router, session_routes.router, router):
         app.include_router(part, dependencies=with_key)
     app.include_router(open_router)
     app.include_router(page_routes())
-    install_handlers(app, schemas.FIELD_NAMES)
+    install_handlers(app, openai_types.FIELD_NAMES | session_routes.FIELD_NAMES)
     app.add_middleware(
         Guard,
         limits=limits,

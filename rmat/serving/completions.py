@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,11 @@ from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
-from rmat.serving.answers import Answers, GoingOn, send
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
-from rmat.serving.replies import Completion, answered
-from rmat.serving.schemas import CompletionBody
-from rmat.serving.service import Service, service_of
-from rmat.serving.wording import Wording, finish, finite, token_text
+from rmat.serving.openai_types import Completion, CompletionBody, answered
+from rmat.serving.service import Service, in_thread, service_of
+from rmat.serving.streaming import Form, finish, finite, respond, token_text
 
 DEFAULT_TOKENS = 16
 """Length of an answer if nothing is said, as at OpenAI."""
@@ -30,38 +27,20 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute)
 async def completions(body: CompletionBody, request: HttpRequest) -> Response:
     """Go on from a prompt; with `suffix`, fill the gap between the two."""
     service = service_of(request)
+    tokenizer = service.tokenizer
     prompts = _prompts(body)
     service.check(body, len(prompts))
     length = service.length(body.max_tokens, DEFAULT_TOKENS, "max_tokens")
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs is not supported: leave one out", param="echo")
-    n = body.n or 1
-    held = await service.hold(request, body.session) if body.session is not None else None
-    try:
-        begins = held is None or held.session is None
-        requests, echoed, ids = [], [], []
-        for prompt in prompts:
-            ids = await service.encode(
-                functools.partial(prompt_ids, service.tokenizer, prompt, body.suffix, begins)
-            )
-            requests += service.requests(
-                request, body, ids, held, max_new_tokens=length, logprobs=body.logprobs
-            )
-            echoed += [_text(service.tokenizer, prompt) if body.echo else ""] * n
-        streams = service.submit(requests)
-    except BaseException:
-        if held is not None:
-            held.release()
-        raise
-    turn_end = service.tokenizer.special_id("turn_end")
-    going_on = None if held is None else GoingOn(held=held, ids=ids, turns=None, turn_end=turn_end)
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    return await send(
+    echoed = await in_thread(lambda: [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts])
+    return await respond(
         request,
-        Answers(streams, n, going_on),
-        _Form(service, echoed),
-        stream=bool(body.stream),
-        with_usage=with_usage,
+        body,
+        _Form(service, [text for text in echoed for _ in range(body.n or 1)]),
+        lambda begins: [prompt_ids(tokenizer, prompt, body.suffix, begins) for prompt in prompts],
+        max_new_tokens=length,
+        logprobs=body.logprobs,
     )
 
 
@@ -98,9 +77,12 @@ def _text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-class _Form(Wording):
+class _Form(Form):
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
+
     def __init__(self, service: Service, echoed: Sequence[str]) -> None:
-        super().__init__(service, kind="text_completion", chunk_kind="text_completion", prefix="cmpl")
+        super().__init__(service)
         self._echoed = echoed
         self._offsets = [_Offsets(self.tokenizer) for _ in echoed]
 

@@ -5,15 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.model import ModelConfig
-from rmat.serving.replies import HeldToken, LayerMemory, Memory
 from rmat.sessions.store import Session
 
 TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
 """Tokens around the one a slot comes from that are shown with it."""
+
+
+class HeldToken(BaseModel):
+    """A filled slot: `age` in tokens up to the open segment, `text` around the token it comes from if that is still
+    known, and the character of `text` at which that token begins."""
+
+    slot: int
+    age: int
+    gate: float
+    token: str | None
+    text: str | None
+    start: int | None
+
+
+class LayerMemory(BaseModel):
+    """One layer's bank: of `slots`, `filled`; `pushed` vectors entered it, `openness` a token."""
+
+    layer: int
+    slots: int
+    filled: int
+    pushed: int
+    openness: float
+    held: list[HeldToken]
+
+
+class Memory(BaseModel):
+    """What a session remembers."""
+
+    tokens_read: int
+    layers: list[LayerMemory]
 
 
 def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> Memory:

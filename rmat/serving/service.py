@@ -7,20 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.engine.request import Full, Request, Stopped, Stream
-from rmat.generation.sampling import SamplingConfig
 from rmat.model import LanguageModel
 from rmat.serving.errors import ApiError
 from rmat.serving.held_session import HeldSession
 from rmat.serving.limits import Limits
-from rmat.serving.schemas import Sampling
+from rmat.serving.openai_types import WritingBody
 from rmat.sessions.store import SessionStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,38 +50,38 @@ class Service:
         """The session `name` of whoever asks, for this request alone. Raises ApiError."""
         return await HeldSession.take(self.store(request), name, self.model, self.limits.session_seconds)
 
-    async def encode(self, work: Callable[[], list[int]]) -> list[int]:
-        """Token ids that `work` gives, made in a thread and not too many. Raises ApiError."""
-        try:
-            ids = await asyncio.to_thread(work)
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
-        if len(ids) > self.limits.max_prompt_tokens:
-            message = (
-                f"the prompt has {len(ids)} tokens: at most {self.limits.max_prompt_tokens} are read at once"
-            )
+    async def encode(self, work: Callable[[], Sequence[Sequence[int]]]) -> list[tuple[int, ...]]:
+        """Token ids of the prompts that `work` makes, in a thread and not too many. Raises ApiError."""
+        prompts = await in_thread(lambda: [tuple(ids) for ids in work()])
+        longest, most = max(map(len, prompts)), self.limits.max_prompt_tokens
+        if longest > most:
+            message = f"the prompt has {longest} tokens: at most {most} are read at once"
             raise ApiError(400, message, code="context_length_exceeded")
-        return ids
+        return prompts
 
-    def submit(self, requests: Sequence[Request]) -> list[Stream]:
+    async def submit(self, requests: Sequence[Request]) -> list[Stream]:
         """Hand all requests to the engine, or none. Raises ApiError."""
-        streams: list[Stream] = []
-        try:
-            for request in requests:
-                streams.append(self.engine.submit(request))
-        except Full:
-            raise ApiError(429, "too many requests wait already: try again later", retry_after=1) from None
-        except Stopped:
-            raise stopping() from None
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
-        finally:
-            if len(streams) < len(requests):
-                for stream in streams:
-                    stream.cancel()
-        return streams
 
-    def check(self, body: Sampling, n_prompts: int) -> None:
+        def work() -> list[Stream]:
+            streams: list[Stream] = []
+            try:
+                for request in requests:
+                    streams.append(self.engine.submit(request))
+            except Full:
+                raise ApiError(
+                    429, "too many requests wait already: try again later", retry_after=1
+                ) from None
+            except Stopped:
+                raise stopping() from None
+            finally:
+                if len(streams) < len(requests):
+                    for stream in streams:
+                        stream.cancel()
+            return streams
+
+        return await in_thread(work)  # a long prompt is looked through
+
+    def check(self, body: WritingBody, n_prompts: int) -> None:
         """Refuse a body that asks for another model or too much. Raises ApiError."""
         if body.model is not None and body.model != self.model_name:
             raise unknown_model(body.model, self.model_name)
@@ -103,31 +104,13 @@ class Service:
             )
         return min(default, most) if asked is None else asked
 
-    def requests(
-        self, request: HttpRequest, body: Sampling, ids: list[int], held: HeldSession | None, **more: Any
-    ) -> list[Request]:
-        """One request to the engine for each of the `n` answers, with seeds that follow on each other."""
-        session = held.session if held is not None else None
-        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-        if session is not None:
-            more |= dict(state=session.state, next_logits=session.next_logits)
-        return [
-            Request(
-                ids=tuple(ids),
-                sampling=SamplingConfig(
-                    temperature=1.0 if body.temperature is None else body.temperature,
-                    top_p=body.top_p,
-                    top_k=body.top_k,
-                    repetition_penalty=body.repetition_penalty or 1.0,
-                    seed=None if body.seed is None else (body.seed + index) % 2**63,
-                ),
-                stop=stop,
-                deadline=request.state.deadline,
-                cache_scope=request.state.owner,
-                **more,
-            )
-            for index in range(body.n or 1)
-        ]
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """The result of `work`, made in a thread. A ValueError becomes an ApiError (400)."""
+    try:
+        return await asyncio.to_thread(work)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
 
 
 def service_of(request: HttpRequest) -> Service:

@@ -4,34 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Path
 from fastapi import Request as HttpRequest
+from pydantic import BaseModel, Field
 
-from rmat.engine.request import Request
-from rmat.generation.sampling import SamplingConfig
-from rmat.serving.answers import Answers, GoingOn, unless_gone
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
-from rmat.serving.held_session import HeldSession, with_store
-from rmat.serving.memory_view import memory_view
-from rmat.serving.replies import (
-    ERRORS,
-    Deleted,
-    HistoryTurn,
-    Memory,
-    SessionDetail,
-    SessionEntry,
-    SessionList,
-)
-from rmat.serving.schemas import NAME_PATTERN, NameBody, ReadBody
-from rmat.serving.service import Service, service_of
+from rmat.serving.held_session import with_store
+from rmat.serving.memory_view import Memory, memory_view
+from rmat.serving.openai_types import ERRORS, NAME_PATTERN, Body, SessionName, field_names
+from rmat.serving.service import service_of
+from rmat.serving.streaming import Encode, begin
 from rmat.sessions.store import SessionInfo
 
 T = TypeVar("T")
 
 Name = Annotated[str, Path(pattern=NAME_PATTERN)]
+
+
+class NameBody(Body):
+    """A session's name."""
+
+    name: SessionName
+
+
+class ReadBody(Body):
+    """Text for a session to read."""
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+class SessionEntry(BaseModel):
+    """A session; times are unix seconds."""
+
+    name: str
+    tokens_read: int
+    turns: int
+    created: float
+    used: float
+    bytes: int
+
+
+class SessionList(BaseModel):
+    """The sessions of the API key."""
+
+    object: Literal["list"] = "list"
+    data: list[SessionEntry]
+
+
+class HistoryTurn(BaseModel):
+    """A turn that was read or written."""
+
+    role: str
+    content: str
+
+
+class SessionDetail(SessionEntry):
+    """A session with its last turns."""
+
+    history: list[HistoryTurn]
+
+
+class Deleted(BaseModel):
+    """A session that is gone."""
+
+    name: str
+    deleted: Literal[True] = True
+
+
+FIELD_NAMES = field_names(NameBody, ReadBody)
+"""Names that a path to a mistake may hold."""
 
 router = APIRouter(prefix="/v1/sessions", route_class=StrictRoute, responses=ERRORS)
 
@@ -46,12 +90,14 @@ async def list_sessions(request: HttpRequest) -> SessionList:
 @router.post("", status_code=201)
 async def create(body: NameBody, request: HttpRequest) -> SessionEntry:
     """Begin a session in which nothing has been read."""
-    service = service_of(request)
-    held = await service.hold(request, body.name)
-    if held.session is not None:
-        held.release()
+    document = service_of(request).tokenizer.special_id("document")
+
+    def encode(begins: bool) -> list[list[int]]:
+        if begins:
+            return [[document]]
         raise ApiError(409, f"there is a session {body.name!r} already", param="name", code="session_exists")
-    return await _read(service, request, held, [service.tokenizer.special_id("document")])
+
+    return await _read(request, body.name, encode)
 
 
 @router.get("/{name}")
@@ -89,16 +135,14 @@ async def rename(name: Name, body: NameBody, request: HttpRequest) -> SessionEnt
 async def read(name: Name, body: ReadBody, request: HttpRequest) -> SessionEntry:
     """Read a text on from where the session is. Its length is bounded by the limits only; the session's size does not
     change."""
-    service = service_of(request)
-    held = await service.hold(request, name)
-    try:
-        if held.session is None:
+    tokenizer = service_of(request).tokenizer
+
+    def encode(begins: bool) -> list[list[int]]:
+        if begins:
             raise ApiError(404, f"there is no session {name!r}", param="session", code="unknown_session")
-        ids = await service.encode(lambda: service.tokenizer.encode(body.text))
-    except BaseException:
-        held.release()
-        raise
-    return await _read(service, request, held, ids)
+        return [tokenizer.encode(body.text)]
+
+    return await _read(request, name, encode)
 
 
 @router.get("/{name}/memory")
@@ -113,39 +157,13 @@ async def memory(name: Name, request: HttpRequest) -> Memory:
     return await with_store(look)
 
 
-async def _read(service: Service, request: HttpRequest, held: HeldSession, ids: list[int]) -> SessionEntry:
-    """Have the engine read `ids` into the session, and save it."""
-    session = held.session
-    try:
-        streams = service.submit(
-            [
-                Request(
-                    ids=tuple(ids),
-                    sampling=SamplingConfig(),
-                    max_new_tokens=0,
-                    state=None if session is None else session.state,
-                    next_logits=None if session is None else session.next_logits,
-                    deadline=request.state.deadline,
-                    cache_scope=request.state.owner,
-                )
-            ]
-        )
-    except BaseException:
-        held.release()
-        raise
-    turn_end = service.tokenizer.special_id("turn_end")
-    answers = Answers(streams, 1, GoingOn(held=held, ids=ids, turns=None, turn_end=turn_end))
-
-    async def finish() -> None:
-        async for _ in answers.pieces():
-            pass
-
-    try:
-        await unless_gone(request, finish())
-    finally:
-        answers.close()
+async def _read(request: HttpRequest, name: str, encode: Encode) -> SessionEntry:
+    """Have the engine read what `encode` gives into the session `name`, and save it."""
+    service = service_of(request)
+    answers = await begin(request, await service.hold(request, name), encode)
+    await answers.collect(request)
     store = service.store(request)
-    return _entry(await with_store(lambda: store.info(held.name)))
+    return _entry(await with_store(lambda: store.info(name)))
 
 
 async def _with_locks(request: HttpRequest, names: tuple[str, ...], work: Callable[[], T]) -> T:

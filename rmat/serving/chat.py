@@ -10,14 +10,12 @@ from fastapi import Request as HttpRequest
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
-from rmat.serving.answers import Answers, GoingOn, Turn, send
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
-from rmat.serving.replies import ChatCompletion, answered
-from rmat.serving.schemas import ChatBody, Message
+from rmat.serving.openai_types import ChatBody, ChatCompletion, Message, answered
 from rmat.serving.service import Service, service_of
-from rmat.serving.wording import Wording, finish, finite, token_text
-from rmat.sessions.conversation import encode_turns, open_turn
+from rmat.serving.streaming import Form, finish, finite, respond, token_text
+from rmat.sessions.conversation import Turn, encode_turns, open_turn
 
 DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""
@@ -34,34 +32,15 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs is for logprobs: true only", param="top_logprobs")
     turns = [_turn(message) for message in body.messages]
-    held = await service.hold(request, body.session) if body.session is not None else None
-    try:
-        begins = held is None or held.session is None
-        ids = await service.encode(lambda: _ids(service.tokenizer, turns, begins))
-        streams = service.submit(
-            service.requests(
-                request,
-                body,
-                ids,
-                held,
-                max_new_tokens=length,
-                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-                close_turn=held is not None,
-            )
-        )
-    except BaseException:
-        if held is not None:
-            held.release()
-        raise
-    turn_end = service.tokenizer.special_id("turn_end")
-    going_on = None if held is None else GoingOn(held=held, ids=ids, turns=turns, turn_end=turn_end)
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    return await send(
+    return await respond(
         request,
-        Answers(streams, len(streams), going_on),
+        body,
         _Form(service),
-        stream=bool(body.stream),
-        with_usage=with_usage,
+        lambda begins: [_ids(service.tokenizer, turns, begins)],
+        turns=turns,
+        max_new_tokens=length,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        close_turn=body.session is not None,
     )
 
 
@@ -85,11 +64,10 @@ def _turn(message: Message) -> Turn:
     return role, f"{message.name}: {text}" if message.name and role == "user" else text
 
 
-class _Form(Wording):
-    def __init__(self, service: Service) -> None:
-        super().__init__(
-            service, kind="chat.completion", chunk_kind="chat.completion.chunk", prefix="chatcmpl"
-        )
+class _Form(Form):
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._delta(index, {"role": "assistant", "content": ""}, None)
