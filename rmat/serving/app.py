@@ -20,9 +20,8 @@ from rmat.serving.auth import Keys
 from rmat.serving.errors import install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
-from rmat.serving.openai_types import ERRORS, Health, Model, ModelList
-from rmat.serving.page import page_routes
 from rmat.serving.openai_types import ERRORS, Health, Model, ModelLimits, ModelList
+from rmat.serving.page import page_routes
 from rmat.serving.service import Service, service_of, unknown_model
 from rmat.sessions.store import SessionStore
 from rmat.storage import weights_fingerprint
