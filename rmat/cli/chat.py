@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rmat.cli.conversing import add_model, add_sampling, add_session, sampling
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import add_model, add_sampling, add_session, load_with_tokenizer, sampling
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
 

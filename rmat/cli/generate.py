@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rmat.cli.conversing import add_model, add_sampling, sampling
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import add_model, add_sampling, load_with_tokenizer, sampling
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
 

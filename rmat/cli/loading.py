@@ -1,9 +1,11 @@
-"""Loading a model for a command that measures or writes text."""
+"""What commands that run a model share: the options that name it, a session and the sampling, and loading it."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rmat.cli.parsing import Parser
 
 if TYPE_CHECKING:
     from rmat.data.tokenizer import Tokenizer
@@ -12,6 +14,78 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 """Where a command may run; auto takes a GPU if there is one."""
+
+_SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+)
+
+
+def add_model(parser: Parser) -> None:
+    """The model and where it runs."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder of a model or of a training run, or the name of one that comes along",
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+
+
+def add_session(parser: Parser, *, required: bool, help: str) -> None:
+    """The session's name and the folder of sessions."""
+    parser.add_argument("--session", metavar="NAME", required=required, help=help)
+    parser.add_argument(
+        "--sessions",
+        metavar="DIR",
+        help="folder of the sessions (default: $RMAT_SESSIONS, else rmat/sessions in the user's data folder)",
+    )
+
+
+def add_sampling(parser: Parser, *, max_new_tokens: int = 256, temperature: float = 0.8) -> None:
+    """How tokens are chosen, and where a text ends; the keywords are defaults."""
+    add = parser.add_argument
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="write at most N tokens (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="X",
+        help="0 takes the likeliest token (default: %(default)s)",
+    )
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that have probability P together only",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens already written less likely",
+    )
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add(
+        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)"
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_sampling` as keywords of `rmat.generate`."""
+    return {name: getattr(args, name) for name in _SAMPLING}
 
 
 def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenizer]:

@@ -1,11 +1,13 @@
 """The command `rmat`: picks the command, and turns what goes wrong into a sentence and an exit status.
 
-Exit status: 0 done, 1 failed in running (or interrupted), 2 wrong arguments or input.
+Exit status: 0 done, 1 failed in running, 2 wrong arguments or input, 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +15,7 @@ import rmat
 from rmat.cli import ask, chat, complete, describe, evaluate, generate, read, report, serve, sessions, train
 from rmat.cli.parsing import Parser, parse
 
-FAILED, WRONG_INPUT = 1, 2
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 _WRONG_INPUT_ERRORS = (
     ValueError,
@@ -24,6 +26,17 @@ _WRONG_INPUT_ERRORS = (
     PermissionError,
     ModuleNotFoundError,
 )
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator|Storage size calculation overflowed", re.IGNORECASE
+)
+"""What torch says in a RuntimeError where there is not enough memory."""
+
+_ALLOCATION = re.compile(r"(?:allocate )(\d[\d.]* (?:bytes|[KMGTPE]iB))")
+"""The size of what could not be allocated, in the words of torch and numpy."""
+
+_RESULT_ON_DISK = ("train", "serve")
+"""Commands whose standard output has remarks only, or what also stands in a file."""
 
 
 def build_parser() -> Parser:
@@ -45,23 +58,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = parse(build_parser(), sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return FAILED
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left, as in `rmat generate ... | head`; nothing can be said to it any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return FAILED
     except _WRONG_INPUT_ERRORS as error:
         return _tell(args.traceback, error, WRONG_INPUT)
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         return _tell(args.traceback, error, FAILED)
+    except (RuntimeError, MemoryError) as error:
+        if _OUT_OF_MEMORY.search(str(error)) is None and not isinstance(error, MemoryError):
+            raise
+        return _tell(args.traceback, error, FAILED)
+    if isinstance(sys.stdout, _ClosedOutput) and sys.stdout.lost and args.command not in _RESULT_ON_DISK:
+        print("rmat: standard output is closed: what was to be printed is lost", file=sys.stderr)
+        return status or FAILED
+    return status
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    _prepare_streams()
+    try:
+        status: object = main()
+    except SystemExit as end:  # of the parser
+        status = end.code
+    try:
+        sys.stdout.flush()
+    except (
+        OSError
+    ):  # told by `main`; else the interpreter would try once more, and end with a status of its own
+        _discard_output()
+        status = status or FAILED
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Stands in for a standard output or error that is closed, and notes whether something was to be written."""
+
+    encoding, lost = "utf-8", False
+
+    def write(self, text: str) -> int:
+        self.lost = self.lost or bool(text)
+        return len(text)
+
+
+def _prepare_streams() -> None:
+    """Make the three standard streams usable, as every command takes for granted.
+
+    A closed input is empty. A closed descriptor is taken by the null device, so that no file which is opened later gets
+    its number and what others print. A character which an encoding lacks is written as an escape such as \\u20ac.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 (to the end of the process)
+    sys.stdout, sys.stderr = sys.stdout or _ClosedOutput(), sys.stderr or _ClosedOutput()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(with_traceback: bool, error: Exception, status: int) -> int:
@@ -69,6 +135,12 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         raise error
     if isinstance(error, OSError) and error.filename is not None:
         sentence = f"{error.filename}: {error.strerror}; check this path and what may be done there"
+    elif isinstance(error, (RuntimeError, MemoryError)):
+        asked = _ALLOCATION.search(str(error))
+        size = "" if asked is None else f" ({asked[1]} at once)"
+        sentence = (
+            f"not enough memory{size}: take a smaller model, batch or window, or a machine with more of it"
+        )
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
     print(f"rmat: {sentence}", file=sys.stderr)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def print_json(result: dict[str, Any]) -> None:
     """One object on one line; numbers that JSON lacks (infinite, not a number) become null."""
-    print(json.dumps(_finite(result), ensure_ascii=False), flush=True)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "")
+    print(json.dumps(_finite(result), ensure_ascii=not unicode), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from rmat.settings import nearest
@@ -63,15 +64,27 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         if word.startswith("-") and word != "-" and " " not in word:
             options = [name for name in args.parser._option_string_actions if name.startswith("--")]
             name = word.partition("=")[0]
-            args.parser.error(f"there is no option {name!r}: did you mean {nearest(name, options)!r}?")
+            longer = [option for option in options if option.startswith(name)]
+            args.parser.error(
+                f"there is no option {name!r}: did you mean {nearest(name, longer or options)!r}?"
+            )
     words += arguments[end + 1 :]
     if args.words == "settings":
         args.settings = _settings(args.parser, words)
     elif args.words == "prompt" and words:
         args.prompt = words.pop(0)
     if words and args.words != "settings":
-        args.parser.error(f"one argument too many: {words[0]!r}")
+        args.parser.error(f"one argument too many: {words[0]!r}{_pattern_hint(words[0])}")
     return args
+
+
+def _pattern_hint(word: str) -> str:
+    """What a shell does to a pattern without quotes, where `word` is a file."""
+    return (
+        "; quote a pattern such as '*.txt', which the shell turns into many names"
+        if Path(word).exists()
+        else ""
+    )
 
 
 def _settings(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
@@ -79,7 +92,7 @@ def _settings(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            parser.error(f"{word!r} is no setting: settings are written field=value")
+            parser.error(f"{word!r} is no setting: settings are written field=value{_pattern_hint(word)}")
         settings = merge(settings, nest(key, value))
     return settings
 

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rmat.cli.conversing import add_model, add_session
-from rmat.cli.loading import load_with_tokenizer
+from rmat.cli.loading import add_model, add_session, load_with_tokenizer
 from rmat.cli.output import human_bytes, print_json, print_table
 from rmat.cli.parsing import add_command, add_json
 
