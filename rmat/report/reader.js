@@ -116,7 +116,10 @@ const colours = {
 const SIZE = 256, pane = place("pane"), panel = place("panel"), map = place("map");
 const blocks = [];
 const marks = new Map();
-let layer_index = MEMORY_LAYERS.length ? MEMORY_LAYERS[0] : 0, layer = layer_of(layer_index);
+const used = (k) => layer_of(k).share.reduce((sum, x) => sum + x, 0); // what the whole text read from a layer's slots
+let layer_index = MEMORY_LAYERS.reduce((best, k) => (best < 0 || used(k) > used(best) ? k : best), -1), layer = null;
+if (layer_index < 0) layer_index = 0;
+else layer = layer_of(layer_index);
 let way = null, scale = null, active = -1, held = false;
 
 const shown_text = (i) => (DATA.text.specials[i] ? (DATA.text.specials[i] === "document" ? `▸ ${document_of(i).name}` : DATA.text.specials[i]) : TOKENS[i]);
@@ -246,9 +249,17 @@ function facts_of(i) {
   return rows;
 }
 
+/** Why a token could read nothing: nothing had entered the bank of its document yet, for one of two reasons. */
+function why_empty(i) {
+  const config = DATA.model.config, start = document_of(i).start, opened = SEGMENT_STARTS.findLast((s) => s <= i);
+  if (layer.entered.some((at, e) => layer.source[e] >= start && at <= i)) return "No slot stood out.";
+  if (opened - start < config.segment_len) return `Nothing: the bank was empty, since the first write comes when a segment closes (every ${count(config.segment_len)} tokens).`;
+  return "Nothing: the bank was empty, since the gate had refused every token so far.";
+}
+
 function reading_of(i) {
-  const found = reads_of(i), bank_empty = `Nothing: the bank was empty, since the first write comes when a segment closes (every ${count(DATA.model.config.segment_len)} tokens).`;
-  if (!found.length) return [make("p", null, layer.share[i] > 0 || (layer.null && layer.null[i] < 0.999) ? "No slot stood out." : bank_empty)];
+  const found = reads_of(i);
+  if (!found.length) return [make("p", null, why_empty(i))];
   const listed = found.reduce((sum, one) => sum + one.weight, 0), rest = 1 - listed - (layer.null ? layer.null[i] : 0);
   const list = found.map(({ entry, weight, head }) => {
     const age = i - layer.source[entry];

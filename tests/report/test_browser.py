@@ -79,6 +79,9 @@ def test_on_a_desktop(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, written(tmp_path, "recommended", training=TRAINING))
     tab = opened.tab
     assert tab.evaluate("pane.textContent").endswith(TEXT)
+    shares = tab.evaluate("MEMORY_LAYERS.map((k) => layer_of(k).share.reduce((a, b) => a + b, 0))")
+    first = shares.index(max(shares))
+    assert tab.evaluate("layer_index") == first, "it opens on the layer that the text read most from"
     assert tab.locator("#training figure").count() == 3 and tab.locator("#fusion .head").count() == 8
 
     token = tab.evaluate(
@@ -87,7 +90,7 @@ def test_on_a_desktop(browser: Any, tmp_path: Path) -> None:
     tab.evaluate(f"choose({token}, false, true)")  # scrolled into view, not yet held
     tab.click(f"#t{token}")
     panel = opened.text("#panel")
-    assert "Read from the memory, layer 1" in panel and "tokens ago" in panel and "entered the bank" in panel
+    assert f"Read from the memory, layer {first + 1}" in panel and "tokens ago" in panel and "entered the bank" in panel
     sources = tab.locator("#panel .sources button")
     assert 1 <= sources.count() <= 5
     marked = {
@@ -100,8 +103,8 @@ def test_on_a_desktop(browser: Any, tmp_path: Path) -> None:
     source = int(tab.evaluate("active"))
     assert source in read and "tokens later" in opened.text("#panel")
     before = opened.text("#panel")
-    tab.locator("#layers label").nth(1).click()
-    assert "layer 2" in opened.text("#panel") and opened.text("#panel") != before
+    tab.locator("#layers label").nth(1 - first).click()
+    assert f"layer {2 - first}" in opened.text("#panel") and opened.text("#panel") != before
     for way in tab.locator("#colour option").all():
         tab.select_option("#colour", way.get_attribute("value"))
         assert opened.text("#legend")
@@ -121,6 +124,22 @@ def test_on_a_desktop(browser: Any, tmp_path: Path) -> None:
     assert "memory on" in opened.text("#positions .readout >> nth=0")
     tab.screenshot(path=tmp_path / "desktop.png", full_page=True)
     assert (tmp_path / "desktop.png").stat().st_size > 20_000
+    opened.sound()
+
+
+def test_a_closed_gate_is_given_as_the_reason(browser: Any, tmp_path: Path) -> None:
+    """The page said of every token that no segment had closed yet, in the middle of a text that no gate let in."""
+    model = make_model("recommended", dtype=torch.float32, vocab_size=BYTES.vocab_size)
+    for block in model.blocks:
+        torch.nn.init.constant_(block.memory.writer.score.bias, -1e3)
+    path = tmp_path / "report.html"
+    path.write_text(page(told_of(model, (TEXT,))), encoding="utf-8")
+    opened = Opened(browser, path)
+    opened.tab.evaluate("choose(2, true, true)")
+    assert "since the first write comes when a segment closes" in opened.text("#panel")
+    opened.tab.evaluate("choose(200, true, true)")
+    assert "since the gate had refused every token so far" in opened.text("#panel")
+    assert "Not written: the gate refused it" in opened.text("#panel")
     opened.sound()
 
 
