@@ -90,7 +90,11 @@ def test_on_a_desktop(browser: Any, tmp_path: Path) -> None:
     tab.evaluate(f"choose({token}, false, true)")  # scrolled into view, not yet held
     tab.click(f"#t{token}")
     panel = opened.text("#panel")
-    assert f"Read from the memory, layer {first + 1}" in panel and "tokens ago" in panel and "entered the bank" in panel
+    assert (
+        f"Read from the memory, layer {first + 1}" in panel
+        and "tokens ago" in panel
+        and "entered the bank" in panel
+    )
     sources = tab.locator("#panel .sources button")
     assert 1 <= sources.count() <= 5
     marked = {
