@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import get_args
 
@@ -244,3 +244,9 @@ class Engine:
         with self._changed:
             self._counts[f"finished_{job.stream.finish}"] += 1
             self._unfinished.discard(job)
+
+
+def has_room(counts: Mapping[str, int], owner: str, most: int) -> bool:
+    """Whether one more of `owner`'s fits where `counts` are there by owner and `most` fit. Where it is full because others
+    have more than their share, an owner still gets its own: owners cannot keep each other out."""
+    return sum(counts.values()) < most or counts.get(owner, 0) < most // len({*counts, owner})

@@ -17,6 +17,7 @@ from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
 from rmat.serving import chat, completions, openai_types, session_routes
 from rmat.serving.auth import Keys
+from rmat.serving.bodies import Bodies
 from rmat.serving.errors import install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
@@ -66,13 +67,15 @@ def create_app(
     )
     app = FastAPI(title="rmat", version=rmat.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
+    field_names = openai_types.FIELD_NAMES | session_routes.FIELD_NAMES
+    app.state.bodies = Bodies(limits, field_names)
     app.state.metrics = metrics = Metrics(engine.stats)
     with_key = [Depends(HTTPBearer(auto_error=False))] if keys else []
     for part in (completions.router, chat.router, session_routes.router, router):
         app.include_router(part, dependencies=with_key)
     app.include_router(open_router)
     app.include_router(page_routes())
-    install_handlers(app, openai_types.FIELD_NAMES | session_routes.FIELD_NAMES)
+    install_handlers(app, field_names)
     app.add_middleware(
         Guard,
         limits=limits,
@@ -86,7 +89,8 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client has a dozen of its own (x-stainless-...)
+            expose_headers=["x-request-id", "retry-after"],
         )
     return app
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 log = logging.getLogger("rmat.serving")
 
@@ -21,6 +23,31 @@ _HINTS = {
     "content": 'give text, or a list of parts {"type": "text", "text": "..."}',
 }
 """Fields that may be of several kinds, for which pydantic would tell what is wrong with each kind."""
+
+_WORDS = {
+    "bool_type": "give true or false",
+    "dict_type": "give an object",
+    "finite_number": "give a finite number",
+    "float_type": "give a number",
+    "greater_than": "give a number above {gt}",
+    "greater_than_equal": "give a number of {ge} or more",
+    "int_from_float": "give a whole number",
+    "int_type": "give a whole number",
+    "less_than": "give a number below {lt}",
+    "less_than_equal": "give a number of at most {le}",
+    "list_type": "give a list",
+    "literal_error": "give {expected}",
+    "model_attributes_type": "give an object",
+    "model_type": "give an object",
+    "none_required": "leave it out",
+    "string_pattern_mismatch": "give 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
+    "string_too_long": "give at most {max_length} characters",
+    "string_too_short": "give at least {min_length} characters",
+    "string_type": "give a text",
+    "too_long": "give at most {max_length} entries",
+    "too_short": "give at least {min_length} entries",
+}
+"""What to do, by pydantic's names of mistakes; the only pattern is that of a session's name."""
 
 _UNSUPPORTED = {
     "audio",
@@ -94,32 +121,46 @@ def internal_error(request_id: str) -> ApiError:
 def install_handlers(app: FastAPI, field_names: frozenset[str]) -> None:
     """Have the app answer all errors in OpenAI's shape; `field_names` are those of its request bodies."""
 
-    async def refused(_: Request, error: Exception) -> JSONResponse:
+    async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        if not isinstance(error, ApiError):
-            message = {404: "there is no such address", 405: "this address does not take this method"}
-            error = ApiError(
-                error.status_code, message.get(error.status_code, error.detail), headers=error.headers
-            )
-        return error.response()
+        if isinstance(error, ApiError):
+            return error.response()
+        message, headers = error.detail, dict(error.headers or {})
+        if error.status_code == 404:
+            message = "there is no such address"
+        elif error.status_code == 405:
+            headers["allow"] = ", ".join(_methods(app, request))
+            message = f"this address does not take {request.method}: it takes {headers['allow']}"
+        return ApiError(error.status_code, message, headers=headers).response()
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return explain(error.errors(), field_names).response()
+        first = error.errors()[0]
+        return explain({**first, "loc": first["loc"][1:]}, field_names).response()
 
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def explain(errors: Sequence[Mapping[str, Any]], field_names: frozenset[str]) -> ApiError:
-    """The first of pydantic's errors as a sentence."""
-    error = errors[0]
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What the address of a request takes, whichever routes share it."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+    methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if taken(method)]
+    return [*methods, "HEAD"] if "GET" in methods else methods
+
+
+def explain(error: Mapping[str, Any], field_names: frozenset[str]) -> ApiError:
+    """One of pydantic's errors, whose path `loc` begins with a field, as a sentence of bounded length."""
     path: list[str] = []
-    for part in error["loc"][1:]:
+    for part in error["loc"]:
         if isinstance(part, str) and part not in field_names and error["type"] != "extra_forbidden":
             break  # the name of one of several kinds that the field may have
         path.append(str(part))
-    param = ".".join(path)
+    param = ".".join(path)[:100]
     fields = [part for part in path if not part.isdigit()]
     if error["type"] == "missing":
         message = f"{param} is missing" if param else "the body is missing: give a JSON object"
@@ -128,9 +169,23 @@ def explain(errors: Sequence[Mapping[str, Any]], field_names: frozenset[str]) ->
     elif (fields and fields[0] in _UNSUPPORTED) or path[-1] in _UNSUPPORTED:
         message = f"{param} is not supported by this server: leave it out"
     elif error["type"] == "extra_forbidden":
-        message = f"there is no field {param[:100]!r} here"
+        message = f"there is no field '{param}' here"
     elif fields and fields[-1] in _HINTS:
         message = f"{param}: {_HINTS[fields[-1]]}"
     else:
-        message = f"{param}: {str(error['msg']).removeprefix('Value error, ')}"
-    return ApiError(400, message, param=param[:100] or None)
+        known = _WORDS.get(error["type"])
+        bounds = {
+            name: f"{value:g}" if isinstance(value, float) else value
+            for name, value in error.get("ctx", {}).items()
+        }
+        words = known.format_map(bounds) if known else str(error["msg"])
+        message = f"{param}{_shown(error.get('input'))}: {words[:300].removeprefix('Value error, ')}"
+    return ApiError(400, message, param=param or None)
+
+
+def _shown(value: object) -> str:
+    """` is VALUE` for a value that is short in JSON, nothing for others."""
+    if not isinstance(value, str | int | float | None):
+        return ""
+    text = json.dumps(value[:60] if isinstance(value, str) else value, ensure_ascii=False)
+    return f" is {text}" if len(text) < 60 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
+import math
 import threading
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rmat.serving.auth import Keys
 from rmat.serving.errors import ApiError, internal_error, log
 from rmat.serving.metrics import Metrics
+
+access = logging.getLogger("rmat.access")
+"""A line for each request that was answered: who, what, status, seconds, id. No text, no keys."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names under which a browser on this machine reaches a server that listens on loopback."""
@@ -38,7 +43,7 @@ class Limits:
     max_seconds: float = 600.0
     """Longest time from the arrival of a request to the end of its answer."""
     max_requests: int = 128
-    """Most POST requests at the same time."""
+    """Most requests with a body that are answered at the same time; where owners share them, see `has_room`."""
     body_seconds: float = 60.0
     """Longest time that a body may take to arrive."""
     session_seconds: float = 5.0
@@ -46,14 +51,14 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}: give a number above 0")
 
 
 @dataclass(kw_only=True)
 class Guard:
-    """ASGI middleware: request id, host, API key, size and time of the body, number of requests at a time, security
-    headers, metrics, and one generic answer to every fault of ours.
+    """ASGI middleware: request id, host, API key, security headers, HEAD, metrics, access log, and one generic answer to
+    every fault of ours.
 
     What it finds out stands in the scope's state: `request_id`, `owner` (of the API key) and `deadline` (of
     `time.monotonic`).
@@ -68,18 +73,18 @@ class Guard:
     have its own name resolve to this machine (DNS rebinding)."""
     stopping: threading.Event
     """Set once no new request is to be answered."""
-    _running: int = field(default=0, init=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
-        started = time.monotonic()
+        request_id, started, status = uuid.uuid4().hex, time.monotonic(), 0
+        method, path = scope["method"], scope["path"]
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(request_id=request_id, deadline=started + self.limits.max_seconds)
-        status = 0
+        if method == "HEAD":  # answered wherever GET is, by the same code
+            scope = {**scope, "method": "GET"}
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -89,13 +94,13 @@ class Guard:
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "no-store")
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
-        counted = scope["method"] == "POST"
-        self._running += counted
         try:
             self._admit(scope, state)
-            await self.app(scope, _Body(receive, self.limits).receive, sending)
+            await self.app(scope, receive, sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
         except Exception:
@@ -103,12 +108,20 @@ class Guard:
             if not status:
                 await internal_error(request_id).response()(scope, receive, sending)
         finally:
-            self._running -= counted
             # A request that was cut before its answer began has no status; 499 is what proxies write for it.
-            self.metrics.note(scope, status or 499, time.monotonic() - started)
+            status, seconds = status or 499, time.monotonic() - started
+            self.metrics.note(scope, status, seconds)
+            client = (scope.get("client") or ("-",))[0]
+            access.info(
+                "%s %s %s %d %.3f s %s", client, method, quote(path)[:200], status, seconds, request_id
+            )
 
     def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
         headers, path = Headers(scope=scope), scope["path"]
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy that believes the other one sees another request behind this one (request smuggling).
+            message = "the request has both Content-Length and Transfer-Encoding: send one of them"
+            raise ApiError(400, message, headers={"connection": "close"})
         if self.hosts is not None and _without_port(headers.get("host", "")) not in self.hosts:
             raise ApiError(
                 400, f"this server is reached under {', '.join(self.hosts)} only", code="wrong_host"
@@ -124,47 +137,6 @@ class Guard:
                 headers={"www-authenticate": "Bearer"},
             )
         state["owner"] = owner
-        if scope["method"] != "POST":
-            return
-        # A web page of another origin can send other types without asking; this one the browser asks for first.
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "the body must be JSON: send the header 'Content-Type: application/json'")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > self.limits.max_body_bytes:
-            raise _too_long(self.limits)
-        if self._running > self.limits.max_requests:
-            raise ApiError(
-                429, f"{self.limits.max_requests} requests are being answered already", retry_after=1
-            )
-
-
-class _Body:
-    """A request's body, counted and timed while it arrives."""
-
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive = receive
-        self._limits = limits
-        self._bytes = 0
-        self._complete = False
-        self._until = time.monotonic() + limits.body_seconds
-
-    async def receive(self) -> Message:
-        if self._complete:
-            return await self._receive()
-        try:
-            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
-                message = await self._receive()
-        except TimeoutError:
-            raise ApiError(408, f"the body took longer than {self._limits.body_seconds:g} seconds") from None
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._limits.max_body_bytes:
-            raise _too_long(self._limits)
-        self._complete = not message.get("more_body", False)
-        return message
-
-
-def _too_long(limits: Limits) -> ApiError:
-    return ApiError(413, f"the body is longer than {limits.max_body_bytes} bytes")
 
 
 def _without_port(host: str) -> str:

@@ -14,13 +14,17 @@ from rmat.generation.sampling import SamplingConfig
 MAX_TOKEN_IDS = 2**20
 """Longest prompt given as token ids."""
 
+MAX_MESSAGES = 2**14
+"""Most messages of a conversation, and parts of a message."""
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 SessionName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Prompts = Annotated[list[str | TokenIds], Field(min_length=1, max_length=16, fail_fast=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -59,7 +63,7 @@ class WritingBody(Body):
     top_k: Annotated[int, Field(ge=1, le=2**31)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     stream: bool | None = None
@@ -96,7 +100,7 @@ class WritingBody(Body):
 class CompletionBody(WritingBody):
     """Text to go on from, or with `suffix` a gap to fill."""
 
-    prompt: str | TokenIds | Annotated[list[str | TokenIds], Field(min_length=1, max_length=16)] | None = None
+    prompt: str | TokenIds | Prompts | None = None
     suffix: str | None = Field(None, description="text behind the gap that the answer fills")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -114,7 +118,7 @@ class Message(Body):
     """One turn. A message with a name speaks as `Name: text`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     refusal: None = None
     tool_calls: Nothing | None = None
@@ -123,14 +127,14 @@ class Message(Body):
 class ChatBody(WritingBody):
     """Turns to answer: all of them, or with `session` the new ones."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     audio: None = None
     function_call: Literal["none"] | None = None
     functions: Nothing | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: None = None
     response_format: TextFormat | None = None

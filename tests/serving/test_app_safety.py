@@ -1,6 +1,9 @@
 import asyncio
 import json
 import logging
+import re
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,12 +12,16 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
+from rmat.serving.bodies import parse
 from rmat.serving.limits import LOOPBACK_HOSTS, Limits
+from rmat.serving.openai_types import ChatBody, CompletionBody
 from rmat.serving.page import FILE, page_routes
-from tests.makers.servers import message, running_app, running_client
+from rmat.serving.session_routes import NameBody, ReadBody
+from tests.makers.servers import message, running_app, running_client, running_server
 
 JSON = {"content-type": "application/json"}
 BODY = {"prompt": "x", "max_tokens": 2}
@@ -47,6 +54,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         (b"[" * 1900, "the body is n"),
         (b'{"a": ' * 200 + b"1" + b"}" * 200, "no field 'a'"),
         (b'{"prompt": "a"} x', "no JSON"),
+        (b'{"prompt": "a", "prompt": "b"}', '"prompt" twice'),
+        (b'{"metadata": {"a": 1, "a": 1}}', '"a" twice'),
+        (b'{"temperature": -1}', "temperature is -1: give a number of 0 or more"),
+        (b'{"temperature": true}', "temperature is true: give a number"),
+        (b'{"top_k": "many"}', 'top_k is "many": give a whole number'),
+        (b'{"stream": 1}', "stream is 1: give true or false"),
+        (b'{"session": "a b"}', 'session is "a b": give 1 to 64 letters'),
+        (
+            b'{"stream_options": {"include_usage": null}}',
+            "stream_options.include_usage is null: give true or false",
+        ),
     ],
 )
 def test_a_broken_body_is_refused(client: TestClient, body: bytes, said: str) -> None:
@@ -60,6 +78,59 @@ def test_digits_and_depth_have_a_bound(tmp_path: Path) -> None:
         for body, said in ((b'{"seed": ' + b"9" * 5000 + b"}", "digits"), (b"[" * 10**5, "deeply")):
             answer = client.post("/v1/completions", content=body, headers=JSON)
             assert answer.status_code == 400 and said in message(answer.json())
+
+
+ITEMS: list[Any] = [{}, [], "", -1, {"type": "text"}, {"role": "user"}, {"role": "user", "content": 1}]
+
+
+@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, NameBody, ReadBody])
+def test_the_first_mistake_ends_it(kind: type[BaseModel]) -> None:
+    """However many items of a list or keys of an object are wrong, no more is looked at than anybody is told of."""
+    for name in kind.model_fields:
+        for item in ITEMS:
+            for value in ([item] * 5000, [{"role": "user", "content": [item] * 5000}]):
+                with pytest.raises(ValidationError) as found:
+                    kind.model_validate({name: value, "surely wrong": 1})
+                assert found.value.error_count() < 50, (name, item)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"messages": [' + b"{}," * 5000 + b"{}]}", "messages.0.role is missing"),
+        (b'{"messages": [' + b"{}," * 350_000 + b"{}]}", "too many values"),
+        (b'{"messages": [{"role": "user", "content": [' + b"1," * 2_500_000 + b"1]}]}", "too many values"),
+        (b'{"messages": [{"role": "user", "content": [' + b"[]," * 5000 + b"[]]}]}", "messages.0.content"),
+        (b'{"stop": [' + b'"",' * 400_000 + b'""]}', "too many values"),
+        (b"{" + b",".join(b'"k%d": 1' % n for n in range(5000)) + b"}", "5000 keys"),
+        (b"{" + b",".join(b'"k%d": 1' % n for n in range(500)) + b"}", "no field 'k0'"),
+        (b'{"' + b"k" * 2**20 + b'": 1}', "no field 'kkkk"),
+        (b'{"temperature": "' + b"x" * 2**20 + b'"}', "temperature: give a number"),
+        (b'{"' + b"k" * 2**20 + b'": 1, "' + b"k" * 2**20 + b'": 1}', "twice"),
+    ],
+)
+def test_a_long_body_is_refused_shortly(tmp_path: Path, body: bytes, said: str) -> None:
+    with running_client(tmp_path) as client:
+        path = "/v1/chat/completions" if body.startswith(b'{"messages"') else "/v1/completions"
+        answer = client.post(path, content=body, headers=JSON)
+    assert answer.status_code == 400 and said in message(answer.json())
+    assert len(answer.content) < 500
+
+
+def test_a_long_body_is_parsed_beside_the_other_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noting(*arguments: Any) -> BaseModel:
+        threads.append(threading.current_thread().name)
+        return parse(*arguments)
+
+    monkeypatch.setattr("rmat.serving.bodies.parse", noting)
+    with running_client(tmp_path, limits=Limits(max_prompt_tokens=10)) as client:
+        for length in (10, 100_000):
+            client.post("/v1/completions", json={"prompt": "x" * length})
+    assert not threads[0].startswith("rmat-body") and threads[1].startswith("rmat-body")
 
 
 def test_a_whole_character_may_be_spelled_as_two_halves(client: TestClient) -> None:
@@ -111,6 +182,55 @@ def test_a_slow_body_is_given_up(tmp_path: Path) -> None:
 
     with running_app(tmp_path, limits=Limits(body_seconds=0.1)) as app:
         assert asyncio.run(ask(app)).status_code == 408
+
+
+def test_a_body_that_arrives_takes_no_place(tmp_path: Path) -> None:
+    """Clients that send slowly do not keep out those that have sent."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"max_tokens": 2,'
+        begun.set()
+        await go_on.wait()
+        yield b'"prompt": "x"}'
+
+    async def ask(app: FastAPI) -> list[int]:
+        async with asynchronous(app) as client:
+            waiting = asyncio.ensure_future(client.post("/v1/completions", content=slow(), headers=JSON))
+            await begun.wait()
+            quick = await client.post("/v1/completions", json=BODY)
+            go_on.set()
+            return [quick.status_code, (await waiting).status_code]
+
+    with running_app(tmp_path, limits=Limits(max_requests=1)) as app:
+        assert asyncio.run(ask(app)) == [200, 200]
+
+
+def test_one_key_does_not_take_the_places_of_another(tmp_path: Path) -> None:
+    body = {"prompt": "x", "max_tokens": 300}
+
+    async def ask(app: FastAPI) -> tuple[list[int], int]:
+        async with asynchronous(app) as client:
+
+            async def of(key: str) -> int:
+                headers = {"authorization": f"Bearer {key}"}
+                return (await client.post("/v1/completions", json=body, headers=headers)).status_code
+
+            many = [asyncio.ensure_future(of("one")) for _ in range(4)]
+            await asyncio.sleep(0.05)
+            other = await of("other")
+            return sorted(await asyncio.gather(*many)), other
+
+    with running_app(tmp_path, limits=Limits(max_requests=2), keys=Keys(["one", "other"])) as app:
+        assert asyncio.run(ask(app)) == ([200, 200, 429, 429], 200)
+
+
+def test_bodies_that_arrive_have_a_bound_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmat.serving.bodies.ARRIVING", 0)
+    with running_client(tmp_path) as client:
+        answer = client.post("/v1/completions", json={**BODY, "prompt": "x" * 100_000})
+        assert answer.status_code == 429 and answer.headers["retry-after"]
+        assert client.post("/v1/completions", json=BODY).status_code == 200, "short ones are still taken"
 
 
 def test_no_more_requests_than_allowed_at_a_time(tmp_path: Path) -> None:
@@ -251,6 +371,86 @@ def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
         Keys.collect(tmp_path / "keys")
 
 
+def test_two_lengths_of_one_body_are_refused(tmp_path: Path) -> None:
+    """A proxy that believes the other length would see another request behind this one."""
+    with running_app(tmp_path) as app, running_server(app) as base:
+        host, port = base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 30) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            )
+            answer = b""
+            while part := client.recv(4096):  # until the server closes
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 400") and b"both Content-Length and Transfer-Encoding" in answer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("PUT", "/v1/sessions/a", {"GET", "HEAD", "DELETE"}),
+        ("PATCH", "/v1/sessions", {"GET", "HEAD", "POST"}),
+        ("GET", "/v1/completions", {"POST"}),
+        ("HEAD", "/v1/completions", {"POST"}),
+        ("DELETE", "/health", {"GET", "HEAD"}),
+    ],
+)
+def test_an_address_says_what_it_takes(client: TestClient, method: str, path: str, allow: set[str]) -> None:
+    answer = client.request(
+        method, path, content=b"x" * 3000
+    )  # neither JSON nor short: the method comes first
+    assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == allow
+    assert method == "HEAD" or all(name in message(answer.json()) for name in allow)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/sessions", "/nowhere"])
+def test_a_head_is_a_get_without_a_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.content == b"" and head.status_code == get.status_code
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_every_address_that_takes_a_body_takes_json_only(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    posts = [path for path, operations in paths.items() if "post" in operations]
+    assert len(posts) >= 6
+    for path in posts:
+        answer = client.post(
+            path.replace("{name}", "a"), content=b"{}", headers={"content-type": "text/plain"}
+        )
+        assert answer.status_code == 415, path
+
+
+def test_openai_s_client_for_browsers_may_ask(tmp_path: Path) -> None:
+    names = "authorization,content-type,x-stainless-lang,x-stainless-retry-count,x-stainless-helper-method"
+    with running_client(tmp_path, cors_origins=["https://friend.example"], keys=Keys(["some-key"])) as client:
+        headers = {"origin": "https://friend.example"}
+        asks = {"access-control-request-method": "POST", "access-control-request-headers": names}
+        answer = client.options("/v1/chat/completions", headers={**headers, **asks})
+        assert answer.status_code == 200
+        assert {*names.split(",")} <= {*answer.headers["access-control-allow-headers"].split(",")}
+        answer = client.get("/v1/models", headers=headers)
+        assert answer.status_code == 401
+        exposed = answer.headers["access-control-expose-headers"]
+        assert "x-request-id" in exposed and "retry-after" in exposed
+
+
+def test_the_access_log_tells_neither_texts_nor_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"authorization": "Bearer some-key"}
+    with running_client(tmp_path, keys=Keys(["some-key"])) as client, caplog.at_level("INFO", "rmat.access"):
+        answer = client.post(
+            "/v1/completions?key=some-key", json={**BODY, "prompt": "private"}, headers=headers
+        )
+        client.get("/v1/sessions/a%0Ab", headers=headers)
+    first, second = (record.getMessage() for record in caplog.records if record.name == "rmat.access")
+    assert re.fullmatch(r"\S+ POST /v1/completions 200 \d+\.\d{3} s [0-9a-f]{32}", first), first
+    assert answer.headers["x-request-id"] in first and "\n" not in second and "a%0Ab" in second
+
+
 def test_the_page_may_run_its_own_script_only(client: TestClient, tmp_path: Path) -> None:
     answer = client.get("/")
     assert answer.status_code == 200 and answer.content == FILE.read_bytes()
@@ -282,7 +482,14 @@ def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_seconds": 0}, {"max_requests": -1}, {"max_body_bytes": float("nan")}]
+    "limits",
+    [
+        {"max_seconds": 0},
+        {"max_requests": -1},
+        {"max_body_bytes": float("nan")},
+        {"max_seconds": float("inf")},
+        {"body_seconds": float("inf")},
+    ],
 )
 def test_a_limit_must_leave_something(limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limits))} is"):
