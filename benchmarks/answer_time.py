@@ -26,7 +26,7 @@ from typing import Any
 
 import rmat
 from rmat.data.tokenizer import Tokenizer
-from rmat.evaluation.speed import environment
+from rmat.machine import describe_environment
 from rmat.model import LanguageModel
 from rmat.sessions.conversation import Conversation
 from rmat.sessions.store import SessionStore
@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace, store: SessionStore) -> dict[str, Any]:
         "settings": vars(args),
         "question": QUESTION,
         "lengths": found,
-        "environment": environment(args.device),
+        "environment": describe_environment(args.device),
     }
 
 

@@ -29,6 +29,7 @@ from rmat.engine.request import Request, Stream
 from rmat.evaluation import speed
 from rmat.generation.sampling import SamplingConfig
 from rmat.generation.stream import Generation, generate
+from rmat.machine import describe_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     return {
         "benchmark": "batching",
         "settings": dataclasses.asdict(settings),
-        "environment": speed.environment(settings.device),
+        "environment": describe_environment(settings.device),
         "state_bytes": {"one_stream": state_bytes, "all_streams": state_bytes * settings.streams},
         "tokens_per_second": {name: median(rates[name] for rates in rounds) for name in ways},
         "rounds": rounds,

@@ -22,7 +22,7 @@ import yaml
 
 from rmat.api import load, train
 from rmat.evaluation.recall import Place, recall
-from rmat.evaluation.speed import environment
+from rmat.machine import describe_environment
 from rmat.tasks.recall import RecallTask
 from rmat.training.config import RunConfig
 from rmat.training.progress import Silent
@@ -142,7 +142,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if min(given.steps, given.rows) < 1:
         parser.error("--steps and --rows must be at least 1")
-    record: dict[str, Any] = {"benchmark": "memory_axes", "environment": environment("cpu"), "measured": []}
+    record: dict[str, Any] = {
+        "benchmark": "memory_axes",
+        "environment": describe_environment("cpu"),
+        "measured": [],
+    }
     if given.out.is_file():
         record["measured"] = json.loads(given.out.read_text(encoding="utf-8"))["measured"]
     for seed in given.seeds:

@@ -29,7 +29,7 @@ from statistics import median, quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
-from rmat.evaluation.speed import environment
+from rmat.machine import describe_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = {
         "benchmark": "serving_load",
         "settings": asdict(settings),
-        "environment": environment(device),
+        "environment": describe_environment(device),
         **found,
     }
     print(

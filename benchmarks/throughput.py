@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rmat.accounting import account
 from rmat.evaluation import speed
+from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig
 
 MEASURES = ("train", "prefill", "decode")
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     result: dict[str, Any] = {
         "benchmark": "throughput",
         "settings": dataclasses.asdict(settings),
-        "environment": speed.environment(settings.device),
+        "environment": describe_environment(settings.device),
         "matmul_flops_per_second": peak_rate,
         "lengths": [],
     }

@@ -27,19 +27,25 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), "torch sees no GPU"
 
 
-def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
-    """JSON-able description of the software and the machine that make a run."""
-    return {
+def describe_environment(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:
+    """JSON-able description of what a run or a measurement depends on beside its settings: software, machine, seed."""
+    device = torch.device(device)
+    found = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "seed": seed,
         "device": str(device),
-        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
     }
+    if device.type == "cuda":
+        found["cuda"] = torch.version.cuda
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+        found["device_bytes"] = torch.cuda.get_device_properties(0).total_memory
+    return found
 
 
 def git_commit() -> str | None:
@@ -65,3 +71,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

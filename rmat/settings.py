@@ -1,17 +1,97 @@
-"""Turning nested dicts of strings into typed dataclass fields, and naming the nearest valid key."""
+"""Settings by name and type: what is given is read, checked and refused here, with one sentence.
+
+Every refusal reads `NAME=VALUE is not possible: REMEDY`; an unknown name is answered with the nearest one there is.
+"""
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import json
 import math
+import numbers
+import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
+
+
+def refuse(name: str, value: object, remedy: str) -> NoReturn:
+    """Raise ValueError: the setting `name` cannot have this value."""
+    raise ValueError(f"{name}={value!r} is not possible: {remedy}")
+
+
+def whole(name: str, value: Any, least: int = 0, most: int | None = None, *, remedy: str = "") -> int:
+    """`value` as an int of at least `least` and at most `most`; numpy's integers are whole numbers too, true and 1.0
+    are not. Raises ValueError."""
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    remedy = remedy or f"give a whole number {limits}"
+    if isinstance(value, bool):
+        refuse(name, value, remedy)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        refuse(name, value, remedy)
+    if number < least or (most is not None and number > most):
+        refuse(name, value, remedy)
+    return number
+
+
+def number(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    remedy: str = "",
+) -> float:
+    """`value` as a finite float in [least, most] and, of the open interval, in (above, below). Raises ValueError."""
+    limits = [
+        *([f"of at least {least:g}"] if least > -math.inf else []),
+        *([f"above {above:g}"] if above > -math.inf else []),
+        *([f"of at most {most:g}"] if most < math.inf else []),
+        *([f"below {below:g}"] if below < math.inf else []),
+    ]
+    remedy = remedy or " ".join(["give a number", " and ".join(limits)]).rstrip()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        refuse(name, value, remedy)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not (math.isfinite(result) and least <= result <= most and above < result < below):
+        refuse(name, value, remedy)
+    return result
+
+
+def choice(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """`value` if it is one of `choices`. Raises ValueError."""
+    valid = list(choices)
+    if not isinstance(value, str) or value not in valid:
+        refuse(name, value, f"choose one of {', '.join(valid)}")
+    return value
+
+
+def check(
+    owner: object, section: str, names: str | Iterable[str], rule: Callable[..., Any], *args: Any, **more: Any
+) -> None:
+    """Put what `rule(name, value, *args, **more)` makes of them into fields of the frozen dataclass `owner`.
+
+    A field that is None stays so if that is its default. `section` is what an error names them by, such as "train".
+    """
+    for name in (names,) if isinstance(names, str) else names:
+        value = getattr(owner, name)
+        if value is not None or getattr(type(owner), name, ...) is not None:
+            object.__setattr__(owner, name, rule(f"{section}.{name}", value, *args, **more))
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -20,18 +100,16 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """The member of `valid` most like `name`; a match of the last dotted part counts as much as the whole."""
-    tail = name.rpartition(".")[2]
+def nearest(name: str, valid: Iterable[str], at_least: float = 0.0) -> str | None:
+    """The member of `valid` most like `name`; a match of the last dotted part counts as much as the whole. None where
+    none has a likeness of `at_least`, between 0 and 1."""
 
     def likeness(candidate: str) -> float:
-        candidate_tail = candidate.rpartition(".")[2]
-        return max(
-            difflib.SequenceMatcher(None, name, candidate).ratio(),
-            difflib.SequenceMatcher(None, tail, candidate_tail).ratio(),
-        )
+        pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
+        return max(difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
 
-    return max(valid, key=likeness)
+    best = max(valid, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= at_least else None
 
 
 def refuse_unknown(
@@ -48,6 +126,30 @@ def refuse_unknown(
             raise ValueError(f"unknown setting {dotted!r}: did you mean {nearest(dotted, valid)!r}?")
 
 
+def known_keywords(also: Callable[[], Iterable[str]] = tuple) -> Callable[[Called], Called]:
+    """Decorator of a function, or of a class for its constructor: an unknown keyword argument raises a TypeError that
+    names the nearest of the parameters and of what `also` gives, instead of Python's own, which names none."""
+
+    def decorate(call: Called) -> Called:
+        target: Any = vars(call)["__init__"] if isinstance(call, type) else call
+        accepted = [p for p in inspect.signature(target).parameters if p != "self"]
+
+        @functools.wraps(target)
+        def checked(*args: Any, **given: Any) -> Any:
+            for key in given:
+                if key not in accepted:
+                    near = nearest(key, [*accepted, *also()])
+                    raise TypeError(f"{call.__name__} takes no {key!r}: did you mean {near!r}?")
+            return target(*args, **given)
+
+        if not isinstance(call, type):
+            return typing.cast(Called, checked)
+        call.__init__ = checked  # type: ignore[misc]
+        return call
+
+    return decorate
+
+
 def coerce(value: Any, kind: Any, name: str) -> Any:
     """`value` as the type `kind`, reading strings as a command line gives them.
 
@@ -56,7 +158,7 @@ def coerce(value: Any, kind: Any, name: str) -> Any:
     expected."""
     fits, result = _try_coerce(value, kind)
     if not fits:
-        raise ValueError(f"{name} is {value!r}: give {describe(kind)}")
+        refuse(name, value, f"give {describe(kind)}")
     return result
 
 
@@ -103,13 +205,13 @@ def _try_coerce(value: Any, kind: Any) -> tuple[bool, Any]:
 
 
 def _try_number(value: Any, kind: type) -> tuple[bool, Any]:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         return False, None
     try:
         if kind is float:
             return math.isfinite(float(value)), float(value)
-        number = int(value)
-        return number == float(value), number
+        whole_number = int(value)  # type: ignore[arg-type]
+        return whole_number == float(value), whole_number
     except (ValueError, OverflowError):
         return False, None
 

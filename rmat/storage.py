@@ -1,33 +1,48 @@
-"""The model folder, its only reader and writer: config.json, model.safetensors and, if there is one, tokenizer.json.
+"""What is written to disk: every file whole or not at all, and nobody but a regular file replaced; the model folder and
+the stream state, whose only reader and writer this is.
 
-config.json holds `{"format": "rmat-model", "format_version": 1, "config": {fields of ModelConfig}}`. The weights carry
-the fingerprint of that config in their metadata, so that files of two models are not mixed up. A matrix that
-stands at two places of the model (tied embeddings) is stored once, under its first name.
+A model folder holds config.json (`{"format": "rmat-model", "format_version": 1, "config": {fields of ModelConfig}}`),
+model.safetensors and, if there is one, tokenizer.json. The weights carry the fingerprint of the configuration in
+their metadata, so that files of two models are not mixed up. A matrix that stands at two places of the model (tied
+embeddings) is stored once, under its first name.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rmat.model import LanguageModel, ModelConfig
+from rmat.model import LanguageModel, ModelConfig, StreamState
 
-FORMAT = "rmat-model"
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "rmat-model", 1
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+
+STATE_FORMAT, STATE_VERSION = "rmat-state", "1"
+LOGITS_KEY = "rmat.next_logits"
+"""Metadata entry of a state file: base64 of V little-endian float32."""
 
 ASSETS = Path(__file__).parent / "assets"
 """Models that come with the package, each in a folder of its name."""
+
+
+class NotWritten(OSError):
+    """Something could not be written; what was there before is as it was. The message is one sentence, `errno` the
+    operating system's number."""
 
 
 class SavesItself(Protocol):
@@ -36,41 +51,145 @@ class SavesItself(Protocol):
     def save(self, path: Path, /) -> None: ...
 
 
+def writable(path: str | Path) -> Path:
+    """The file that writing to `path` makes or replaces: `path`, or the file that a link there points to.
+
+    Raises FileNotFoundError where its folder is missing, PermissionError where it may not be written, and
+    IsADirectoryError or FileExistsError where `path` is something that no file may take the place of: a folder, a
+    device, a pipe, a socket.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise FileExistsError(f"{path} is no regular file, and is not replaced by one: give another name")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}; make it first")
+    for place in (target.parent, target):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"cannot write {path}: {place} is read-only for this user; give another")
+    return target
+
+
+@contextlib.contextmanager
+def replacing(*paths: str | Path, mode: int = 0o666) -> Iterator[tuple[Path, ...]]:
+    """Files to be written by the caller, beside `paths`, whose places they take when all are on the disk.
+
+    Where the caller raises, or the disk is full, they are removed and what was there stays. A file that is replaced
+    keeps its permission bits; a new one gets `mode` but for the process's mask. Raises as `writable`, and `NotWritten`.
+    """
+    targets = [writable(path) for path in paths]
+    written: list[Path] = []
+    try:
+        with _sentence(paths[0]):
+            for target in targets:
+                # Created exclusively, so that no two writers ever share it.
+                partial = _partial(target)
+                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+                written.append(partial)
+            modes = [
+                (target if target.exists() else partial).stat().st_mode & 0o777
+                for target, partial in zip(targets, written, strict=True)
+            ]
+            yield tuple(written)
+            for partial, bits in zip(written, modes, strict=True):
+                partial.chmod(bits)  # safetensors makes a file of its own that only its owner can read
+                flush(partial)
+            for target, partial in zip(targets, written, strict=True):
+                os.replace(partial, target)
+            for folder in {target.parent for target in targets}:
+                with contextlib.suppress(PermissionError):  # of a folder that may be written but not listed
+                    flush(folder)
+    finally:
+        for partial in written:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to be filled by the caller, beside `path`, whose place it takes when all in it is on the disk.
+
+    Otherwise as `replacing`; a link is refused, because a whole folder elsewhere would be replaced.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise FileExistsError(f"{path} is no folder of its own but a link or a file: move it away")
+    partial, old = _partial(path), _partial(path)
+    try:
+        with _sentence(path):
+            partial.mkdir(parents=True)
+            yield partial
+            for file in (*partial.iterdir(), partial):
+                flush(file)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(partial, path)
+            flush(path.parent)
+    finally:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`. The caller knows that nobody writes there now."""
+    for left in folder.glob(".*.partial"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Put `content`, text as UTF-8, at `path`; see `replacing`."""
+    with replacing(path, mode=mode) as (partial,):
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`write_file` of indented JSON."""
+    write_file(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON whose text can be written as UTF-8, also where a name in it is none."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.isascii() or not _SURROGATE.search(text) else json.dumps(value, indent=indent)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, mode: int = 0o666
+) -> None:
+    """Put a safetensors file at `path`; see `replacing`. Equal tensors and metadata give equal bytes."""
+    with replacing(path, mode=mode) as (partial,):
+        _fill_with_tensors(partial, tensors, metadata)
+
+
+def flush(path: Path) -> None:
+    """Have the file or folder on the disk, not only in the operating system's memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself | None = None) -> None:
     """Write the model folder, making it if need be.
 
     Every file is complete on disk before the first takes its place; other files in the folder are left alone. Without
-    `tokenizer` a tokenizer.json of an earlier save is removed, since nothing says that it fits.
+    `tokenizer` a tokenizer.json of an earlier save is removed, since nothing says that it fits. Raises as `replacing`.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to save the model in")
     folder.mkdir(parents=True, exist_ok=True)
-    written = {
-        name: folder / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE)
-    }
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
-        save_file(tensors, written[WEIGHTS_FILE], {"format": "pt", "fingerprint": model.config.fingerprint()})
+    layout = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": model.config.to_dict()}
+    names = [WEIGHTS_FILE, CONFIG_FILE] + ([] if tokenizer is None else [TOKENIZER_FILE])
+    with replacing(*(folder / name for name in names)) as (weights, config, *vocabulary):
+        _fill_with_tensors(
+            weights, _tensors(model), {"format": "pt", "fingerprint": model.config.fingerprint()}
+        )
+        config.write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            tokenizer.save(written[TOKENIZER_FILE])
-        layout = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": model.config.to_dict()}
-        written[CONFIG_FILE].write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
-        for path in written.values():
-            if path.exists():
-                shutil.copymode(
-                    written[CONFIG_FILE], path
-                )  # safetensors makes files that only their owner can read
-                flush(path)
-        if tokenizer is None:
+            tokenizer.save(vocabulary[0])
+        else:
             (folder / TOKENIZER_FILE).unlink(missing_ok=True)
-        for name, path in written.items():
-            if path.exists():
-                path.replace(folder / name)
-    finally:
-        for path in written.values():
-            path.unlink(missing_ok=True)
-    flush(folder)
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
@@ -82,10 +201,11 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Langua
     """
     folder = model_folder(folder)
     config = read_config(folder)
-    with torch.random.fork_rng(devices=[]):  # loading must not change what a seeded program draws next
+    # Whatever the process's default device is; and what a seeded program draws next stays the same.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         model = LanguageModel(config)
+        stored = _read_weights(folder / WEIGHTS_FILE, config)
     expected = _tensors(model)
-    stored = _read_weights(folder / WEIGHTS_FILE, config)
     _refuse_difference(folder / WEIGHTS_FILE, expected, stored)
     floats = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
     if len(floats) > 1:
@@ -176,6 +296,53 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
+def save_state(path: str | Path, state: StreamState, next_logits: Tensor | None = None) -> None:
+    """Write a place in a text: `state` and, so that the text goes on without a prompt, the logits (V,) of the token
+    that comes next. Raises as `replacing`."""
+    description = {"format": STATE_FORMAT, "version": STATE_VERSION, "fingerprint": state.fingerprint}
+    metadata = {"rmat": json.dumps(description)}
+    if next_logits is not None:
+        raw = next_logits.detach().float().cpu().numpy().astype("<f4").tobytes()
+        metadata[LOGITS_KEY] = base64.b64encode(raw).decode()
+    write_tensors(path, state.tensors(), metadata)
+
+
+def load_state(path: str | Path, config: ModelConfig) -> tuple[StreamState, Tensor | None]:
+    """The state in a file of `save_state`, on the CPU, and the logits (V,) float32 or None.
+
+    Raises FileNotFoundError if there is no file, ValueError if it is damaged, of another format version, or of a model
+    with another configuration than `config`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no state file at {path}")
+    metadata, tensors = _read_tensors(path)
+    try:
+        description = json.loads(metadata.get("rmat", "{}"))
+        raw = base64.b64decode(metadata.get(LOGITS_KEY, ""), validate=True)
+        logits = torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != STATE_FORMAT:
+        raise ValueError(f"{path} holds no stream state: give a file that StreamState.save wrote")
+    if description.get("version") != STATE_VERSION:
+        raise ValueError(
+            f"{path} has state format {description.get('version')}, this version reads {STATE_VERSION}"
+        )
+    if description.get("fingerprint") != config.fingerprint():
+        raise ValueError(
+            f"{path} belongs to a model with another configuration (fingerprint {description.get('fingerprint')}, "
+            f"this model has {config.fingerprint()}): load it with the model that made it"
+        )
+    state = StreamState.from_tensors(config, tensors)
+    if LOGITS_KEY not in metadata:
+        return state, None
+    if logits.shape != (config.vocab_size,):
+        raise ValueError(
+            f"{path} is damaged: it has logits for {len(logits)} tokens, the model has {config.vocab_size}"
+        )
+    return state, logits
+
+
 def _tensors(model: LanguageModel) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, each tensor once under the first of its names."""
     first: dict[int, str] = {}
@@ -186,14 +353,7 @@ def _tensors(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({error}): save the model again"
-        ) from None
+    metadata, stored = _read_tensors(path)
     fingerprint = metadata.get("fingerprint", config.fingerprint())
     if fingerprint != config.fingerprint():
         raise ValueError(
@@ -224,10 +384,60 @@ def _refuse_difference(path: Path, expected: dict[str, Tensor], stored: dict[str
             )
 
 
-def flush(path: Path) -> None:
-    """Have the file or folder on the disk, not only in the operating system's memory."""
-    handle = os.open(path, os.O_RDONLY)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def _partial(target: Path) -> Path:
+    """A name beside `target` that nothing has."""
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.partial")
+
+
+@contextlib.contextmanager
+def _sentence(path: str | Path) -> Iterator[None]:
+    """Errors of writing as one sentence; libraries in Rust tell theirs in words that end in "(os error 28)"."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except NotWritten:
+        raise
+    except Exception as error:
+        told = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number is None:
+            raise
+        failure = NotWritten(
+            f"{path} could not be written ({os.strerror(number).lower()}): what was there stays as it was"
+        )
+        failure.errno = number
+        raise failure from error
+
+
+def _fill_with_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # The format refuses tensors that share memory, as views of one state may.
+        held[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
+        places.add(tensor.untyped_storage().data_ptr())
+    save_file(held, path, metadata)
+    if metadata and len(metadata) > 1:
+        # The library writes these entries in another order each time; sorted, equal content gives equal bytes.
+        with path.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+            if len(text) != size:
+                raise ValueError(f"the metadata of {path} cannot be sorted in its place")
+            file.seek(8)
+            file.write(text)
+
+
+def _read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): save it again") from None

@@ -17,6 +17,7 @@ from gpu_check_parity import parity_bfloat16, parity_float32, relative_error
 import rmat
 from rmat.accounting import account
 from rmat.evaluation import speed
+from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig, StreamState
 
 
@@ -37,12 +38,10 @@ def has_cuda() -> bool:
 
 def environment(device: str, quick: bool) -> dict[str, Any]:
     """Versions, device, and the rates of a matrix product in float32 and bfloat16."""
-    found = speed.environment(device)
+    found = describe_environment(device)
     size = 256 if quick else None
     rates = {dtype: speed.matmul_rate(device, dtype, size=size) for dtype in ("float32", "bfloat16")}
-    summary = (
-        f"{found['device_name']}, torch {found['torch']}, bfloat16 {rates['bfloat16'] / 1e12:.1f} TFLOP/s"
-    )
+    summary = f"{found['device_name']}, torch {found['versions']['torch']}, bfloat16 {rates['bfloat16'] / 1e12:.1f} TFLOP/s"
     return {"ok": True, "summary": summary, "matmul_flops_per_second": rates, **found}
 
 

@@ -18,7 +18,9 @@ def test_versions_machine_and_seed_are_named() -> None:
     assert described["versions"]["torch"] == torch.__version__
     assert described["versions"].keys() >= {"rmat", "numpy", "safetensors", "tokenizers"}
     assert (described["seed"], described["device"]) == (5, "cpu")
-    assert described["python"] and described["platform"] and described["threads"] >= 1
+    assert described["python"] and described["platform"]
+    assert described["threads"] == torch.get_num_threads() and described["device_name"]
+    assert describe_environment("cpu")["seed"] is None
 
 
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

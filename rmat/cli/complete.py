@@ -191,12 +191,14 @@ def _offset(text: str, name: str, line: int, column: int | None = None) -> int:
 
 def _check(args: argparse.Namespace, path: Path | None) -> None:
     """Refuse options that do not go together, before anything long is begun."""
+    from rmat.storage import writable
+
     if args.name is not None and path is not None:
         raise ValueError(f"--name {args.name} is for standard input; {path} has a name")
     if args.state_out is not None and (args.context is None or args.state_in is not None):
         raise ValueError("--state-out keeps what is read of a context: give --context, and no --state-in")
-    if args.state_out is not None and not Path(args.state_out).parent.is_dir():
-        raise ValueError(f"--state-out {args.state_out}: there is no folder to write it into; make it first")
+    if args.state_out is not None:
+        writable(args.state_out)
     if args.max_context_bytes is not None and args.context is None:
         raise ValueError("--max-context-bytes is a limit of --context: give that too")
 
@@ -214,10 +216,10 @@ def _read_before(
     from rmat.data.progress import Progress
     from rmat.data.repository import context_files, context_texts
     from rmat.generation.completion import read_context
-    from rmat.generation.resume import load_place, save_place
+    from rmat.storage import load_state, save_state
 
     if args.state_in is not None:
-        state, _ = load_place(args.state_in, model.config)
+        state, _ = load_state(args.state_in, model.config)
         return 0, state.to(next(model.parameters()).device)
     if root is None:
         return 0, None
@@ -241,5 +243,5 @@ def _read_before(
             logits, state = read_context(model, tokenizer, context_texts(files, skipped), advance=advance)
     if args.state_out is not None:
         assert logits is not None
-        save_place(args.state_out, state, logits)
+        save_state(args.state_out, state, logits)
     return len(files), state

@@ -43,16 +43,15 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the text."""
     prompt = _prompt(args)
-    if args.state_out is not None and not Path(args.state_out).parent.is_dir():
-        raise ValueError(f"--state-out {args.state_out}: there is no folder to write it into; make it first")
-
-    from rmat.generation.resume import load_place, save_place
     from rmat.generation.stream import generate
+    from rmat.storage import load_state, save_state, writable
 
+    if args.state_out is not None:
+        writable(args.state_out)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     state, next_logits = None, None
     if args.state_in is not None:
-        state, next_logits = load_place(args.state_in, model.config)
+        state, next_logits = load_state(args.state_in, model.config)
         state = state.to(next(model.parameters()).device)
     writing = generate(
         model,
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     assert writing.state is not None and writing.next_logits is not None
     if args.state_out is not None:
-        save_place(args.state_out, writing.state, writing.next_logits)
+        save_state(args.state_out, writing.state, writing.next_logits)
     if args.json:
         print_json(
             {

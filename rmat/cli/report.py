@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from rmat.report.page import page
     from rmat.report.series import plain
     from rmat.report.trace import trace
-    from rmat.training.files import write_text
+    from rmat.storage import write_file
 
     if args.max_tokens < 2:
         raise ValueError(f"--max-tokens is {args.max_tokens}: read at least 2 tokens")
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     told = contents(
         model, tokenizer, found, reading=reading, model_name=str(args.model), training=_training(args.model)
     )
-    write_text(html, page(told))
-    write_text(
+    write_file(html, page(told))
+    write_file(
         data, json.dumps(plain(told), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
     )
     _print(args.json, told, html, data)

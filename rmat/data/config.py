@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from rmat.settings import known_keywords
 
+
+@known_keywords()
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data of a run. Raises ValueError naming field, value and remedy."""

@@ -9,7 +9,6 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmat.model import LanguageModel, StreamState
-
-_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers")
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What a measurement depends on beside the code: device by name, threads, versions. JSON-able."""
-    found: dict[str, Any] = {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    if device.startswith("cuda"):
-        found["cuda"] = torch.version.cuda
-        found["capability"] = ".".join(str(part) for part in torch.cuda.get_device_capability())
-        found["device_bytes"] = torch.cuda.get_device_properties(0).total_memory
-    return found
 
 
 def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -143,19 +119,6 @@ def peak_memory(work: Callable[[], object], device: str) -> int:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def _status_bytes(key: str) -> int | None:

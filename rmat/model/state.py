@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rmat.model.config import ModelConfig
 
-FORMAT_VERSION = 1
 NEVER = -1.0e30
 """Score of an empty place in the open segment: below every real score, and finite so that gradients stay finite."""
 
@@ -192,44 +187,19 @@ class StreamState:
         return state._with({name: tensor.clone() for name, tensor in tensors.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the format version and the configuration's fingerprint. Raises `OSError` with
-        one sentence where the file cannot be written."""
-        folder = Path(path).parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise FileNotFoundError(
-                f"cannot write {path}: {folder} is no folder that can be written to; make it first"
-            )
-        meta = {"format": "rmat-state", "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()},
-            str(path),
-            {"rmat": json.dumps(meta)},
-        )
+        """Write a safetensors file with the format version and the configuration's fingerprint, whole or not at all.
+        Raises `OSError` with one sentence where it cannot be written."""
+        from rmat.storage import save_state
+
+        save_state(path, self)
 
     @staticmethod
     def load(path: str | Path, config: ModelConfig) -> StreamState:
         """Read a file of `save`, on the CPU. Raises `ValueError` if it is damaged, of another format version, or of a
         model with another configuration than `config`; `FileNotFoundError` if there is none."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no state file at {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = json.loads((file.metadata() or {}).get("rmat", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-        if not isinstance(meta, dict) or meta.get("format") != "rmat-state":
-            raise ValueError(f"{path} holds no stream state: give a file that StreamState.save wrote")
-        if meta.get("version") != str(FORMAT_VERSION):
-            raise ValueError(
-                f"{path} has state format {meta.get('version')}, this version reads {FORMAT_VERSION}"
-            )
-        if meta.get("fingerprint") != config.fingerprint():
-            raise ValueError(
-                f"{path} belongs to a model with another configuration (fingerprint {meta.get('fingerprint')}, "
-                f"this model has {config.fingerprint()}): load it with the model that made it"
-            )
-        return StreamState.from_tensors(config, tensors)
+        from rmat.storage import load_state
+
+        return load_state(path, config)[0]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> StreamState:
         layers = tuple(layer.map(change) for layer in self.layers)

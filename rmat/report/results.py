@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from rmat.evaluation.speed import environment
+from rmat.machine import describe_environment
 from rmat.model import LanguageModel
 from rmat.report import plots
 
@@ -30,7 +30,7 @@ def write_result(
         "options": {name: value for name, value in options.items() if isinstance(value, plain)},
         "config": model.config.to_dict(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "environment": environment(str(model.embedding.weight.device)),
+        "environment": describe_environment(str(model.embedding.weight.device)),
         **result,
     }
     path = folder / "result.json"

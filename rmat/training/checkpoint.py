@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rmat.training.files import fresh_folder, move_into_place
+from rmat.storage import replacing_folder, to_json, write_tensors
 
 FORMAT = 1
 """Version of the layout above; raised when a reader of the old one would misread the new one."""
@@ -49,18 +49,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` under `folder`; whatever happens meanwhile, no incomplete checkpoint is left under
     its name."""
     target = folder / f"step-{checkpoint.step:08d}"
-    temporary = fresh_folder(target)
-    for name, tensors in checkpoint.tensors.items():
-        # Copies, because the format refuses tensors that share memory, as views of one state may.
-        held = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        save_file(held, temporary / f"{name}.safetensors")
-    _write_json(temporary / "trainer.json", checkpoint.values)
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(temporary.iterdir())
-    }
-    _write_json(temporary / "manifest.json", {"format": FORMAT, "step": checkpoint.step, "files": files})
-    move_into_place(temporary, target)
+    with replacing_folder(target) as partial:
+        for name, tensors in checkpoint.tensors.items():
+            write_tensors(partial / f"{name}.safetensors", tensors)
+        (partial / "trainer.json").write_text(to_json(checkpoint.values) + "\n", encoding="utf-8")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(partial.iterdir())
+        }
+        manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
+        (partial / "manifest.json").write_text(to_json(manifest) + "\n", encoding="utf-8")
     return target
 
 
@@ -113,13 +111,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the `keep_last` newest and the one of `best_step`, and what interrupted
-    writes left."""
+    """Delete all checkpoints but the `keep_last` newest and the one of `best_step`."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if path.name != f"step-{best_step or 0:08d}":
             shutil.rmtree(path)
-    for path in folder.glob(".step-*.partial"):
-        shutil.rmtree(path)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -133,10 +128,6 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     missing = set(model_tensors(model)) - set(tensors)
     assert not unexpected and not missing, f"checkpoint of another model: {unexpected} {missing}"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -9,20 +9,17 @@ from typing import Any, Literal
 
 from rmat.data.config import DataConfig
 from rmat.model import ModelConfig
-from rmat.settings import coerce, field_types, refuse_unknown
-
-_AT_LEAST_ONE = ("steps", "batch_size", "window", "accumulate", "eval_bytes", "log_every", "checkpoint_every")
-_AT_LEAST_ZERO = (
-    "warmup_steps",
-    "weight_decay",
-    "clip",
-    "z_loss",
-    "eval_every",
-    "sample_every",
-    "max_nonfinite",
-)
+from rmat.settings import check, coerce, field_types, known_keywords, number, refuse_unknown, whole
 
 
+def setting_names() -> list[str]:
+    """Every dotted name a run can be given, such as `train.lr`."""
+    sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+    names = [name for name in field_types(RunConfig) if name not in sections]
+    return names + [f"{section}.{name}" for section, cls in sections.items() for name in field_types(cls)]
+
+
+@known_keywords()
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How the model is trained. The defaults train the preset `tiny` on two CPU cores."""
@@ -92,24 +89,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in field_types(TrainConfig).items():
             object.__setattr__(self, name, coerce(getattr(self, name), kind, f"train.{name}"))
-        for name in _AT_LEAST_ONE:
-            self._require(name, getattr(self, name) >= 1, "give 1 or more")
-        for name in _AT_LEAST_ZERO:
-            self._require(name, getattr(self, name) >= 0, "give 0 or more")
-        self._require("lr", self.lr > 0, "give a number above 0, such as 0.003")
-        self._require("keep_last", self.keep_last >= 2, "give 2 or more")
-        self._require("decay_share", 0 < self.decay_share <= 1, "give a share above 0 and up to 1")
-        self._require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "give a share from 0 to 1")
-        for name in ("beta1", "beta2"):
-            self._require(name, 0 <= getattr(self, name) < 1, "give a number from 0 up to but not 1")
-        self._require(
-            "max_minutes", self.max_minutes is None or self.max_minutes > 0, "give minutes above 0, or none"
-        )
-        self._require("seed", 0 <= self.seed < 2**32, "give a whole number from 0 to 4294967295")
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise ValueError(f"train.{name} is {getattr(self, name)!r}: {remedy}")
+        at_least_one = ("steps", "batch_size", "window", "accumulate", "eval_bytes", "log_every")
+        check(self, "train", (*at_least_one, "checkpoint_every"), whole, 1)
+        check(self, "train", ("warmup_steps", "eval_every", "sample_every", "max_nonfinite"), whole, 0)
+        check(self, "train", "keep_last", whole, 2)
+        check(self, "train", "seed", whole, 0, 2**32 - 1)
+        check(self, "train", ("weight_decay", "clip", "z_loss"), number, 0)
+        check(self, "train", "lr", number, above=0, remedy="give a number above 0, such as 0.003")
+        check(self, "train", "decay_share", number, above=0, most=1)
+        check(self, "train", "min_lr_ratio", number, 0, 1)
+        check(self, "train", ("beta1", "beta2"), number, 0, below=1)
+        check(self, "train", "max_minutes", number, above=0, remedy="give minutes above 0, or none")
 
     @property
     def tokens_per_step(self) -> int:
@@ -117,6 +107,7 @@ class TrainConfig:
         return self.batch_size * self.window * self.accumulate
 
 
+@known_keywords(setting_names)
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run: which model, on what text, how, and where it is written."""
@@ -215,13 +206,6 @@ def _typed_section(given: Any, name: str, kind: type) -> dict[str, Any]:
     section, kinds = coerce(given, dict, name), field_types(kind)
     refuse_unknown(section, name, kinds, setting_names())
     return {key: coerce(value, kinds[key], f"{name}.{key}") for key, value in section.items()}
-
-
-def setting_names() -> list[str]:
-    """Every dotted name a run can be given, such as `train.lr`."""
-    sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
-    names = [name for name in field_types(RunConfig) if name not in sections]
-    return names + [f"{section}.{name}" for section, cls in sections.items() for name in field_types(cls)]
 
 
 _LENGTH = ("steps", "max_minutes", "max_nonfinite")

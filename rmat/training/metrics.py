@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rmat.storage import flush
-from rmat.training.files import write_text
+from rmat.storage import flush, to_json, write_file
 
 
 class JsonLines:
@@ -17,12 +16,12 @@ class JsonLines:
     def append(self, row: dict[str, Any]) -> None:
         """Add `row` and hand it to the operating system, so that the death of this process cannot lose it."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(to_json(row) + "\n")
 
     def cut_after(self, step: int) -> None:
         """Drop every row later than `step`, and the remains of a row whose writing was interrupted."""
         kept = [row for row in self.rows() if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        write_file(self.path, "".join(to_json(row) + "\n" for row in kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows."""

@@ -24,7 +24,7 @@ from rmat.data.corpus import Corpus, load_corpus
 from rmat.data.store import TokenStore
 from rmat.machine import describe_environment, pick_device
 from rmat.model import LanguageModel, StreamState
-from rmat.storage import save_model
+from rmat.storage import remove_partial, replacing_folder, save_model, write_json
 from rmat.tasks.corpus import TaskCorpus, load_tasks
 from rmat.tasks.registry import is_task
 from rmat.training import rng
@@ -38,7 +38,6 @@ from rmat.training.checkpoint import (
 )
 from rmat.training.config import RunConfig, check_resumable
 from rmat.training.counters import Counters
-from rmat.training.files import fresh_folder, move_into_place, write_json
 from rmat.training.metrics import JsonLines
 from rmat.training.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from rmat.training.progress import Reporter
@@ -87,6 +86,8 @@ class Run:
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or from the beginning if there is none."""
+        for folder in (self.folder, self.folder / "checkpoints"):
+            remove_partial(folder)
         checkpoint = newest_sound_checkpoint(self.folder / "checkpoints", self.reporter.say)
         if checkpoint is None:
             self.reporter.say("no checkpoint to continue from: starting at step 0")
@@ -105,9 +106,8 @@ class Run:
 
     def export(self) -> dict[str, Any]:
         """Write model/ and result.json; the result."""
-        temporary = fresh_folder(self.folder / "model")
-        save_model(self.model, temporary, tokenizer=self.corpus.tokenizer)
-        move_into_place(temporary, self.folder / "model")
+        with replacing_folder(self.folder / "model") as partial:
+            save_model(self.model, partial, tokenizer=self.corpus.tokenizer)
         counters = self.counters
         result = {
             "run": str(self.folder),

@@ -194,7 +194,7 @@ class TestContext:
         (["target.py", "--context", "nowhere"], "nowhere is no folder"),
         (["target.py", "--context", "target.py"], "is no folder"),
         (["target.py", "--state-out", "s"], "give --context"),
-        (["target.py", "--context", ".", "--state-out", "no/s"], "there is no folder to write it into"),
+        (["target.py", "--context", ".", "--state-out", "no/s"], "there is no folder"),
         (["target.py", "--max-context-bytes", "3"], "is a limit of --context"),
         (["target.py", "--name", "x.py"], "is for standard input"),
         (["target.py", "--lines", "-1"], "lines is -1"),

@@ -45,10 +45,8 @@ def test_decode_asks_for_one_token_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     assert state.position.tolist() == [10] * 3
 
 
-def test_matmul_rate_and_environment_are_plain_numbers_and_names() -> None:
+def test_matmul_rate_is_a_plain_number() -> None:
     assert speed.matmul_rate("cpu", size=64, repeats=2) > 1e6
-    found = speed.environment("cpu")
-    assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count the peak since the process began")

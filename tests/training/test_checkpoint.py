@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmat.training import checkpoint as module
-from rmat.training import files
+from rmat import storage
 from rmat.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -101,7 +101,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step that touches the disk is made the last one in turn."""
-    calls = {"left": 0}
+    calls = {"left": 1000}
 
     def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
@@ -113,9 +113,12 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
         return call
 
     for owner, name in (
-        (module, "save_file"),
+        (storage, "save_file"),
+        (storage, "flush"),
         (Path, "write_text"),
-        (files, "flush"),
+        (Path, "mkdir"),
+        (Path, "unlink"),  # what is dead does not tidy up
+        (shutil, "rmtree"),
         (os, "rename"),
         (os, "replace"),
     ):
@@ -138,7 +141,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
         assert found is not None and found.step in (1, 2)
         assert not said, "an incomplete checkpoint took the name of a finished one"
         write_checkpoint(folder, make(2))
-        prune_checkpoints(folder, 2, None)
+        storage.remove_partial(folder)
         assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
         points += 1
         if not died:
