@@ -155,11 +155,11 @@ def test_sections_may_be_mappings_and_out_a_path() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"data": "python-stdlib"}, "data is 'python-stdlib': give a mapping"),
+        ({"data": "python-stdlib"}, "data='python-stdlib' is not possible: give a mapping"),
         ({"data": {"specs": ["a"], "spec": 1}}, "unknown setting 'data.spec'"),
-        ({"model": None}, "model is None: give a mapping"),
+        ({"model": None}, "model=None is not possible: give a mapping"),
         ({"train": {"steps": "many"}}, "train.steps='many'"),
-        ({"out": 3}, "out is 3: give"),
+        ({"out": 3}, "out=3 is not possible: give"),
     ],
 )
 def test_sections_of_a_wrong_kind_are_refused(fields: dict[str, Any], words: str) -> None:
