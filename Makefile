@@ -40,6 +40,10 @@ demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, 
 test: lint ## lint, types and the whole test suite
 	$(BIN)/python -m pytest -q
 
+.PHONY: test-model
+test-model: $(STAMP) ## the core alone: contracts, model, operations, reference, state
+	$(BIN)/python -m pytest -q tests/contracts tests/model tests/ops tests/reference tests/storage tests/test_accounting.py
+
 .PHONY: lint
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
