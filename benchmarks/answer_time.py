@@ -1,11 +1,12 @@
-"""Time to answer after documents of very different lengths: it should be one time, because nothing is read again.
+"""Time to answer after documents of very different lengths: it should be one time, because nothing is read
+again.
 
-Documents of seeded words, or of a text file repeated, are each read once into a session of a store. Then every round asks
-the same question of each session, the order turned round by round, so that a slow minute of the machine hits all
-lengths. Three times are taken: taking the session up (load and move to the device), from the question to the first
-piece of text (its tokens are read, one is drawn), and each further token. Reported are medians, and medians over rounds
-of the ratio to the shortest document in the same round: 1.0 means that length does not matter. For comparison, the
-time to read each document is reported too.
+Documents of seeded words, or of a text file repeated, are each read once into a session of a store. Then
+every round asks the same question of each session, the order turned round by round, so that a slow minute of
+the machine hits all lengths. Three times are taken: taking the session up (load and move to the device), from
+the question to the first piece of text (its tokens are read, one is drawn), and each further token. Reported
+are medians, and medians over rounds of the ratio to the shortest document in the same round: 1.0 means that
+length does not matter. For comparison, the time to read each document is reported too.
 
     python benchmarks/answer_time.py [--model starter] [--lengths 1000 100000 1000000 10000000] [--text FILE] [--quick]
 

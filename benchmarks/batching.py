@@ -1,8 +1,9 @@
 """Tokens per second of many texts written at once by the serving engine, beside the same texts one at a time.
 
-All rounds interleave: in each one the engine writes all texts at once, the same engine writes some of them one after the
-other, and `rmat.generate` writes those too. Ratios are medians of the ratios within a round. Prompts are random tokens,
-different for every text and round, and nothing is cached; so every token of every prompt is read, and counted as time.
+All rounds interleave: in each one the engine writes all texts at once, the same engine writes some of them
+one after the other, and `rmat.generate` writes those too. Ratios are medians of the ratios within a round.
+Prompts are random tokens, different for every text and round, and nothing is cached; so every token of every
+prompt is read, and counted as time.
 
     python benchmarks/batching.py [--model starter] [--streams 64] [--quick] [--device cuda]
 

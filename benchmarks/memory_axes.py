@@ -1,13 +1,15 @@
 """Which gated memory is best: the recall task with one axis of the block changed at a time.
 
-Every cell trains the recipe examples/recipes/recall.yaml (2 layers, width 64, segments of 32 tokens, 32 slots; 8 pairs to
-remember) with one change to the recommended model, then asks on rows as in training and on rows of 16,384 tokens
-(questions in the last tenth). `overload` cells ask in a quarter of the places at a constant learning rate: more is
-written than the bank holds. Accuracy counts the first question about each key.
+Every cell trains the recipe examples/recipes/recall.yaml (2 layers, width 64, segments of 32 tokens, 32
+slots; 8 pairs to remember) with one change to the recommended model, then asks on rows as in training and on
+rows of 16,384 tokens (questions in the last tenth). `overload` cells ask in a quarter of the places at a
+constant learning rate: more is written than the bank holds. Accuracy counts the first question about each
+key.
 
     python benchmarks/memory_axes.py [--cells NAME ...] [--seeds 0 1 2] [--steps 500] [--out results/memory_axes.json]
 
-Cells that the file already has (same seed and steps) are not measured again. The last line printed is one JSON object.
+Cells that the file already has (same seed and steps) are not measured again. The last line printed is one
+JSON object.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python benchmarks/results.py --quick                         recall, MQAR, pass key, bits per byte by position
     python benchmarks/results.py [NAME ...] [--data FOLDER]      everything, or the named stages
 
-Stages that read text of your own (`books-*`, `passkey-*`, `facts`, `read-*`, `babilong*`) take it from FOLDER: `books/` with train, valid and
-test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with bAbI's files. A run that is complete is not trained
-again, one that was interrupted goes on; delete runs/results/NAME to start afresh.
+Stages that read text of your own (`books-*`, `passkey-*`, `facts`, `read-*`, `babilong*`) take it from
+FOLDER: `books/` with train, valid and test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with
+bAbI's files. A run that is complete is not trained again, one that was interrupted goes on; delete
+runs/results/NAME to start afresh.
 """
 
 from __future__ import annotations

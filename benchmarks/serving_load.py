@@ -1,13 +1,13 @@
 """A server under load: many streams at once against one at a time, over HTTP, in the same run.
 
-The server is `rmat serve` in a process of its own. Rounds interleave the two loads, so that a slow minute of the machine
-hits both: `--streams` clients, each asking again as soon as it is answered, and one such client alone. Every answer must
-be complete; the server's resident memory is read every second.
+The server is `rmat serve` in a process of its own. Rounds interleave the two loads, so that a slow minute of
+the machine hits both: `--streams` clients, each asking again as soon as it is answered, and one such client
+alone. Every answer must be complete; the server's resident memory is read every second.
 
     python benchmarks/serving_load.py [--seconds 60] [--streams 64] [--tokens 64] [--model starter]
 
-The last line printed is one JSON object, which is also written to results/serving_load.json. Ends with status 1 if an
-answer was not what it must be.
+The last line printed is one JSON object, which is also written to results/serving_load.json. Ends with status
+1 if an answer was not what it must be.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Speed and memory of `recommended` beside `local` (no memory) and `full` (plain attention over the whole length).
+"""Speed and memory of `recommended` beside `local` (no memory) and `full` (plain attention over the whole
+length).
 
-The same code runs all three; they differ by config only, and `full` gets segments as long as the text. At each length
-T the number of tokens per step is the same (fewer rows of more tokens). Rounds interleave the systems, so that a slow
-minute of the machine hits all of them; medians over rounds are reported, ratios are medians of the ratios within
-a round. Utilisation is the model's floating-point operations over the rate of a matrix product in the same run.
+The same code runs all three; they differ by config only, and `full` gets segments as long as the text. At
+each length T the number of tokens per step is the same (fewer rows of more tokens). Rounds interleave the
+systems, so that a slow minute of the machine hits all of them; medians over rounds are reported, ratios are
+medians of the ratios within a round. Utilisation is the model's floating-point operations over the rate of a
+matrix product in the same run.
 
     python benchmarks/throughput.py [--quick] [--size tiny] [--lengths 1024 4096 16384] [--device cuda --dtype bfloat16]
 
@@ -117,7 +119,8 @@ class System:
 
 
 def training_peak(settings: Settings, variant: str, length: int) -> int:
-    """Bytes a training step of one system holds at its peak: weights, gradients, optimiser and activations."""
+    """Bytes a training step of one system holds at its peak: weights, gradients, optimiser and
+    activations."""
 
     def work() -> None:
         torch.manual_seed(settings.seed)
@@ -131,7 +134,8 @@ def training_peak(settings: Settings, variant: str, length: int) -> int:
 
 
 def isolated_peak(settings: Settings, variant: str, length: int) -> int:
-    """`training_peak`, on a CPU in a process of its own, whose high-water mark is that of this system alone."""
+    """`training_peak`, on a CPU in a process of its own, whose high-water mark is that of this system
+    alone."""
     if settings.device.startswith("cuda"):
         torch.cuda.empty_cache()
         return training_peak(settings, variant, length)

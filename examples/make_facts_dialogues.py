@@ -1,9 +1,10 @@
-"""Write dialogues in which a user states facts and asks for them later, as JSONL that a language model can be trained on.
+"""Write dialogues in which a user states facts and asks for them later, as JSONL that a language model can be
+trained on.
 
 python examples/make_facts_dialogues.py facts/train.jsonl --count 2000 --filler talk --filler DIALOGUES
-python examples/make_facts_dialogues.py facts/valid.jsonl --count 200 --split valid --filler talk --filler DIALOGUES
-rmat train --data DIALOGUES --data facts data.weights='[0.8,0.2]' --out runs/mixed
-rmat eval facts runs/mixed --filler DIALOGUES
+python examples/make_facts_dialogues.py facts/valid.jsonl --count 200 --split valid --filler talk --filler
+DIALOGUES rmat train --data DIALOGUES --data facts data.weights='[0.8,0.2]' --out runs/mixed rmat eval facts
+runs/mixed --filler DIALOGUES
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python examples/states.py runs/demo
 
-The state has one size however much was read, and going on from it costs the same however long ago the text began.
+The state has one size however much was read, and going on from it costs the same however long ago the text
+began.
 """
 
 import sys

@@ -1,10 +1,12 @@
-"""What must not change in a restructuring: logits, states, gradients, checkpoints, scores and texts, bit for bit.
+"""What must not change in a restructuring: logits, states, gradients, checkpoints, scores and texts, bit for
+bit.
 
     python scripts/goldens.py make FOLDER       before the change: runs everything, writes FOLDER/goldens.json
     python scripts/goldens.py compare FOLDER    after it: runs everything again, names each difference, exit status 1 if any
 
-Numbers depend on the machine and on torch, so goldens are made and compared on one machine and not kept in the
-repository. Only the public API and the command line are used: what lies between may change. `--only PART` runs a part.
+Numbers depend on the machine and on torch, so goldens are made and compared on one machine and not kept in
+the repository. Only the public API and the command line are used: what lies between may change. `--only PART`
+runs a part.
 """
 
 from __future__ import annotations

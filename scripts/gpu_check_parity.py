@@ -1,4 +1,5 @@
-"""The device's numbers against the CPU in float64: logits, gradients and final states of several configurations."""
+"""The device's numbers against the CPU in float64: logits, gradients and final states of several
+configurations."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ TOLERANCE = {
     "float32": {"logits": 1e-4, "gradient": 1e-4, "state": 1e-4},
     "bfloat16": {"logits": 1e-1, "gradient": 2e-1, "state": 5e-1},
 }
-"""Largest error relative to the norm of the float64 reference. A state in bfloat16 gets the most room: where two tokens
-are scored nearly alike, rounding decides which of them is written, and a slot then holds another token."""
+"""Largest error relative to the norm of the float64 reference. A state in bfloat16 gets the most room: where
+two tokens are scored nearly alike, rounding decides which of them is written, and a slot then holds another
+token."""
 
 PARITY: dict[str, dict[str, Any]] = {
     "recommended": {"variant": "recommended"},
@@ -77,7 +79,8 @@ def _parity(device: str, dtype: str, quick: bool) -> dict[str, Any]:
 
 
 def _outputs(model: LanguageModel, device: str, dtype: str) -> dict[str, Tensor]:
-    """Logits, gradient and final state of three calls: documents that begin inside, ragged rows, single tokens."""
+    """Logits, gradient and final state of three calls: documents that begin inside, ragged rows, single
+    tokens."""
     segment = model.config.segment_len
     length = 4 * segment + 5
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,5 @@
-"""The parts of `gpu_check.py`: each takes (device, quick) and returns a JSON-able dict with `ok` and a `summary`."""
+"""The parts of `gpu_check.py`: each takes (device, quick) and returns a JSON-able dict with `ok` and a
+`summary`."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def environment(device: str, quick: bool) -> dict[str, Any]:
 
 
 def attention(device: str, quick: bool) -> dict[str, Any]:
-    """Which fused attention kernels forward and backward take, by dtype and variant; FlexAttention for information."""
+    """Which fused attention kernels forward and backward take, by dtype and variant; FlexAttention for
+    information."""
     taken: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
         for variant in ("recommended", "paper", "full"):
@@ -128,7 +130,8 @@ def compiled(device: str, quick: bool) -> dict[str, Any]:
 
 
 def training(device: str, quick: bool) -> dict[str, Any]:
-    """Two minutes of training on the standard library's sources: the loss falls and held-out text is predicted.
+    """Two minutes of training on the standard library's sources: the loss falls and held-out text is
+    predicted.
 
     At toy scale: a few steps on one source file of this package.
     """
@@ -237,7 +240,8 @@ def training_speed(device: str, quick: bool) -> dict[str, Any]:
 
 
 def decoding(device: str, quick: bool) -> dict[str, Any]:
-    """Tokens per second one by one after a short and a long context, for one row and many; the state keeps its size."""
+    """Tokens per second one by one after a short and a long context, for one row and many; the state keeps
+    its size."""
     size, short, long, many, tokens = ("tiny", 64, 512, 2, 4) if quick else ("small", 1024, 65536, 64, 64)
     dtype = "float32" if quick else "bfloat16"
     config = ModelConfig.preset(size, variant="recommended")

@@ -1,4 +1,5 @@
-"""All that a report tells, as one tree of values that JSON can hold (arrays as `Series`). docs/report.md lists the keys."""
+"""All that a report tells, as one tree of values that JSON can hold (arrays as `Series`). docs/report.md
+lists the keys."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from rmat.report.trace import LayerTrace, Trace
 FORMAT, FORMAT_VERSION = "rmat-report", 1
 
 FIRST_BUCKET = 256
-"""Width of the first bucket of positions, in bytes or tokens; each further one ends at twice the position the one before it ends at."""
+"""Width of the first bucket of positions, in bytes or tokens; each further one ends at twice the position the
+one before it ends at."""
 
 _SHARE, _WEIGHT, _BITS = 0.004, 0.001, 0.01
 """Steps in which shares, attention to single slots, and bits are told."""
@@ -203,8 +205,8 @@ def _memory(config: ModelConfig, memory: MemoryTrace, found: Trace) -> dict[str,
 def _positions(
     found: Trace, units: NDArray[np.int64], widths: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> list[dict[str, float | int | None]]:
-    """Bits by the position in the document, counted in `widths`, at which what is foretold begins: in buckets of
-    doubling end."""
+    """Bits by the position in the document, counted in `widths`, at which what is foretold begins: in buckets
+    of doubling end."""
     ends = np.cumsum(widths)
     at = ends - np.repeat((ends - widths)[found.starts], lengths)
     bucket = np.ceil(np.log2(np.maximum(at + 1, FIRST_BUCKET) / FIRST_BUCKET)).astype(int)
@@ -220,7 +222,8 @@ def _positions(
 
 
 def _bits(found: Trace, units: NDArray[np.int64], inside: NDArray[np.bool_]) -> dict[str, float | int | None]:
-    """Bits over units (bytes of text, or answer tokens) with the memory on and zeroed; None where there are none."""
+    """Bits over units (bytes of text, or answer tokens) with the memory on and zeroed; None where there are
+    none."""
 
     def ratio(bits: NDArray[np.float32] | None) -> float | None:
         size = int(units[inside].sum())

@@ -1,4 +1,5 @@
-"""How figures look and how they are written: one style, files that do not change unless their content does."""
+"""How figures look and how they are written: one style, files that do not change unless their content
+does."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), without the yellow, which is faint on white."""
+"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), without the yellow, which is faint on
+white."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
@@ -58,8 +60,8 @@ def require_matplotlib() -> None:
 def drawing(path: str | Path, height: float = 4.6) -> Iterator[tuple[Figure, list[Path]]]:
     """A figure 8 inches wide and `height` high, and the files that it is written to at the end.
 
-    A path that ends in .png or .svg is one file; one without suffix becomes both. Folders are made. The same content
-    gives the same bytes. Raises ValueError for another suffix, or if matplotlib is not installed.
+    A path that ends in .png or .svg is one file; one without suffix becomes both. Folders are made. The same
+    content gives the same bytes. Raises ValueError for another suffix, or if matplotlib is not installed.
     """
     path = Path(path)
     if path.suffix not in ("", *SUFFIXES):
@@ -96,7 +98,8 @@ def title_of(axes: Axes, title: str | None) -> None:
 
 
 def size_name(count: int, *, unit: str = "") -> str:
-    """A size in short: 256, 4K, 1M for powers of two, 6,400 and 50K for others; with unit="B" 256 B, 4 KiB, 50 kB."""
+    """A size in short: 256, 4K, 1M for powers of two, 6,400 and 50K for others; with unit="B" 256 B, 4 KiB,
+    50 kB."""
     binary = count % 1024 == 0
     if not binary and count < 10_000:
         return f"{count:,} {unit}".rstrip()
@@ -142,7 +145,8 @@ def label_ends(axes: Axes, names: Sequence[str], ends: Sequence[tuple[float, flo
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the order of the wanted ones, with the least squared distance to them."""
+    """Places at least `gap` apart, in the order of the wanted ones, with the least squared distance to
+    them."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     blocks: list[list[float]] = []  # places that touch: sum of what they want, number
     for rank, index in enumerate(order):
@@ -201,7 +205,8 @@ def label_points(
                     if distance > 7
                     else None,
                 )
-                text.get_window_extent()  # moves the text to its place; with the arrow, which may cross what it likes
+                # moves the text to its place; with the arrow, which may cross what it likes
+                text.get_window_extent()
                 box = Text.get_window_extent(text)
                 covered = sum(box.overlaps(other) for i, other in enumerate(taken) if i != number)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0)

@@ -1,4 +1,5 @@
-"""The page: one HTML file with its data, style and script inside, which loads nothing and runs nothing else."""
+"""The page: one HTML file with its data, style and script inside, which loads nothing and runs nothing
+else."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ SCRIPTS = ("charts.js", "reader.js", "page.js")
 
 
 def page(data: dict[str, Any]) -> str:
-    """The HTML of a report's data. Texts of users stay data: the page puts them in as text, never as markup, and its
-    policy lets only its own script run."""
+    """The HTML of a report's data. Texts of users stay data: the page puts them in as text, never as markup,
+    and its policy lets only its own script run."""
     css = _asset("page.css")
     js = "\n".join(_asset(name) for name in SCRIPTS)
-    policy = f"default-src 'none'; script-src '{_digest(js)}'; style-src '{_digest(css)}'; base-uri 'none'; form-action 'none'"
+    sources = f"script-src '{_digest(js)}'; style-src '{_digest(css)}'"
+    policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
     html = _asset("page.html")
     # The data comes last: no marker in a text is ever replaced.
     for name, value in (("policy", policy), ("css", css), ("js", js), ("data", _embedded(packed(data)))):

@@ -1,7 +1,7 @@
 """Plots and tables of results, beside their JSON: the same numbers, nothing computed anew.
 
-Every plot writes PNG and SVG (`figures.drawing`), returns the files, and raises ValueError where there is nothing to
-draw or matplotlib is missing. Bands and bars are the 95 % intervals of the numbers.
+Every plot writes PNG and SVG (`figures.drawing`), returns the files, and raises ValueError where there is
+nothing to draw or matplotlib is missing. Bands and bars are the 95 % intervals of the numbers.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def plot_accuracy(
     """Accuracy against length; lines at the same place are drawn a little apart.
 
     Args:
-        series: by name, for example of a depth or task, cells with `length` in tokens (0: nothing but the facts),
-            `accuracy` from 0 to 1, `low`, `high`.
+        series: by name, for example of a depth or task, cells with `length` in tokens (0: nothing but the
+            facts), `accuracy` from 0 to 1, `low`, `high`.
         path: without suffix for PNG and SVG.
         title: what stands above.
     """
@@ -99,9 +99,9 @@ def plot_state_tradeoff(points: Sequence[Row], path: str | Path, *, title: str |
     """Accuracy on MQAR against the size of the state.
 
     Args:
-        points: `name`, `state_bytes` of one sequence in float32, `accuracy` (mean over the test sets, 0 to 1), perhaps
-            `low` and `high`; with `reference` true it is another system's published number. Points of one name are one
-            line.
+        points: `name`, `state_bytes` of one sequence in float32, `accuracy` (mean over the test sets, 0 to
+            1), perhaps `low` and `high`; with `reference` true it is another system's published number.
+            Points of one name are one line.
         path: without suffix for PNG and SVG.
         title: what stands above.
     """
@@ -141,10 +141,12 @@ def plot_state_tradeoff(points: Sequence[Row], path: str | Path, *, title: str |
 
 
 def plot_curves(rows: Iterable[Row], path: str | Path, *, title: str | None = None) -> list[Path]:
-    """The course of a training run: loss, accuracy if it is a task's, and the share written to memory by layer.
+    """The course of a training run: loss, accuracy if it is a task's, and the share written to memory by
+    layer.
 
     Args:
-        rows: those of `metrics.jsonl`, in order; an evaluation stands at the tokens of the training row before it.
+        rows: those of `metrics.jsonl`, in order; an evaluation stands at the tokens of the training row
+            before it.
         path: without suffix for PNG and SVG.
         title: what stands above.
     """
@@ -173,8 +175,8 @@ def plot_curves(rows: Iterable[Row], path: str | Path, *, title: str | None = No
 def write_table(cells: Iterable[Row], path: str | Path) -> Path:
     """A CSV file with one line a cell and a column for every key that any has.
 
-    Keys of objects inside a cell are joined with a point; lists are written as JSON, null as nothing. Raises ValueError
-    without cells.
+    Keys of objects inside a cell are joined with a point; lists are written as JSON, null as nothing. Raises
+    ValueError without cells.
     """
     flat = [dict(_flat(cell)) for cell in cells]
     if not flat:
@@ -278,7 +280,8 @@ def _panels(rows: Sequence[Row]) -> dict[str, Lines]:
 
 
 def _leave_out_the_start(axes: Axes, lines: Lines) -> None:
-    """Let the axis end above what is seen after the first twentieth: the fall before would flatten all the rest."""
+    """Let the axis end above what is seen after the first twentieth: the fall before would flatten all the
+    rest."""
     last = max(x[-1] for x, _, _ in lines.values())
     later = [b for x, y, _ in lines.values() for a, b in zip(x, y, strict=True) if a >= last / 20]
     every = [b for _, y, _ in lines.values() for b in y]

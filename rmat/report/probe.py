@@ -1,7 +1,8 @@
 """What every layer does with one segment, seen through hooks.
 
-The model runs as always. Its fused kernels give no attention weights, so these are recomputed from the queries that the
-hooks caught and from the states before and after the call, by the public methods of `Memory`, `Writer` and `Fusion`.
+The model runs as always. Its fused kernels give no attention weights, so these are recomputed from the
+queries that the hooks caught and from the states before and after the call, by the public methods of
+`Memory`, `Writer` and `Fusion`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class MemoryView:
     """
 
     slot_THM: Tensor
-    """Weights of the read over [null slot | filled slots], the part of the slots; zero where a slot is empty."""
+    """Weights of the read over [null slot | filled slots], the part of the slots; zero where a slot is
+    empty."""
     null_TH: Tensor
     """The null slot's part, or with stick-breaking what no slot took; zero in a model without one."""
     filled: int
@@ -41,7 +43,8 @@ class MemoryView:
     age_M: Tensor
     """int64 ages in tokens of the slots after the segment; 0 for empty ones."""
     write_T: Tensor | None
-    """Score of every token (writers "select" and "all"), or of the segment's best candidate for all its tokens."""
+    """Score of every token (writers "select" and "all"), or of the segment's best candidate for all its
+    tokens."""
     gate_M: Tensor | None
     """Gates g = sigmoid(score) of the slots after the segment, if there is a score."""
     update: float | None
@@ -76,8 +79,8 @@ class _Caught:
 
 
 def stream_names(config: ModelConfig) -> tuple[str, ...]:
-    """Streams whose weights in the mix can be told apart: one softmax over all keys ("joint") has one weight for both
-    local streams together."""
+    """Streams whose weights in the mix can be told apart: one softmax over all keys ("joint") has one weight
+    for both local streams together."""
     if config.fusion == "joint" and len(config.local_streams) == 2:
         return ("local", "memory") if config.has_memory else ("local",)
     return tuple(config.streams)
@@ -86,7 +89,8 @@ def stream_names(config: ModelConfig) -> tuple[str, ...]:
 class Probe(AbstractContextManager["Probe"]):
     """Watches the calls of a model; `views` tells of the last one.
 
-    A call must hold one row and stay inside one segment, from its start where the layer's memory is to be seen.
+    A call must hold one row and stay inside one segment, from its start where the layer's memory is to be
+    seen.
     """
 
     def __init__(self, model: LanguageModel) -> None:

@@ -34,7 +34,8 @@ class Reading:
     names: tuple[str, ...]
     documents: tuple[Ids, ...]
     targets: tuple[Ids, ...] | None = None
-    """Of each token, what a task asks for after it, -100 for nothing; None: every token is followed by the next."""
+    """Of each token, what a task asks for after it, -100 for nothing; None: every token is followed by the
+    next."""
     separator: str = ""
     """What stands between tokens where they are shown."""
 
@@ -45,7 +46,8 @@ class Reading:
 
 
 def read_file(path: str, tokenizer: Tokenizer, max_tokens: int) -> Reading:
-    """The documents of a text file or of a file of records. Raises ValueError if it cannot be read as text."""
+    """The documents of a text file or of a file of records. Raises ValueError if it cannot be read as
+    text."""
     if not Path(path).is_file():
         raise ValueError(f"no file at {path!r}: give a text file, or --data for a folder, glob or corpus")
 

@@ -1,4 +1,5 @@
-"""The files of a measurement: result.json with all that it depends on, table.csv, and a picture where one says more."""
+"""The files of a measurement: result.json with all that it depends on, table.csv, and a picture where one
+says more."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def _modes(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _lines(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What a picture shows: cells of each task and depth, or bits per byte by position for each use of the memory."""
+    """What a picture shows: cells of each task and depth, or bits per byte by position for each use of the
+    memory."""
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     if "cells" in result:
         for cell in result["cells"]:

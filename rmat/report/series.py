@@ -14,7 +14,8 @@ _KINDS = ("u1", "i1", "u2", "i2", "u4", "i4")
 
 @dataclass(frozen=True)
 class Series:
-    """An array whose values are told to a step: 0.01 keeps two decimals. NaN (and -1 with `index`) means "none"."""
+    """An array whose values are told to a step: 0.01 keeps two decimals. NaN (and -1 with `index`) means
+    "none"."""
 
     values: NDArray[Any]
     step: float = 1
@@ -34,8 +35,8 @@ class Series:
         return listed
 
     def packed(self) -> dict[str, Any]:
-        """Little-endian integers in the narrowest type, in base64. `t` is the type, `n` the shape, `s` the step; the
-        type's largest value stands for none."""
+        """Little-endian integers in the narrowest type, in base64. `t` is the type, `n` the shape, `s` the
+        step; the type's largest value stands for none."""
         steps, missing = self._steps()
         least, most = (int(steps.min()), int(steps.max())) if steps.size else (0, 0)
         kind = next(k for k in _KINDS if np.iinfo(k).min <= least and most < np.iinfo(k).max)

@@ -1,7 +1,7 @@
 """A text read through a model's memory: what was written, what was read, what it cost, token by token.
 
-Documents are read one after the other, each from an empty state and segment by segment through the carried state; a
-second reading finds every bank empty. Tokens are counted through all documents.
+Documents are read one after the other, each from an empty state and segment by segment through the carried
+state; a second reading finds every bank empty. Tokens are counted through all documents.
 """
 
 from __future__ import annotations
