@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from pathlib import Path
 
-from rmat.data.documents import MAX_DOCUMENT_BYTES, Document, text_document
-from rmat.data.files import Unusable, file_document, is_binary, too_large, unreadable
+from rmat.data.documents import MAX_DOCUMENT_BYTES, Document, code_document, text_document
+from rmat.data.files import (
+    DOCUMENT_SUFFIXES,
+    READ_ERRORS,
+    Unusable,
+    inner_suffix,
+    is_binary,
+    is_code,
+    open_file,
+    read_raw,
+    read_text,
+    refuse_by_suffix,
+    shown,
+    too_large,
+    unreadable,
+)
 
 _UNSEEN = ("head", "title", "script", "style", "noscript", "template", "svg", "iframe", "object")
 """Elements that show no text of their own."""
@@ -42,7 +57,7 @@ _AROUND = {
 def read_file(path: Path) -> Document:
     """The document in a file: the text of PDF and HTML (by suffix, or by how a PDF begins), any other file as UTF-8 text.
 
-    Code carries its name in front, as in training (`rmat.data.files.is_code`); HTML is read for its text, not as code.
+    Code carries its name in front, as in training (`rmat.data.files.is_code`).
 
     Raises ValueError, one sentence naming the file and what to do, for one that is missing, binary, empty, damaged,
     encrypted, too large or without text, and where an optional package is not installed.
@@ -51,29 +66,39 @@ def read_file(path: Path) -> Document:
         raise ValueError(f"{path} is a folder: give the files in it, such as {path}/*.md")
     if not path.is_file():
         raise ValueError(f"no file at {path}: give a document that exists")
-    suffix = path.suffix.lower()
-    try:
-        with path.open("rb") as file:
-            is_pdf = suffix == ".pdf" or file.read(5) == b"%PDF-"
-        if is_pdf:
-            return _document(
-                path, _pdf_text(path), "has no text layer, as a scan: recognise its text first (OCR)"
-            )
-        if suffix in (".html", ".htm", ".xhtml"):
-            return _document(path, _html_text(path), "shows no text: give a page whose text is in the file")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if is_binary(path):
+    refuse_by_suffix(path)
+    if not _is_pdf(path) and is_binary(path):
         raise Unusable("binary", f"{path} is binary, not UTF-8 text: give text, Markdown, HTML or PDF")
-    return file_document(path, path.name)
+    return file_document(path, shown(path.name))
 
 
-def _document(path: Path, text: str, without: str) -> Document:
+def file_document(path: Path, name: str) -> Document:
+    """The document of one file of text, code, HTML or PDF, called `name`. Raises Unusable."""
+    refuse_by_suffix(path)
+    if _is_pdf(path):
+        return _document(
+            path, name, _pdf_text(path), "has no text layer, as a scan: recognise its text first (OCR)"
+        )
+    if inner_suffix(path) in DOCUMENT_SUFFIXES:
+        return _document(path, name, _html_text(path), "shows no text: give a page whose text is in the file")
+    text = read_text(path)
+    return code_document(name, text) if is_code(path) else text_document(name, text)
+
+
+def _is_pdf(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            return inner_suffix(path) == ".pdf" or file.read(5) == b"%PDF-"
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from None
+
+
+def _document(path: Path, name: str, text: str, without: str) -> Document:
     if not text:
         raise Unusable("empty", f"{path} {without}")
     if len(text) > MAX_DOCUMENT_BYTES:
         raise Unusable("too large", too_large(str(path)))
-    return text_document(path.name, text)
+    return text_document(name, text)
 
 
 def _html_text(path: Path) -> str:
@@ -85,7 +110,7 @@ def _html_text(path: Path) -> str:
         raise _needs("HTML", "beautifulsoup4") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as that XHTML is also XML
-        soup = BeautifulSoup(path.read_bytes(), "html.parser")  # it finds the encoding that the page declares
+        soup = BeautifulSoup(read_raw(path), "html.parser")  # it finds the encoding that the page declares
     pieces: list[str] = []
     todo: list[tuple[PageElement | str, bool]] = [(soup, False)]
     while todo:  # no recursion: a page may be nested deeper than Python calls
@@ -102,6 +127,7 @@ def _html_text(path: Path) -> str:
         elif type(node) is str:
             pieces.append(node)
     text = re.sub(" +", " ", "".join(pieces))
+    text = text.encode("utf-8", "replace").decode()  # a page may spell halves of characters
     text = re.sub(f"[{_AROUND_ENDS}]+", _line_ends, text).strip()
     return text.translate({ord(mark): chr(place) for place, mark in _KEPT.items()})
 
@@ -122,11 +148,11 @@ def _pdf_text(path: Path) -> str:
         raise _needs("PDF", "pypdf") from None
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it works around
     try:
-        reader = pypdf.PdfReader(path)
+        reader = pypdf.PdfReader(io.BytesIO(read_raw(path)))
         # Many are encrypted with an empty password, only to forbid printing.
         locked = reader.is_encrypted and not reader.decrypt("")
         pages = [] if locked else [page.extract_text() for page in reader.pages]
-    except OSError:
+    except Unusable:
         raise
     except DependencyError:
         raise Unusable("encrypted", f"{path} is encrypted: {_UNLOCK}") from None
@@ -145,7 +171,8 @@ def _pdf_text(path: Path) -> str:
 _UNLOCK = "save a copy without protection and read that"
 
 
-def _needs(kind: str, package: str) -> ValueError:
-    return ValueError(
-        f"reading {kind} needs the package {package}, which is not installed: pip install 'rmat[documents]'"
+def _needs(kind: str, package: str) -> Unusable:
+    return Unusable(
+        f"{kind}, which needs {package}",
+        f"reading {kind} needs the package {package}, which is not installed: pip install 'rmat[documents]'",
     )

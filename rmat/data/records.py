@@ -1,15 +1,48 @@
-"""Sources of many documents: JSONL with texts or dialogues, Parquet columns, Hugging Face data sets."""
+"""Sources of many documents: texts and dialogues in JSONL, JSON, CSV and Parquet, Hugging Face data sets.
+
+A record that cannot be used is left out and counted with its file and line; a file in which none can be used is refused.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rmat.data.documents import MAX_DOCUMENT_BYTES, Document, dialogue_document, text_document
-from rmat.data.files import Skipped, Unusable, decode, too_large, unreadable
+from rmat.data.files import (
+    READ_ERRORS,
+    Skipped,
+    Unusable,
+    decode,
+    inner_suffix,
+    open_file,
+    shown,
+    too_large,
+    unreadable,
+)
+
+_ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant"),
+    "developer": "system",
+}
+"""Other names of the roles, as chat formats have them."""
+
+_CHATS = ("messages", "conversations", "conversation")
+"""Fields with a list of turns."""
+
+_ASKING, _MORE = ("prompt", "instruction", "question"), ("input", "context")
+_ANSWERING = ("completion", "output", "response", "answer")
+"""Fields of one question, of what belongs to it, and of its answer."""
+
+_KNOWN = ("turns", "queries", *_CHATS, "system", *_ASKING, *_MORE, *_ANSWERING)
+
+_FORMS = "or give a dialogue: 'turns', 'messages', 'conversations', 'prompt' with 'completion', 'instruction' with 'output'"
 
 
 @dataclass(frozen=True)
@@ -24,7 +57,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of a JSONL record and the questions on them."""
+    """Turns of a record and the questions on them."""
 
     name: str
     """Name of its document."""
@@ -32,7 +65,7 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
     """(role, text) of each turn."""
 
-    queries: tuple[Query, ...]
+    queries: tuple[Query, ...] = ()
 
     def document(self) -> Document:
         """The turns; behind them each question as a turn of the user and its answer as one of the assistant."""
@@ -42,109 +75,176 @@ class Conversation:
         return dialogue_document(self.name, [*self.turns, *asked])
 
 
-def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
-    """Documents of a .jsonl, .ndjson or .parquet file, called `name:number` counted from 1.
+@dataclass(frozen=True)
+class _Record:
+    """One record of a file, or the reason why it cannot be read."""
 
-    A JSONL record with `turns` is a dialogue, followed by its `queries` if it has any; any other has its text in
-    `column`. Records without text are counted in `skipped`. Raises Unusable naming the file and the line.
+    number: int
+    where: str
+    fields: Mapping[str, Any] | Unusable
+
+
+def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
+    """Documents of a file of records by its suffix, called `name:number` counted from 1 (of JSONL and CSV the line).
+
+    Raises Unusable for a file that cannot be read or of which no record can be used: the first one's reason.
     """
-    read = _parquet if path.suffix.lower() == ".parquet" else _jsonl
+    suffix = inner_suffix(path)
+    read = {".parquet": _parquet, ".json": _json, ".csv": _csv, ".tsv": _csv}.get(suffix, _jsonl)
     try:
-        yield from read(path, name, column, skipped)
-    except OSError as error:
+        yield from _documents(read(path, column), name, column, skipped)
+    except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """The records of a .jsonl file that have `turns` and `queries`. Raises Unusable naming the file and the line."""
     try:
-        for number, where, record in _objects(path):
-            if "turns" in record and record.get("queries"):
-                conversation = _conversation(record, f"{path.name}:{number}", where)
-                _require_characters(conversation.document(), where)
+        for record in _jsonl(path, ""):
+            if isinstance(record.fields, Unusable):
+                raise record.fields
+            if "turns" in record.fields and record.fields.get("queries"):
+                conversation = _conversation(
+                    record.fields, f"{shown(path.name)}:{record.number}", record.where
+                )
+                _require_characters(conversation.document(), record.where)
                 yield conversation
-    except OSError as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
 
-def _jsonl(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
-    for number, where, record in _objects(path):
-        document = _record(record, f"{name}:{number}", where, column)
-        if document.n_bytes:
-            yield document
-        else:
-            skipped.add("empty record", document.name)
-
-
-def _objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(line number from 1, words for where that is, object) of every line that is not blank."""
-    offset = number = 0
-    found = False
-    with path.open("rb") as file:
-        # A bounded readline: a file that is one endless line must not fill the memory.
-        while line := file.readline(MAX_DOCUMENT_BYTES + 1):
-            number += 1
-            where = f"{path} line {number}"
-            if len(line) > MAX_DOCUMENT_BYTES:
-                raise Unusable("too large", too_large(where))
-            text = decode(line, str(path), offset)
-            offset += len(line)
-            if not text.strip():
+def _documents(records: Iterable[_Record], name: str, column: str, skipped: Skipped) -> Iterator[Document]:
+    """Documents of the records that can be used; the others are counted, or the first of them raised if all are such."""
+    refused, first, any_good = Skipped(), None, False
+    for record in records:
+        called = f"{name}:{record.number}"
+        try:
+            if isinstance(record.fields, Unusable):
+                raise record.fields
+            document = _document(record.fields, called, record.where, column)
+            if document is None:
+                skipped.add("empty record", called)
                 continue
-            found = True
-            try:
-                record = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise Unusable(
-                    "not JSON", f"{where} is not JSON ({error}); write one JSON object a line"
-                ) from None
-            if not isinstance(record, dict):
-                raise Unusable("not JSON objects", f"{where} is not a JSON object; write one object a line")
-            yield number, where, record
-    if not found:
-        raise Unusable("empty", f"{path} is empty; give a file with one JSON object a line")
+            _require_characters(document, record.where)
+        except Unusable as error:
+            first = first or error
+            refused.add(error.reason, called)
+            continue
+        any_good = True
+        yield document
+    if first is not None and not any_good:
+        raise first
+    skipped.merge(refused)
 
 
-def _record(record: dict[str, Any], name: str, where: str, column: str) -> Document:
-    """The document of one JSON record."""
-    if "turns" in record:
-        document = _conversation(record, name, where).document()
+def _document(record: Mapping[str, Any], name: str, where: str, column: str) -> Document | None:
+    """The document of one record; None for one that says nothing.
+
+    Dialogues go before the text field, unless that one was named; it may hold the turns itself.
+    """
+    named = column != "text" and record.get(column) is not None
+    if "turns" in record and not named:
+        dialogue = _conversation(record, name, where)
+    elif not named and (chat := _first(record, _CHATS)):
+        system = record.get("system")
+        told = (("system", system),) if isinstance(system, str) and system else ()
+        dialogue = Conversation(name, (*told, *_messages(record[chat], chat, where)))
+    elif isinstance(record.get(column), list):
+        dialogue = Conversation(name, _messages(record[column], column, where))
+    elif not named and not record.get(column) and _first(record, _ASKING) and _first(record, _ANSWERING):
+        dialogue = Conversation(name, _exchange(record, where))
+    elif column in record and record[column] in (None, ""):
+        return None
     elif isinstance(record.get(column), str):
         document = text_document(name, record[column])
+        if len(record[column]) > MAX_DOCUMENT_BYTES:
+            raise Unusable("too large", too_large(where))
+        return document
+    elif column in record:
+        raise Unusable(
+            "records without text",
+            f"{where} has no text in {column!r}: {column!r} is no text but {type(record[column]).__name__}; "
+            f"name the text field with data.column, {_FORMS}",
+        )
     else:
         keys = ", ".join(map(repr, record)) or "nothing"
         raise Unusable(
             "records without text",
-            f"{where} has no text in {column!r} (it has {keys}); name the text field with data.column, "
-            "or give 'turns' with 'role' and 'text'",
+            f"{where} has no text in {column!r} (it has {keys}); name the text field with data.column, {_FORMS}",
         )
-    _require_characters(document, where)
-    return document
+    return dialogue.document() if any(text for _, text in dialogue.turns) or dialogue.queries else None
+
+
+def _first(record: Mapping[str, Any], fields: Iterable[str]) -> str | None:
+    return next((field for field in fields if record.get(field) is not None), None)
+
+
+def _exchange(record: Mapping[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+    """The turns of a question and its answer, each a text or a list of messages."""
+    asking, answering, more = (_first(record, names) for names in (_ASKING, _ANSWERING, _MORE))
+    assert asking and answering
+    turns: list[tuple[str, str]] = []
+    for field, role in (("system", "system"), (asking, "user"), (answering, "assistant")):
+        value = record.get(field)
+        if isinstance(value, list):
+            turns += _messages(value, field, where)
+        elif isinstance(value, str):
+            if field == asking and more and record[more]:
+                value = f"{value}\n\n{_text(record[more], more, where)}"
+            turns += [(role, value)] if value or role != "system" else []
+        elif value is not None:
+            raise _malformed(where, f"{field!r} must be text or a list of messages")
+    return tuple(turns)
+
+
+def _messages(items: Any, field: str, where: str) -> tuple[tuple[str, str], ...]:
+    """The turns of a list of messages: `role` or `from`, and `content`, `value` or `text`."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _malformed(where, f"{field!r} must be a list of messages with a 'role' and a 'content'")
+    turns = []
+    for item in items:
+        role, content = _first(item, ("role", "from")), _first(item, ("content", "value", "text"))
+        if role is None or not isinstance(item[role], str) or content is None:
+            raise _malformed(where, f"every message in {field!r} needs a 'role' and a 'content' of text")
+        named = item[role].strip().lower()
+        turns.append((_ROLES.get(named, item[role]), _text(item[content], field, where)))
+    return tuple(turns)
+
+
+def _text(content: Any, field: str, where: str) -> str:
+    """The text of a message, which may be a list of parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [
+        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        for part in parts
+    ]
+    known = [text for text in texts if isinstance(text, str)]
+    if len(known) < len(texts):
+        raise _malformed(where, f"a message in {field!r} holds something that is no text")
+    return "\n".join(known)
+
+
+def _malformed(where: str, why: str) -> Unusable:
+    return Unusable("malformed dialogue", f"{where}: {why}; correct the record")
 
 
 def _require_characters(document: Document, where: str) -> None:
     try:
-        assert document.n_bytes >= 0
+        "".join(part for part in document.parts if isinstance(part, str)).encode()
     except UnicodeEncodeError:
         raise Unusable(
             "not UTF-8", f"{where} holds a lone surrogate (half a character, \\ud800 to \\udfff); remove it"
         ) from None
 
 
-def _conversation(record: dict[str, Any], name: str, where: str) -> Conversation:
+def _conversation(record: Mapping[str, Any], name: str, where: str) -> Conversation:
     turns = _pairs(record["turns"], "role", "text")
     if turns is None:
-        raise Unusable(
-            "malformed dialogue",
-            f"{where}: 'turns' must be a list of objects with a 'role' and a 'text'; correct the record",
-        )
+        raise _malformed(where, "'turns' must be a list of objects with a 'role' and a 'text'")
     queries = record.get("queries") or []
     asked = _pairs(queries, "query", "answer")
     if asked is None or not all(question and answer for question, answer in asked):
-        raise Unusable(
-            "malformed dialogue",
-            f"{where}: 'queries' must be a list of objects with a 'query' and an 'answer'; correct the record",
-        )
+        raise _malformed(where, "'queries' must be a list of objects with a 'query' and an 'answer'")
     spans = [_spans(query.get("spans") or [], len(turns), where) for query in queries]
     return Conversation(
         name, turns, tuple(Query(*pair, held) for pair, held in zip(asked, spans, strict=True))
@@ -164,15 +264,170 @@ def _spans(spans: Any, n_turns: int, where: str) -> tuple[tuple[int, int], ...]:
         found = tuple((int(first), int(last)) for first, last in spans)
         if all(0 <= first <= last < n_turns for first, last in found):
             return found
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise Unusable(
-        "malformed dialogue",
-        f"{where}: 'spans' must be a list of [first turn, last turn], counted from 0; correct the record",
-    )
+    raise _malformed(where, "'spans' must be a list of [first turn, last turn], counted from 0")
 
 
-def _parquet(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
+def _whole_number(digits: str) -> int | float:
+    """Numbers of thousands of digits are infinite here: no field that is read is such a number."""
+    return int(digits) if len(digits) < 1000 else float("inf")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+
+
+def _jsonl(path: Path, column: str) -> Iterator[_Record]:
+    """A record of every line that is not blank. Raises Unusable for a line that is no JSON object: the file is damaged."""
+    del column
+    offset = number = 0
+    found = False
+    with open_file(path) as file:
+        # A bounded readline: a file that is one endless line must not fill the memory.
+        while line := file.readline(MAX_DOCUMENT_BYTES + 1):
+            number += 1
+            where = f"{path} line {number}"
+            if len(line) > MAX_DOCUMENT_BYTES:
+                raise Unusable("too large", too_large(where))
+            try:
+                text = decode(line, str(path), offset)
+            except Unusable as error:
+                found = True
+                yield _Record(number, where, error)
+                continue
+            finally:
+                offset += len(line)
+            if not text.strip():
+                continue
+            found = True
+            try:
+                record = _DECODER.decode(text)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise Unusable(
+                    "not JSON", f"{where} is not JSON ({error}); write one JSON object a line"
+                ) from None
+            if not isinstance(record, dict):
+                raise Unusable("not JSON objects", f"{where} is not a JSON object; write one object a line")
+            yield _Record(number, where, record)
+    if not found:
+        raise Unusable("empty", f"{path} is empty; give a file with one JSON object a line")
+
+
+def _json(path: Path, column: str) -> Iterator[_Record]:
+    """A record of every object of an array, read one by one; a lone object is one record."""
+    del column
+    with open_file(path) as file:
+        reader = _Growing(path, file)
+        opened = reader.peek()
+        if not opened:
+            raise Unusable("empty", f"{path} is empty; give a JSON array of objects")
+        is_array = opened == "["
+        reader.place += is_array
+        number = 0
+        while not is_array or reader.peek() != "]":
+            number += 1
+            value = reader.value(f"{path} record {number}")
+            if not isinstance(value, dict):
+                raise Unusable(
+                    "not JSON objects",
+                    f"{path} record {number} is not a JSON object; give an array of objects",
+                )
+            yield _Record(number, f"{path} record {number}", value)
+            if not is_array:
+                break
+            following = reader.peek()
+            if following not in ("]", ","):
+                raise reader.broken(f"',' or ']' must follow record {number}")
+            reader.place += following == ","
+        if is_array:
+            reader.place += 1
+        if reader.peek():
+            raise reader.broken("more text follows its end")
+
+
+class _Growing:
+    """The text of a JSON file, of which only as much is held as the value that is being read is long."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
+        self._text, self.place = "", 0
+
+    def peek(self) -> str:
+        """The next character that is no blank; nothing at the end."""
+        while True:
+            while self.place < len(self._text) and self._text[self.place] in " \t\r\n":
+                self.place += 1
+            if self.place < len(self._text) or not self._more():
+                return self._text[self.place : self.place + 1]
+
+    def value(self, where: str) -> Any:
+        """The JSON value at the place."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self.place)
+            except (json.JSONDecodeError, RecursionError) as error:
+                near_end = getattr(error, "pos", len(self._text)) > len(self._text) - 16
+                if not near_end and not str(error).startswith("Unterminated"):  # no more text could mend that
+                    raise self.broken(str(error)) from None
+                if len(self._text) - self.place > MAX_DOCUMENT_BYTES:
+                    raise Unusable("too large", too_large(where)) from None
+                if not self._more():
+                    raise self.broken(str(error)) from None
+            else:
+                self.place = end
+                return value
+
+    def broken(self, why: str) -> Unusable:
+        return Unusable("not JSON", f"{self._path} is not JSON ({why}); give an array of objects")
+
+    def _more(self) -> bool:
+        """Reads as much again as is held."""
+        self._text, self.place = self._text[self.place :], 0
+        read = self._file.read(max(1 << 16, len(self._text)))
+        self._text += read
+        return bool(read)
+
+
+def _csv(path: Path, column: str) -> Iterator[_Record]:
+    """A record of every row below the header. Fields are split by the commonest of tab, comma and semicolon in it."""
+    with open_file(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        header = text.readline(MAX_DOCUMENT_BYTES)
+        if not header.strip():
+            raise Unusable("empty", f"{path} is empty; give a table with a header")
+        split_by = max("\t,;", key=header.count)
+        # A limit of the module's; a lower one, as it is at first, refuses long texts.
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT_BYTES))
+        names = next(csv.reader([header], delimiter=split_by))
+        if column not in names and not set(names) & set(_KNOWN):
+            raise _no_column(str(path), names, column)
+        rows = csv.reader(_lines(text, path), delimiter=split_by)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise Unusable(
+                    "not CSV", f"{path} line {rows.line_num + 1} is no row of a table ({error}); correct it"
+                ) from None
+            if row is None:
+                return
+            if row:
+                number = rows.line_num + 1
+                yield _Record(number, f"{path} line {number}", dict(zip(names, row, strict=False)))
+
+
+def _lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    """Lines of a text, none longer than a document may be."""
+    number = 1
+    while line := text.readline(MAX_DOCUMENT_BYTES + 1):
+        number += 1
+        if len(line) > MAX_DOCUMENT_BYTES:
+            raise Unusable("too large", too_large(f"{path} line {number}"))
+        yield line
+
+
+def _parquet(path: Path, column: str) -> Iterator[_Record]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -186,22 +441,41 @@ def _parquet(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[D
         raise Unusable(
             "not Parquet", f"{path} is not a Parquet file ({error}); give a file written as Parquet"
         ) from None
+    number = 0
     with file:
-        if column not in file.schema_arrow.names:
-            columns = ", ".join(map(repr, file.schema_arrow.names))
+        columns = _columns(str(path), file.schema_arrow.names, column)
+        try:
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                for place in range(batch.num_rows):
+                    number += 1
+                    where = f"{path} row {number}"
+                    try:  # row by row: one with bytes that are no text must not take the others with it
+                        (fields,) = batch.slice(place, 1).to_pylist()
+                    except UnicodeDecodeError:
+                        fields = Unusable("not UTF-8", f"{where} is not valid UTF-8; correct it")
+                    yield _Record(number, where, fields)
+        except pyarrow.ArrowException as error:
             raise Unusable(
-                "records without text",
-                f"{path} has no column {column!r} (it has {columns}); name the text column with data.column",
-            )
-        number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                document = _value(value, f"{name}:{number}", f"{path} row {number}", column)
-                if document is None:
-                    skipped.add("empty record", f"{name}:{number}")
-                else:
-                    yield document
+                "damaged", f"{path} is damaged behind row {number} ({error}); make or fetch it anew"
+            ) from None
+
+
+def _columns(where: str, names: list[str], column: str) -> list[str]:
+    """Which columns of a table to read. Raises Unusable if it has neither the text column nor those of a dialogue."""
+    if column in names and column != "text":
+        return [column]
+    found = [name for name in names if name == column or name in _KNOWN]
+    if not found:
+        raise _no_column(where, names, column)
+    return found
+
+
+def _no_column(where: str, names: list[str], column: str) -> Unusable:
+    listed = ", ".join(map(repr, names))
+    return Unusable(
+        "records without text",
+        f"{where} has no column {column!r} (it has {listed}); name the text column with data.column, {_FORMS}",
+    )
 
 
 def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
@@ -227,26 +501,9 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
         raise ValueError(
             f"{spec} cannot be loaded ({type(error).__name__}: {error}); check its name, split and your connection"
         ) from None
-    if column not in rows.column_names:
-        columns = ", ".join(map(repr, rows.column_names))
-        raise ValueError(f"{spec} has no column {column!r} (it has {columns}); name one of them")
-    for number, row in enumerate(rows.select_columns([column]), start=1):
-        document = _value(row[column], f"{name}/{split}:{number}", f"{spec} row {number}", column)
-        if document is None:
-            skipped.add("empty record", f"{name}/{split}:{number}")
-        else:
-            yield document
-
-
-def _value(value: Any, name: str, where: str, column: str) -> Document | None:
-    """The document of one cell of a table; None for a cell without text."""
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise Unusable(
-            "records without text",
-            f"{where}: {column!r} is no text but {type(value).__name__}; name a text column",
-        )
-    if len(value) > MAX_DOCUMENT_BYTES:
-        raise Unusable("too large", too_large(where))
-    return text_document(name, value)
+    columns = _columns(spec, rows.column_names, column)
+    records = (
+        _Record(number, f"{spec} row {number}", row)
+        for number, row in enumerate(rows.select_columns(columns), start=1)
+    )
+    yield from _documents(records, f"{name}/{split}", column, skipped)

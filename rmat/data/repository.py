@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
-from rmat.data.files import RECORD_SUFFIXES, Skipped, Unusable, read_text, walk_folder
+from rmat.data.files import RECORD_SUFFIXES, Skipped, Unusable, inner_suffix, read_text, walk_folder
 
 _PYTHON_IMPORT = re.compile(r"^\s*(?:from\s+([.\w]+)\s+import\s+(.*)|import\s+([\w., ]+))", re.MULTILINE)
 _QUOTED_IMPORT = re.compile(
@@ -57,8 +57,10 @@ def context_files(
     found: dict[str, ContextFile] = {}
     for path, name in walk_folder(root, skipped):
         size = path.stat().st_size
-        if path.suffix.lower() in RECORD_SUFFIXES:
+        if inner_suffix(path) in RECORD_SUFFIXES:
             skipped.add("records", name)
+        elif inner_suffix(path) == ".pdf":
+            skipped.add("PDF", name)
         elif not size:
             skipped.add("empty", name)
         elif path.resolve() != own:

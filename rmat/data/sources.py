@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rmat.data.documents import Document
+from rmat.data.extraction import file_document
 from rmat.data.files import (
     RECORD_SUFFIXES,
     Skipped,
     Unusable,
-    file_document,
+    inner_suffix,
+    shown,
     unreadable,
     walk_folder,
     walk_glob,
@@ -75,13 +77,13 @@ class Source:
             if path.is_dir():
                 return self._folder(path)
             if path.exists():
-                return ((None, document) for document in self._file(path, path.name))
+                return ((None, document) for document in self._file(path, shown(path.name)))
         except OSError as error:
             raise unreadable(path, error) from None
         if glob.has_magic(str(path)):
             return self._files(walk_glob(str(path), self.skipped))
         raise ValueError(
-            f"nothing at {self.spec!r}; give {STDLIB}, a file, a folder, a glob in quotes or hf:owner/name:split:column"
+            f"nothing at {self.spec!r} (looked for {Path(os.path.abspath(path))}); give {STDLIB}, a file, a folder, a glob in quotes or hf:owner/name:split:column"
         )
 
     def _file(self, path: Path, name: str) -> Iterator[Document]:
@@ -89,7 +91,7 @@ class Source:
             raise Unusable(
                 "not a regular file", f"{path} is not a regular file; give a file, a folder or a glob"
             )
-        if path.suffix.lower() in RECORD_SUFFIXES:
+        if inner_suffix(path) in RECORD_SUFFIXES:
             yield from read_records(path, name, self.column, self.skipped)
         else:
             yield file_document(path, name)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pypdf
 import pytest
 from pypdf.errors import DependencyError
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from rmat.data.documents import Special
 from rmat.data.extraction import read_file
+from tests.makers.texts import write_pdf
 
 PAGE = """<!DOCTYPE html><html><head><title>Not this</title><style>p {}</style></head><body>
 <!-- nor this --><h1>Snow &amp;
@@ -48,24 +48,6 @@ def f():
 in
 
 side"""
-
-
-def write_pdf(path: Path, *pages: str, password: str | None = None) -> Path:
-    """A PDF with a line of text on each page; without text where it is empty."""
-    writer = pypdf.PdfWriter()
-    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-    for text in pages:
-        page = writer.add_blank_page(200, 200)
-        fonts = DictionaryObject({NameObject(k): NameObject(v) for k, v in font.items()})
-        named = DictionaryObject({NameObject("/F"): fonts})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): named})
-        content = DecodedStreamObject()
-        content.set_data(f"BT /F 12 Tf 20 100 Td ({text}) Tj ET".encode() if text else b"")
-        page[NameObject("/Contents")] = writer._add_object(content)
-    if password is not None:
-        writer.encrypt(password, owner_password="owner", algorithm="RC4-128")
-    writer.write(path)
-    return path
 
 
 def text_of(path: Path) -> str:
@@ -145,8 +127,8 @@ def test_a_pdf_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"PK\0\0")
-    assert "is binary, not UTF-8 text: give text, Markdown" in refused(tmp_path / "a.zip")
+    (tmp_path / "a.dat").write_bytes(b"PK\0\0")
+    assert "is binary, not UTF-8 text: give text, Markdown" in refused(tmp_path / "a.dat")
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     assert "not valid UTF-8 at byte offset 3" in refused(tmp_path / "b.txt")
     (tmp_path / "c.txt").write_text(" \n")

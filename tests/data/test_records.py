@@ -1,9 +1,13 @@
 """Records: JSONL texts and dialogues, Parquet columns, Hugging Face data sets."""
 
+import gzip
+import json
+import subprocess
 import sys
 import tracemalloc
 import types
 
+import numpy as np
 import pytest
 
 from rmat.data.documents import Special
@@ -96,7 +100,8 @@ def test_conversations_with_questions(tmp_path):
         (b"[1, 2]\n", "line 1 is not a JSON object"),
         (b'{"body": "a"}\n', r"line 1 has no text in 'text' \(it has 'body'\).*data.column"),
         (b'{"text": 3}\n', "line 1 has no text in 'text'"),
-        (b'{"text": "ok"}\n{"text": "\xff"}\n', "t.jsonl is not valid UTF-8 at byte offset 25"),
+        (b'{"n": 12345}\n{"text": "\xff"}\n', "line 1 has no text"),
+        (b'\n\n{"text": "\xff"}\n', "t.jsonl is not valid UTF-8 at byte offset 12"),
         (b'{"text": "\\ud800"}\n', "line 1 holds a lone surrogate"),
         (b'{"turns": [{"role": "user"}]}\n', "line 1: 'turns' must be a list of objects"),
         (b'{"turns": "no"}\n', "line 1: 'turns' must be"),
@@ -130,6 +135,202 @@ def test_a_bad_line_in_the_middle_of_a_folders_file_is_not_passed_over(tmp_path)
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\nnonsense\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         list(Source(str(tmp_path)))
+
+
+def turns(document) -> list[str]:
+    """Roles and texts of a dialogue without its turn ends."""
+    return [
+        part.name if isinstance(part, Special) else part
+        for part in document.parts
+        if part != Special("turn_end")
+    ]
+
+
+HI = ["system", "Be kind.", "user", "hi", "assistant", "hello"]
+
+CHATS = [
+    {"messages": [{"role": r, "content": c} for r, c in zip(HI[::2], HI[1::2], strict=True)]},
+    {
+        "conversations": [
+            {"from": "system", "value": "Be kind."},
+            {"from": "human", "value": "hi"},
+            {"from": "gpt", "value": "hello"},
+        ]
+    },
+    {
+        "system": "Be kind.",
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}],
+    },
+    {
+        "messages": [
+            {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+            {"role": "User", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "model", "content": [{"type": "text", "text": "hello"}]},
+        ]
+    },
+    {"system": "Be kind.", "prompt": "hi", "completion": "hello"},
+    {"system": "Be kind.", "instruction": "hi", "input": "", "output": "hello"},
+    {
+        "prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}],
+        "completion": [{"role": "assistant", "content": "hello"}],
+    },
+    {"text": [{"role": r, "content": c} for r, c in zip(HI[::2], HI[1::2], strict=True)]},
+]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "jsonl.gz", "parquet"])
+def test_chats_of_every_form_are_dialogues(tmp_path, form):
+    path = tmp_path / f"chats.{form}"
+    for chat in CHATS:
+        if form == "parquet":
+            pa = pytest.importorskip("pyarrow")
+            from pyarrow import parquet
+
+            parquet.write_table(pa.Table.from_pylist([chat]), path)
+        else:
+            text = json.dumps([chat], indent=1) if form == "json" else json.dumps(chat) + "\n"
+            path.write_bytes(gzip.compress(text.encode()) if form == "jsonl.gz" else text.encode())
+        (document,), source = read(path)
+        assert turns(document) == HI, chat
+        assert document.name == f"chats.{form}:1" and not source.skipped.to_dict()
+
+
+def test_an_instruction_stands_before_its_input(tmp_path):
+    record = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+    (document,), _ = read(write_jsonl(tmp_path / "a.jsonl", [record]))
+    assert turns(document) == ["user", "Add.\n\n1 and 2", "assistant", "3"]
+
+
+def test_a_dialogue_goes_before_the_text_field_unless_that_is_named(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{**CHATS[0], "text": "rendered", "body": "named"}])
+    assert turns(read(path)[0][0]) == HI
+    assert read(path, column="body")[0][0].parts == ("named",)
+    path = write_jsonl(tmp_path / "b.jsonl", [{"text": "told", "prompt": "no", "response": "dialogue"}])
+    assert read(path)[0][0].parts == ("told",)
+
+
+def test_an_array_of_any_size_is_read_record_by_record(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    texts = [f"number {n} " + "é😀" * (n % 300) for n in range(900)]
+    for ascii_only in (True, False):
+        path.write_text(
+            "\n" + json.dumps([{"text": text, "n": [1, {}]} for text in texts], ensure_ascii=ascii_only)
+        )
+        found, _ = read(path)
+        assert [d.parts for d in found] == [(text,) for text in texts]
+    path.write_text('{"text": "alone"}')
+    assert [d.name for d in read(path)[0]] == ["a.json:1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.csv", 'id,text\n1,"two\nlines, ""quoted"""\n2,b\n', ['two\nlines, "quoted"', "b"]),
+        ("a.csv", "id;text\r\n1;semicolons, too\r\n", ["semicolons, too"]),
+        ("a.tsv", "text\tlabel\na, b\t0\n\nc\t1\n", ["a, b", "c"]),
+        ("a.csv", "text\n" + "x" * 200_000 + "\n", ["x" * 200_000]),
+    ],
+)
+def test_tables_of_text(tmp_path, name, content, texts):
+    (tmp_path / name).write_bytes(content.encode())
+    assert [d.parts[0] for d in read(tmp_path / name)[0]] == texts
+
+
+def test_a_table_of_questions_and_answers(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion\nhi,hello\n")
+    (document,), _ = read(tmp_path / "a.csv")
+    assert turns(document) == ["user", "hi", "assistant", "hello"] and document.name == "a.csv:2"
+
+
+BAD = [
+    b'{"text": 3}',
+    b'{"text": {"a": 1}}',
+    b'{"other": "a"}',
+    b'{"text": "a\\ud800b"}',
+    b'{"text": "\xff\xfe"}',
+    b'{"messages": [{"role": "user", "content": null}]}',
+    b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+    b'{"messages": [{"content": "who?"}]}',
+    b'{"messages": "hello"}',
+    b'{"messages": [1]}',
+    b'{"prompt": 1, "completion": "a"}',
+    b'{"turns": [], "queries": [{"query": "a", "answer": "b", "spans": [[0, ' + b"9" * 5000 + b"]]}]}",
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_record_that_cannot_be_used_is_left_out_and_counted(tmp_path, bad):
+    """Alone in its file it refuses the file; neither ends the reading of a folder."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "before"}\n' + bad + b'\n{"text": "after"}\n')
+    found, source = read(path)
+    assert [d.parts for d in found] == [("before",), ("after",)]
+    ((_, entry),) = source.skipped.to_dict().items()
+    assert entry == {"count": 1, "first": "a.jsonl:2"}
+    path.write_bytes(bad + b"\n")
+    with pytest.raises(ValueError, match=r"a.jsonl"):
+        read(path)
+    (tmp_path / "b.txt").write_text("b")
+    assert [d.name for d in read(tmp_path)[0]] == ["b.txt"]
+
+
+@pytest.mark.parametrize("flags", [[], ["-O"]])
+def test_a_lone_surrogate_is_left_out_also_without_asserts(tmp_path, flags):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a\ud800b"}, {"text": "good"}])
+    program = (
+        "import sys; from rmat.data.sources import Source; s = Source(sys.argv[1]); "
+        "print([d.n_bytes for _, d in s], s.skipped)"
+    )
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[4] 1 not UTF-8 (first: a.jsonl:1)\n"
+
+
+def test_numbers_of_any_length_do_not_matter_where_they_are_not_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "n": ' + "9" * 5000 + "}\n" + '{"text": null}\n')
+    found, source = read(path)
+    assert [d.parts for d in found] == [("a",)]
+    assert source.skipped.to_dict() == {"empty record": {"count": 1, "first": "a.jsonl:2"}}
+
+
+def test_a_row_of_parquet_that_is_no_text_is_left_out(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    offsets = pa.py_buffer(np.array([0, 1, 3, 4], dtype=np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xff\xfeb")])
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    found, source = read(tmp_path / "a.parquet")
+    assert [d.parts for d in found] == [("a",), ("b",)]
+    assert source.skipped.to_dict() == {"not UTF-8": {"count": 1, "first": "a.parquet:2"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "", "a.json is empty"),
+        (
+            "a.json",
+            '{"name": "package", "version": 1}',
+            r"record 1 has no text in 'text' \(it has 'name', 'version'\)",
+        ),
+        ("a.json", '["a", "b"]', "record 1 is not a JSON object"),
+        ("a.json", "17", "record 1 is not a JSON object"),
+        ("a.json", '[{"text": "a"} {"text": "b"}]', "is not JSON .*must follow record 1"),
+        ("a.json", '[{"text": "a"}', "is not JSON .*must follow record 1"),
+        ("a.json", '[{"text": "a"}] more', "more text follows"),
+        ("a.json", '[{"text": "a"}, {"text": ]', "is not JSON"),
+        ("a.json", '[{"text": "a', "is not JSON .*Unterminated"),
+        ("a.csv", "\n", "a.csv is empty"),
+        ("a.csv", "a,b\n1,2\n", r"no column 'text' \(it has 'a', 'b'\).*data.column"),
+    ],
+)
+def test_a_file_that_is_not_what_its_suffix_says(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
 
 
 def test_an_endless_line_is_refused_in_bounded_memory(tmp_path):

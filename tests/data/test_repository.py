@@ -45,7 +45,7 @@ def test_the_nearest_come_last_and_the_target_not_at_all(root: Path) -> None:
 
 
 def test_what_the_target_imports_is_nearest_of_all(root: Path) -> None:
-    text = "import os\nfrom other.deep.far import thing\nfrom tests import tool as t\n"
+    text = "import os\nfrom other.deep.far import thing\nfrom .. import tool as t\n"
     assert names(root, text=text)[-3:] == ["other/deep/far.py", "pkg/__init__.py", "pkg/tool.py"]
 
 
@@ -111,9 +111,9 @@ def test_texts_are_read_when_it_is_their_turn(root: Path) -> None:
     [
         ("import os.path as p, sys", {("os", "path"), ("sys",)}),
         ("    from a.b import c", {("a", "b"), ("a", "b", "c")}),
-        ("from tests.data import near", {("pkg", "core"), ("pkg", "core", "near")}),
-        ("from tests.x import (one, two as t)", {("pkg", "x"), ("pkg", "x", "one"), ("pkg", "x", "two")}),
-        ("from x import y", {("x",), ("x", "y")}),
+        ("from . import near", {("pkg", "core"), ("pkg", "core", "near")}),
+        ("from ..x import (one, two as t)", {("pkg", "x"), ("pkg", "x", "one"), ("pkg", "x", "two")}),
+        ("from .....x import y", {("x",), ("x", "y")}),
         ('#include "lib/thing.h"', {("lib", "thing")}),
         ("#include <vector>", {("vector",)}),
         ("import { a } from '../lib'", {("lib",)}),

@@ -1,14 +1,19 @@
 """What a SPEC reads, what it leaves out and says so, and what it refuses."""
 
+import bz2
+import gzip
+import lzma
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from rmat.data import files, sources
 from rmat.data.documents import Special
+from rmat.data.extraction import read_file
 from rmat.data.sources import Source
-from tests.makers.texts import write_files, write_jsonl
+from tests.makers.texts import write_files, write_jsonl, write_pdf
 
 
 def names(source: Source) -> list[str]:
@@ -195,14 +200,14 @@ def test_a_file_of_two_gigabytes_is_refused_unread(tmp_path):
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     write_files(tmp_path, {"a.txt": "a", "b.txt": "b"})
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def guarded(path: Path) -> bytes:
+    def guarded(path: Path, *how: str, **more: str):
         if path.name == "b.txt":
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return opened(path, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", guarded)
+    monkeypatch.setattr(Path, "open", guarded)
     with pytest.raises(ValueError, match=r"b.txt cannot be read: Permission denied; check"):
         list(Source(str(tmp_path / "b.txt")))
     source = Source(str(tmp_path))
@@ -223,6 +228,134 @@ def test_a_pipe_in_a_folder_is_left_out_unopened(tmp_path):
     assert names(source) == ["a.txt"] and counts(source) == {"not a regular file": 1}
 
 
-def test_a_spec_that_names_nothing_lists_the_forms():
+def test_a_spec_that_names_nothing_lists_the_forms(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nothing at '/no/such'.*python-stdlib.*glob.*hf:"):
         list(Source("/no/such"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"nothing at 'data' \(looked for {tmp_path}/data\)"):
+        list(Source("data"))
+
+
+def test_every_file_is_read_once_however_many_links_lead_to_it(tmp_path):
+    write_files(tmp_path, {"b.txt": "b", "sub/c.txt": "c"})
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "sub" / "loop").symlink_to("..")
+    (tmp_path / "dangling.txt").symlink_to("nothing")
+    folder, pattern = Source(str(tmp_path)), Source(str(tmp_path / "**" / "*.txt"))
+    assert names(folder) == names(pattern) == ["b.txt", "sub/c.txt"]
+    assert counts(folder) == {
+        "links to files that are read": 1,
+        "links to folders": 2,
+        "not a regular file": 1,
+    }
+    assert names(Source(str(tmp_path / "*" / "b.txt"))) == ["loop/b.txt"], "a link that is named is followed"
+    assert names(Source(str(tmp_path / "*" / "*" / "b.txt"))) == ["loop/loop/b.txt"]
+
+
+def test_two_links_to_a_file_elsewhere_are_one_document(tmp_path):
+    write_files(tmp_path, {"far.txt": "far"})
+    (tmp_path / "data").mkdir()
+    for name in ("x.txt", "y.txt"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "far.txt")
+    assert names(Source(str(tmp_path / "data"))) == ["x.txt"]
+
+
+def test_the_parts_of_a_glob(tmp_path):
+    write_files(tmp_path, {"a/b/x.py": "1", "a/.h/y.py": "2", "a/.z.py": "3", "w.py": "4"})
+    assert (
+        names(Source(str(tmp_path / "**")))
+        == names(Source(str(tmp_path / "**" / "*.py")))
+        == ["a/b/x.py", "w.py"]
+    )
+    assert names(Source(str(tmp_path / "a" / ".*.py"))) == [".z.py"]
+    assert names(Source(str(tmp_path / "*" / ".h" / "*.py"))) == ["a/.h/y.py"]
+    assert names(Source(str(tmp_path / "*" / "[b]" / ".." / ".." / "w.p?"))) == ["a/b/../../w.py"]
+
+
+def test_a_name_that_is_not_utf8_is_told_by_its_bytes(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
+    for spec in (str(tmp_path), str(tmp_path / "*.py"), str(tmp_path / os.fsdecode(b"caf\xe9.py"))):
+        ((_, document),) = Source(spec)
+        assert document.name == "caf\\xe9.py" and document.parts[1] == "caf\\xe9.py\n"
+        assert document.digest
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    write_files(
+        tmp_path,
+        {"a.txt": "\ufefftext", "b.jsonl": '\ufeff{"text": "record"}\n', "c.csv": "\ufefftext\nrow\n"},
+    )
+    assert [document.parts for _, document in Source(str(tmp_path))] == [("text",), ("record",), ("row",)]
+
+
+def test_pages_and_papers_are_read_for_their_text(tmp_path):
+    write_files(tmp_path, {"a.html": "<title>no</title><p>shown", "b.htm.gz": gzip.compress(b"<p>packed")})
+    write_pdf(tmp_path / "c.pdf", "printed")
+    source = Source(str(tmp_path))
+    assert [(d.name, d.parts) for _, d in source] == [
+        ("a.html", ("shown",)),
+        ("b.htm.gz", ("packed",)),
+        ("c.pdf", ("printed",)),
+    ]
+
+
+@pytest.mark.parametrize("package", ["bs4", "pypdf"])
+def test_a_folder_counts_the_documents_that_need_an_absent_package(tmp_path, monkeypatch, package):
+    write_files(tmp_path, {"a.txt": "a", "b.html": "<p>b"})
+    write_pdf(tmp_path / "c.pdf", "c")
+    monkeypatch.setitem(sys.modules, package, None)
+    source = Source(str(tmp_path))
+    assert len(names(source)) == 2 and any("which needs" in reason for reason in counts(source))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress), ("zst", "pyarrow")],
+)
+def test_compressed_files_are_unpacked(tmp_path, suffix, pack):
+    if pack == "pyarrow":
+        pyarrow = pytest.importorskip("pyarrow")
+        pack = lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True)  # noqa: E731
+    write_files(
+        tmp_path,
+        {
+            f"a.py.{suffix}": pack(b"x = 1\n"),
+            f"b.jsonl.{suffix}": pack(b'{"text": "1"}\n{"text": "2"}\n'),
+            f"c.txt.{suffix}": pack(b"a\0b"),
+            f"d.{suffix}": pack(b"what is it"),
+        },
+    )
+    source = Source(str(tmp_path))
+    assert names(source) == [f"a.py.{suffix}", f"b.jsonl.{suffix}:1", f"b.jsonl.{suffix}:2"]
+    assert counts(source) == {"binary": 1, "neither text nor code by suffix": 1}
+    assert names(Source(str(tmp_path / f"d.{suffix}"))) == [f"d.{suffix}"]
+    damaged = write_files(tmp_path, {f"e.txt.{suffix}": pack(b"text" * 1000)[:-9]}) / f"e.txt.{suffix}"
+    with pytest.raises(ValueError, match=rf"e.txt.{suffix} is damaged .*fetch it anew"):
+        list(Source(str(damaged)))
+    assert counts(source)["damaged"] == 1
+
+
+def test_a_packed_file_of_any_size_takes_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 1000)
+    write_files(
+        tmp_path, {"bomb.txt.gz": gzip.compress(b"a" * 10**6), "fits.txt.gz": gzip.compress(b"a" * 1000)}
+    )
+    source = Source(str(tmp_path))
+    assert names(source) == ["fits.txt.gz"] and counts(source) == {"too large": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.zip", "an archive: unpack it"),
+        ("a.tar.gz", "an archive: unpack it"),
+        ("a.docx", "a word processor's: save it as text, HTML or PDF"),
+        ("a.xlsx", "a spreadsheet: save it as CSV"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_by_the_right_word(tmp_path, name, message):
+    write_files(tmp_path, {name: b"PK\0\0"})
+    for read in (lambda path: list(Source(str(path))), read_file):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)

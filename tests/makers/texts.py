@@ -39,3 +39,24 @@ def write_files(root: Path, files: dict[str, str | bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     return root
+
+
+def write_pdf(path: Path, *pages: str, password: str | None = None) -> Path:
+    """A PDF with a line of text on each page; without text where it is empty."""
+    import pypdf
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = pypdf.PdfWriter()
+    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        fonts = DictionaryObject({NameObject(k): NameObject(v) for k, v in font.items()})
+        named = DictionaryObject({NameObject("/F"): fonts})
+        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): named})
+        content = DecodedStreamObject()
+        content.set_data(f"BT /F 12 Tf 20 100 Td ({text}) Tj ET".encode() if text else b"")
+        page[NameObject("/Contents")] = writer._add_object(content)
+    if password is not None:
+        writer.encrypt(password, owner_password="owner", algorithm="RC4-128")
+    writer.write(path)
+    return path
