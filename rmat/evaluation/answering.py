@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 import torch
@@ -10,15 +10,11 @@ from torch import Tensor
 
 from rmat.data.documents import Special
 from rmat.data.tokenizer import Tokenizer
+from rmat.generation.reader import PIECE_LOGITS, Advance, read
 from rmat.generation.row import END_TOKENS
-from rmat.generation.stream import PIECE_LOGITS
 from rmat.model import LanguageModel, StreamState
-from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import Example, encode_parts
-
-Advance = Callable[[int], None]
-"""Told the tokens that were read since it was told last."""
 
 
 def answers(
@@ -74,42 +70,14 @@ def _answers(
 ) -> Iterator[str]:
     while batch := list(islice(examples, batch_size)):
         rows = [prompt_ids(tokenizer, example) for example in batch]
-        with evaluating(model), torch.inference_mode():
-            logits_BV, state = _read(model, rows, piece, memory, advance)
-            written = _write(model, tokenizer, logits_BV, state, max_new_tokens, memory)
+        logits_BV, state = read(model, rows, size=piece, memory=memory, advance=advance)
+        written = _write(model, tokenizer, logits_BV, state, max_new_tokens, memory)
         yield from map(tokenizer.decode, written)
 
 
 def prompt_ids(tokenizer: Tokenizer, example: Example) -> Iterator[int]:
     """Tokens of a prompt, the document token first; each piece is encoded by itself."""
     return encode_parts(tokenizer, chain((Special("document"),), example.pieces))
-
-
-def _read(
-    model: LanguageModel,
-    rows: list[Iterator[int]],
-    piece: int,
-    memory: MemoryMode,
-    advance: Advance | None,
-) -> tuple[Tensor, StreamState]:
-    """Logits (B, V) after each row's last token, and the state."""
-    device = next(model.parameters()).device
-    state = model.initial_state(batch_size=len(rows))
-    last_BV: Tensor | None = None
-    while any(taken := [list(islice(row, piece)) for row in rows]):
-        length_B = torch.tensor([len(ids) for ids in taken])
-        longest = int(length_B.max())
-        tokens_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids in taken])
-        valid_BT = torch.arange(longest) < length_B[:, None]
-        valid = None if bool(valid_BT.all()) else valid_BT.to(device)
-        logits_BTV, state = model(tokens_BT.to(device), state, valid=valid, memory=memory)
-        length_B = length_B.to(device)
-        end_BV = logits_BTV[torch.arange(len(rows), device=device), (length_B - 1).clamp(min=0)]
-        last_BV = end_BV if last_BV is None else torch.where(length_B[:, None] > 0, end_BV, last_BV)
-        if advance:
-            advance(int(length_B.sum()))
-    assert last_BV is not None, "every prompt has its document token"
-    return last_BV, state
 
 
 def _write(
@@ -129,9 +97,11 @@ def _write(
         open_B = open_B & ~torch.isin(token_B, ends)
         if not bool(open_B.any()):
             break
-        for row, (token, is_open) in enumerate(zip(token_B.tolist(), open_B.tolist(), strict=True)):
-            if is_open:
-                written[row].append(token)
-        logits_BTV, state = model(token_B[:, None], state, valid=open_B[:, None], memory=memory)
-        logits_BV = logits_BTV[:, 0]
+        drawn = [
+            [token] if is_open else []
+            for token, is_open in zip(token_B.tolist(), open_B.tolist(), strict=True)
+        ]
+        for row, ids in zip(written, drawn, strict=True):
+            row += ids
+        logits_BV, state = read(model, drawn, state, memory=memory)
     return written

@@ -10,8 +10,9 @@ import numpy as np
 
 from rmat.data.documents import Part
 from rmat.data.tokenizer import Tokenizer
-from rmat.evaluation.answering import Advance, answers
+from rmat.evaluation.answering import answers
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
+from rmat.generation.reader import Advance
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import Example, texts_of

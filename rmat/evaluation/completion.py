@@ -11,21 +11,17 @@ A line is written greedily up to its newline. Its prefix ends with a newline, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.completion_scores import CompletionResult, Way
 from rmat.evaluation.next_line import CodeFile
 from rmat.generation.cursor import CursorPrompt, CursorRow, cursor_prompt, file_header
+from rmat.generation.reader import Advance, read, scan
 from rmat.generation.sampling import SamplingConfig
-from rmat.generation.stream import piece_length
 from rmat.model import LanguageModel, StreamState
-from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 
@@ -37,7 +33,7 @@ def completion(
     max_new_tokens: int = 48,
     batch_size: int = 8,
     seed: int = 0,
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> CompletionResult:
     """Ask for the lines of held-out files in every way, and score what is written.
 
@@ -63,30 +59,31 @@ def completion(
     ways = ways_of(model)
     answers: dict[Way, list[str]] = {way: [] for way in ways}
     tokens = dict.fromkeys(ways, 0)
-    reader = _Reader(model, advance or (lambda count: None))
-    with evaluating(model), torch.inference_mode():
-        for batch in _batches(files, batch_size):
-            rows = [place for place, file in enumerate(batch) for _ in file.lines]
-            for memory in dict.fromkeys(way.memory for way in ways):
-                asked = [way for way in ways if way.memory == memory]
-                before = {
-                    context: [context_ids(tokenizer, file, context) for file in batch]
-                    for context in (False, True)
-                }
-                states = {context: reader.read(ids, None, memory)[1] for context, ids in before.items()}
-                prompts = [prompts_of(tokenizer, batch, way) for way in asked]
-                found = _write(
-                    reader,
-                    tokenizer,
-                    [prompt for part in prompts for prompt in part],
-                    StreamState.concat([states[way.context].select(rows) for way in asked]),
-                    memory,
-                    max_new_tokens,
-                )
-                for number, way in enumerate(asked):
-                    answers[way] += found[number * len(rows) : (number + 1) * len(rows)]
-                    tokens[way] += sum(len(before[way.context][row]) for row in rows)
-                    tokens[way] += sum(len(prompt.ids) for prompt in prompts[number])
+    for batch in _batches(files, batch_size):
+        rows = [place for place, file in enumerate(batch) for _ in file.lines]
+        for memory in dict.fromkeys(way.memory for way in ways):
+            asked = [way for way in ways if way.memory == memory]
+            before = {
+                context: [context_ids(tokenizer, file, context) for file in batch]
+                for context in (False, True)
+            }
+            states = {
+                context: scan(model, ids, memory=memory, advance=advance) for context, ids in before.items()
+            }
+            prompts = [prompts_of(tokenizer, batch, way) for way in asked]
+            found = _write(
+                model,
+                tokenizer,
+                [prompt for part in prompts for prompt in part],
+                StreamState.concat([states[way.context].select(rows) for way in asked]),
+                memory,
+                max_new_tokens,
+                advance,
+            )
+            for number, way in enumerate(asked):
+                answers[way] += found[number * len(rows) : (number + 1) * len(rows)]
+                tokens[way] += sum(len(before[way.context][row]) for row in rows)
+                tokens[way] += sum(len(prompt.ids) for prompt in prompts[number])
     return CompletionResult(
         files=tuple(files),
         answers={way: tuple(found) for way, found in answers.items()},
@@ -96,41 +93,14 @@ def completion(
     )
 
 
-class _Reader:
-    """Reads rows of different lengths side by side, in pieces of bounded size."""
-
-    def __init__(self, model: LanguageModel, advance: Callable[[int], None]) -> None:
-        self._model, self._advance = model, advance
-
-    def read(
-        self, rows: Sequence[Sequence[int]], state: StreamState | None, memory: MemoryMode
-    ) -> tuple[Tensor, StreamState]:
-        """Logits (B, V) after each row's last token, zero for an empty row, and the state."""
-        model = self._model
-        device = model.embedding.weight.device
-        state = model.initial_state(batch_size=len(rows)) if state is None else state
-        last_BV = torch.zeros(len(rows), model.config.vocab_size, device=device)
-        piece = max(1, piece_length(model) // len(rows))
-        for start in range(0, max(map(len, rows)), piece):
-            parts = [row[start : start + piece] for row in rows]
-            longest = max(map(len, parts))
-            tokens_BT = torch.tensor([[*part, *[0] * (longest - len(part))] for part in parts], device=device)
-            length_B = torch.tensor([len(part) for part in parts], device=device)
-            valid_BT = torch.arange(longest, device=device) < length_B[:, None]
-            logits_BTV, state = model(tokens_BT, state, valid=valid_BT, memory=memory)
-            ended = length_B > 0
-            last_BV[ended] = logits_BTV[ended, length_B[ended] - 1].float()
-            self._advance(int(length_B.sum()))
-        return last_BV, state
-
-
 def _write(
-    reader: _Reader,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[CursorPrompt],
     state: StreamState,
     memory: MemoryMode,
     max_new_tokens: int,
+    advance: Advance | None,
 ) -> list[str]:
     """The line that is written behind each prompt."""
     written = [
@@ -147,7 +117,7 @@ def _write(
     ]
     texts = [""] * len(written)
     live = list(range(len(written)))
-    logits_BV, state = reader.read([prompt.ids for prompt in prompts], state, memory)
+    logits_BV, state = read(model, [prompt.ids for prompt in prompts], state, memory=memory, advance=advance)
     while live:
         places, tokens = [], []
         for place, (number, logits) in enumerate(zip(live, logits_BV, strict=True)):
@@ -160,7 +130,7 @@ def _write(
         if len(places) < len(live):  # lines that are complete cost no more
             live, state = [live[place] for place in places], state.select(places)
         if live:
-            logits_BV, state = reader.read(tokens, state, memory)
+            logits_BV, state = read(model, tokens, state, memory=memory, advance=advance)
     return [(text + row.rest()).partition("\n")[0] for text, row in zip(texts, written, strict=True)]
 
 

@@ -21,21 +21,20 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.ablation import MODES
-from rmat.evaluation.answering import Advance
 from rmat.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap_ratio
-from rmat.evaluation.meetings import Group, Meeting, read_meetings
-from rmat.model import LanguageModel, ModelConfig, StreamState
-from rmat.model.evaluating import evaluating
+from rmat.evaluation.meetings import Group, Meeting, Question, read_meetings
+from rmat.evaluation.scores import token_nats
+from rmat.generation.reader import Advance, Piece, scan
+from rmat.model import LanguageModel, ModelConfig
 from rmat.model.language_model import MemoryMode
 
 _BITS = 1 / math.log(2)
 _WINDOW_TOKENS = 2048
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +157,12 @@ def dialogue(
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
 
     nats: dict[MemoryMode, NDArray[np.float64]] = {}
-    with evaluating(model), torch.inference_mode():
-        for mode in wanted:
-            scores: dict[int, list[float]] = {}
-            for rows in np.array_split(np.array(order), count):
-                batch = [meetings[row] for row in rows]
-                scores |= zip(rows.tolist(), _answers(model, batch, mode, span, advance), strict=True)
-            nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
+    for mode in wanted:
+        scores: dict[int, list[float]] = {}
+        for rows in np.array_split(np.array(order), count):
+            batch = [meetings[row] for row in rows]
+            scores |= zip(rows.tolist(), _answers(model, batch, mode, span, advance), strict=True)
+        nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
     questions = [question for meeting in meetings for question in meeting.questions]
     return DialogueResult(
         nats=nats,
@@ -186,44 +184,24 @@ def _answers(
     model: LanguageModel, meetings: Sequence[Meeting], mode: MemoryMode, span: int, advance: Advance | None
 ) -> list[list[float]]:
     """Nats of the answer to every question on every meeting of a batch."""
-    state = model.initial_state(batch_size=len(meetings))
-    for start in range(0, max(len(meeting.tokens) for meeting in meetings), span):
-        read = [meeting.tokens[start : start + span] for meeting in meetings]
-        _, state = _read(model, read, state, mode)
-        if advance is not None:
-            advance(sum(map(len, read)))
+    state = scan(model, [meeting.tokens for meeting in meetings], size=span, memory=mode, advance=advance)
     nats: list[list[float]] = [[] for _ in meetings]
     for number in range(max(len(meeting.questions) for meeting in meetings)):
         live = [index for index, meeting in enumerate(meetings) if number < len(meeting.questions)]
         # Under "shuffled" all meetings keep their rows: the row before one is to be the meeting it was before.
         rows = list(range(len(meetings))) if mode == "shuffled" else live
         asked = [meetings[row].questions[number] if row in live else None for row in rows]
-        read = [np.zeros(0, dtype=np.int64) if one is None else one.tokens[:-1] for one in asked]
-        logits_BTV, _ = _read(model, read, state.select(rows), mode)
-        for b, (row, one) in enumerate(zip(rows, asked, strict=True)):
-            if one is not None:
-                logits_TV = logits_BTV[b, one.n_prompt - 1 : len(one.tokens) - 1]
-                wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-                targets_T = torch.from_numpy(one.tokens[one.n_prompt :]).to(wide.device)
-                nats[row].append(float(F.cross_entropy(wide, targets_T, reduction="none").double().sum()))
+
+        def score(piece: Piece, rows: list[int] = rows, asked: list[Question | None] = asked) -> None:
+            for b, (row, one) in enumerate(zip(rows, asked, strict=True)):
+                if one is not None:
+                    logits_TV = piece.logits_BTV[b, one.n_prompt - 1 : len(one.tokens) - 1]
+                    targets = torch.from_numpy(one.tokens[one.n_prompt :])
+                    nats[row].append(float(token_nats(logits_TV, targets).double().sum()))
+
+        questions = [NOTHING if one is None else one.tokens[:-1] for one in asked]
+        scan(model, questions, state.select(rows), size=max(map(len, questions)), memory=mode, each=score)
     return nats
-
-
-def _read(
-    model: LanguageModel, rows: Sequence[NDArray[np.int64]], state: StreamState, mode: MemoryMode
-) -> tuple[Tensor, StreamState]:
-    """Read rows of different lengths, some perhaps empty, on from a state: logits (B, T, V) and the new state."""
-    lengths = [len(row) for row in rows]
-    grid = np.zeros((len(rows), max(lengths)), dtype=np.int64)
-    for b, row in enumerate(rows):
-        grid[b, : len(row)] = row
-    device = state.position.device
-    tokens_BT = torch.from_numpy(grid).to(device)
-    valid_BT = torch.arange(grid.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
-    logits_BTV, state = model(
-        tokens_BT, state, valid=None if min(lengths) == max(lengths) else valid_BT, memory=mode
-    )
-    return logits_BTV, state
 
 
 def _numbers(interval: Interval) -> dict[str, float | None]:

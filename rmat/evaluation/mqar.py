@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import Interval, bootstrap_ratio
+from rmat.evaluation.rows import row_scores
 from rmat.model import LanguageModel
-from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.lanes import pad_rows
 from rmat.tasks.mqar import TEST_MIX, MqarTask
@@ -115,22 +113,14 @@ def mqar(
         )
     least = model.config.n_layers + 1 if memory == "shuffled" else 1
     parts = max(1, min(math.ceil(rows / batch_size), rows // least))
-    device = next(model.parameters()).device
     cells = []
-    with evaluating(model), torch.inference_mode():
-        for length, pairs in sets:
-            task = MqarTask(pairs=pairs, vocabulary=vocabulary, changes=min(changes, pairs))
-            shares: list[float] = []
-            for numbers in np.array_split(np.arange(rows), parts):
-                made = [task.row(np.random.default_rng([seed, 1, length, pairs, n]), length) for n in numbers]
-                batch = pad_rows(made, 0)
-                targets = batch.targets.to(device)
-                asked = targets != IGNORED
-                hidden, _ = model.hidden(batch.tokens.to(device), memory=memory)
-                right = torch.zeros_like(asked)
-                right[asked] = model.logits(hidden[asked]).argmax(-1) == targets[asked]
-                shares += (right.sum(1) / asked.sum(1)).tolist()
-            recall = bootstrap_ratio(shares, np.ones(rows), seed=seed)
-            cells.append(MqarCell(length=length, pairs=pairs, rows=rows, recall=recall))
+    for length, pairs in sets:
+        task = MqarTask(pairs=pairs, vocabulary=vocabulary, changes=min(changes, pairs))
+        shares: list[float] = []
+        for numbers in np.array_split(np.arange(rows), parts):
+            made = [task.row(np.random.default_rng([seed, 1, length, pairs, n]), length) for n in numbers]
+            shares += row_scores(model, pad_rows(made, 0), memory=memory).shares.tolist()
+        recall = bootstrap_ratio(shares, np.ones(rows), seed=seed)
+        cells.append(MqarCell(length=length, pairs=pairs, rows=rows, recall=recall))
     state_bytes = model.initial_state(batch_size=1).nbytes
     return MqarResult(cells=tuple(cells), state_bytes=state_bytes, memory=memory, seed=seed)

@@ -18,13 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rmat.evaluation.intervals import bootstrap_ratio
-from rmat.evaluation.scores import PerplexityResult, PositionScore
+from rmat.evaluation.scores import PerplexityResult, PositionScore, token_nats
+from rmat.generation.reader import Advance, Piece, scan
 from rmat.model import LanguageModel
-from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 
 FIRST_BUCKET_BYTES = 256
@@ -99,6 +98,7 @@ def perplexity(
     window: int | None = None,
     buckets: bool = True,
     seed: int = 0,
+    advance: Advance | None = None,
 ) -> PerplexityResult:
     """Score every byte of a split once, each document from an empty state.
 
@@ -113,6 +113,7 @@ def perplexity(
         window: tokens of a document read in one call; None for about 2048. It changes memory use, not results.
         buckets: also sum by position in the document.
         seed: seed of the bootstrap.
+        advance: told the tokens read since it was told last.
 
     Raises ValueError if there is nothing to score, a token is unknown to the model, or memory="shuffled" finds one
     document only.
@@ -138,9 +139,8 @@ def perplexity(
 
     segment = model.config.segment_len
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
-    with evaluating(model), torch.inference_mode():
-        for group in _groups(tallies, batch_size, memory):
-            _score(model, group, tokenizer, edges, memory, span)
+    for group in _groups(tallies, batch_size, memory):
+        _score(model, group, tokenizer, edges, memory, span, advance)
     return _result(model, tallies, edges, memory, seed)
 
 
@@ -201,33 +201,30 @@ def _score(
     edges: NDArray[np.int64],
     memory: MemoryMode,
     span: int,
+    advance: Advance | None,
 ) -> None:
     """Read a group of documents window by window and add up their nats."""
-    device = next(model.parameters()).device
-    state = model.initial_state(batch_size=len(rows))
-    for start in range(0, max(row.scored for row in rows), span):
-        live = [index for index, row in enumerate(rows) if row.scored > start]
-        # A shuffled row reads its neighbour's bank, so neighbours stay, finished, until the longest document ends.
-        if len(live) < len(rows) and memory != "shuffled":
-            rows, state = [rows[index] for index in live], state.select(live)
-        lengths = [max(0, min(span, row.scored - start)) for row in rows]
-        longest = max(lengths)
-        grid = np.zeros((len(rows), longest + 1), dtype=np.int64)
-        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+
+    def add(piece: Piece) -> None:
+        longest = max(piece.lengths)
+        targets = np.zeros((len(piece.rows), longest), dtype=np.int64)
+        for b, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True)):
+            targets[b, :length] = rows[row].tokens[piece.start + 1 :][:length]
+        nats_BT = token_nats(piece.logits_BTV, torch.from_numpy(targets)).double().cpu().numpy()
+        for b, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True)):
             if length:
-                grid[b, : length + 1] = row.tokens[start : start + length + 1]
-        tokens_BT = torch.from_numpy(grid).to(device)
-        valid_BT = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-        valid = None if min(lengths) == longest else valid_BT
-        logits_BTV, state = model(tokens_BT[:, :-1], state, valid=valid, memory=memory)
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        nats = F.cross_entropy(
-            logits_BTV.flatten(0, 1).to(wide), tokens_BT[:, 1:].flatten(), reduction="none"
-        )
-        nats_BT = nats.view(len(rows), longest).double().cpu().numpy()
-        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            if length:
-                row.add(nats_BT[b, :length], tokenizer.byte_counts(grid[b, : length + 1])[1:], edges)
+                ids = rows[row].tokens[piece.start :][: length + 1]
+                rows[row].add(nats_BT[b, :length], tokenizer.byte_counts(ids)[1:], edges)
+
+    scan(
+        model,
+        [row.tokens[:-1] for row in rows],
+        size=span,
+        memory=memory,
+        leave=True,
+        each=add,
+        advance=advance,
+    )
 
 
 def _result(

@@ -10,7 +10,6 @@ import numpy as np
 
 from rmat.data.sources import STDLIB
 from rmat.data.tokenizer import Tokenizer
-from rmat.evaluation.answering import Advance
 from rmat.evaluation.asking import QuestionResult, Questions, ask
 from rmat.evaluation.scoring import (
     BABI_LABELS,
@@ -19,6 +18,7 @@ from rmat.evaluation.scoring import (
     named_label,
     share_of_references,
 )
+from rmat.generation.reader import Advance
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.babilong import BabilongTask

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import wilson
-from rmat.model import LanguageModel
-from rmat.model.evaluating import evaluating
+from rmat.generation.reader import Piece, scan
+from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.recall import RecallBatch, RecallTask
 
@@ -165,23 +165,33 @@ def recall(
         raise ValueError(
             f"rows={rows}, batch_size={batch_size}, piece={piece}, lengths={lengths}: give at least one each"
         )
-    device = next(model.parameters()).device
     cells = []
-    with evaluating(model), torch.inference_mode():
-        for length in lengths:
-            generator = torch.Generator().manual_seed(seed)
-            answers = Answers()
-            for start in range(0, rows, batch_size):
-                count = min(batch_size, rows - start)
-                state = model.initial_state(batch_size=count)
-                for part in _parts(
-                    dataclasses.replace(task, length=length), queries, count, generator, piece
-                ):
-                    logits_BTV, state = model(part.tokens.to(device), state, memory=memory)
-                    answers += score_answers(logits_BTV.argmax(-1).cpu(), part.targets, part.first)
-            cells.append(RecallCell(length=length, queries=queries, rows=rows, answers=answers))
+    for length in lengths:
+        generator = torch.Generator().manual_seed(seed)
+        answers = Answers()
+        for start in range(0, rows, batch_size):
+            count = min(batch_size, rows - start)
+            answers += _answers(
+                model,
+                _parts(dataclasses.replace(task, length=length), queries, count, generator, piece),
+                memory,
+            )
+        cells.append(RecallCell(length=length, queries=queries, rows=rows, answers=answers))
     state_bytes = model.initial_state(batch_size=1).nbytes
     return RecallResult(cells=tuple(cells), state_bytes=state_bytes, memory=memory, seed=seed)
+
+
+def _answers(model: LanguageModel, parts: Iterator[RecallBatch], memory: MemoryMode) -> Answers:
+    """What the model answers in one batch of rows, which comes part by part."""
+    found: list[Answers] = []
+    state: StreamState | None = None
+    for part in parts:
+
+        def score(read: Piece, part: RecallBatch = part) -> None:
+            found.append(score_answers(read.logits_BTV.argmax(-1).cpu(), part.targets, part.first))
+
+        state = scan(model, part.tokens.numpy(), state, size=part.tokens.shape[1], memory=memory, each=score)
+    return sum(found, Answers())
 
 
 def _parts(

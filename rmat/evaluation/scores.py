@@ -7,10 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import Interval, paired_bootstrap_ratio
 from rmat.model.language_model import MemoryMode
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats (...) of targets (...) int64 under logits (..., V), in at least float32; 0 where a target is -100."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+    nats = F.cross_entropy(wide, targets.to(wide.device).flatten(), reduction="none", ignore_index=IGNORED)
+    return nats.view(targets.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

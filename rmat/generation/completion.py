@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from rmat.generation.cursor import CursorRow, Mode, cursor_prompt, file_header
+from rmat.generation.reader import piece_length, read_row
 from rmat.generation.row import TextCodec
 from rmat.generation.sampling import SamplingConfig
-from rmat.generation.stream import Generation, check_tokenizer, piece_length, read
+from rmat.generation.stream import Generation, check_tokenizer
 from rmat.model import LanguageModel, StreamState
 
 File = tuple[str, str]
@@ -136,13 +137,13 @@ def read_context(
     """
     logits: Tensor | None = None
     if state is None:
-        logits, state = read(model, [tokenizer.special_id("document")], None)
+        logits, state = read_row(model, [tokenizer.special_id("document")], None)
     piece = piece_length(model)
     for name, text in files:
         ids = [*file_header(tokenizer, name), *tokenizer.encode(text)]
         size, told = len(text.encode()), 0
         for start in range(0, len(ids), piece):
-            logits, state = read(model, ids[start : start + piece], state)
+            logits, state = read_row(model, ids[start : start + piece], state)
             done = size * min(start + piece, len(ids)) // len(ids)
             if advance is not None:
                 advance(done - told)

@@ -9,19 +9,12 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from rmat.generation.reader import read_row
 from rmat.generation.row import Row, TextCodec
 from rmat.generation.sampling import SamplingConfig
 from rmat.model import LanguageModel, ModelConfig, StreamState
-from rmat.model.evaluating import evaluating
-
-PIECE_TOKENS = 4096
-"""Longest piece of a prompt read in one call."""
-
-PIECE_LOGITS = 2**24
-"""A piece is shorter where its logits would be more numbers than this (64 MB in float32)."""
 
 
 class Generation(Iterator[str]):
@@ -76,10 +69,10 @@ class Generation(Iterator[str]):
         self, model: LanguageModel, prompt_ids: list[int], state: StreamState | None, logits: Tensor | None
     ) -> Iterator[str]:
         if prompt_ids:
-            logits, state = read(model, prompt_ids, state)
+            logits, state = read_row(model, prompt_ids, state)
         assert logits is not None
         while (token := self._row.draw(logits)) is not None:
-            logits, state = read(model, [token], state)
+            logits, state = read_row(model, [token], state)
             if piece := self._row.show(token):
                 yield piece
         self.state, self.next_logits = state, logits.float().cpu()
@@ -133,29 +126,6 @@ def generate(
         state=state,
         next_logits=next_logits,
     )
-
-
-# no_grad rather than inference_mode: tensors that a model caches, or the state handed out, may enter training later.
-@torch.no_grad()
-def read(model: LanguageModel, ids: Sequence[int], state: StreamState | None) -> tuple[Tensor, StreamState]:
-    """Read `ids` (at least one) in pieces of bounded size: logits (V,) after the last token, and the state."""
-    assert len(ids) > 0
-    device = next(model.parameters()).device
-    piece = piece_length(model)
-    logits: Tensor | None = None
-    with evaluating(model):
-        for start in range(0, len(ids), piece):
-            tokens = torch.tensor([list(ids[start : start + piece])], dtype=torch.int64, device=device)
-            logits, state = model(tokens, state)
-    assert logits is not None and state is not None
-    return logits[0, -1].clone(), state
-
-
-def piece_length(model: LanguageModel) -> int:
-    """Tokens of a prompt read in one call: whole segments, or less than one where segments are very long."""
-    most = max(1, min(PIECE_TOKENS, PIECE_LOGITS // model.config.vocab_size))
-    segment = model.config.segment_len
-    return most - most % segment if most >= segment else most
 
 
 def check_tokenizer(tokenizer: TextCodec | None, config: ModelConfig) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
+from rmat.evaluation.scores import token_nats
+from rmat.generation.reader import Piece, scan
 from rmat.model import LanguageModel
-from rmat.model.evaluating import evaluating
 from rmat.model.language_model import MemoryMode
 from rmat.report.memory_trace import Floats, Integers, MemoryTrace, as_numpy
 from rmat.report.probe import Probe, stream_names
@@ -75,14 +75,13 @@ def trace(
     wanted = np.concatenate(targets)
     lengths = [len(document) for document in documents]
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
-    with evaluating(model), torch.inference_mode():
-        found = Trace(starts=starts, tokens=ids, targets=wanted, bits=_no_bits(len(ids)), bits_zeroed=None)
-        _read_on(model, found, lengths, advance)
-        if config.has_memory:
-            found.bits_zeroed = _no_bits(len(ids))
-            span = max(config.segment_len, _PLAIN_WINDOW // config.segment_len * config.segment_len)
-            for start, length in zip(starts, lengths, strict=True):
-                _read(model, found, found.bits_zeroed, start, start + length, span, "zeroed", advance)
+    found = Trace(starts=starts, tokens=ids, targets=wanted, bits=_no_bits(len(ids)), bits_zeroed=None)
+    _read_on(model, found, lengths, advance)
+    if config.has_memory:
+        found.bits_zeroed = _no_bits(len(ids))
+        span = max(config.segment_len, _PLAIN_WINDOW // config.segment_len * config.segment_len)
+        for start, length in zip(starts, lengths, strict=True):
+            _read(model, found, found.bits_zeroed, start, start + length, span, "zeroed", advance)
     return found
 
 
@@ -134,18 +133,15 @@ def _read(
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Read one document in calls of `span` tokens and fill in its `bits`."""
-    device, state = next(model.parameters()).device, None
-    for start in range(begin, end, span):
-        stop = min(start + span, end)
-        tokens_BT = torch.from_numpy(found.tokens[start:stop]).to(device)[None]
-        logits_BTV, state = model(tokens_BT, state, memory=memory)
+
+    def note(piece: Piece) -> None:
+        start, stop = begin + piece.start, begin + piece.start + piece.lengths[0]
         wanted = found.targets[start:stop]
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        target_T = torch.from_numpy(wanted).to(device)
-        nats_T = F.cross_entropy(logits_BTV[0].to(wide), target_T, reduction="none", ignore_index=IGNORED)
+        nats_T = token_nats(piece.logits_BTV[0], torch.from_numpy(wanted))
         bits[start:stop] = np.where(wanted == IGNORED, math.nan, as_numpy(nats_T) / math.log(2))
         watch(start, stop)
-        advance(stop - start)
+
+    scan(model, [found.tokens[begin:end]], size=span, memory=memory, each=note, advance=advance)
 
 
 def _no_bits(n_tokens: int) -> Floats:

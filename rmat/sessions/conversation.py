@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rmat.data.documents import ROLES, Document, dialogue_document, encode_documents, text_document
 from rmat.data.tokenizer import Tokenizer
-from rmat.generation.stream import check_tokenizer, generate, piece_length, read
+from rmat.generation.reader import piece_length, read_row
+from rmat.generation.stream import check_tokenizer, generate
 from rmat.model import LanguageModel, StreamState
 from rmat.sessions.file import session_after
 from rmat.sessions.store import Session
@@ -132,7 +133,7 @@ class Conversation:
         piece = piece_length(self.model)
         for start in range(0, len(ids), piece):
             part = ids[start : start + piece]
-            logits, state = read(self.model, part.tolist(), state)
+            logits, state = read_row(self.model, part.tolist(), state)
             if progress is not None:
                 progress(int(self.tokenizer.byte_counts(part).sum()))
         self._session = session_after(self.session, state, logits, ids, turns)
@@ -197,13 +198,13 @@ class Reply(Iterator[str]):
         if not self._done:
             # An interrupted step leaves no state behind, so the exchange is read from the state before it.
             ids = self._prompt + self._writing.tokens
-            logits, state = read(self._conversation.model, ids, self._conversation._state())
+            logits, state = read_row(self._conversation.model, ids, self._conversation._state())
             self._close(state, logits)
 
     def _close(self, state: StreamState, logits: Tensor) -> None:
         ids = self._prompt + self._writing.tokens
         if ids[-1] != self._turn_end:
-            logits, state = read(self._conversation.model, [self._turn_end], state)
+            logits, state = read_row(self._conversation.model, [self._turn_end], state)
             ids = [*ids, self._turn_end]
         turns = (self._question, ("assistant", self.text))
         self._conversation._answered(self._before, session_after(self._before, state, logits, ids, turns))

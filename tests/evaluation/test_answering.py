@@ -12,7 +12,7 @@ from rmat.generation.stream import generate
 from rmat.model import LanguageModel
 from rmat.tasks.passkey import PasskeyTask
 from rmat.tasks.task import Example
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 BYTES = byte_tokenizer()
 TEXTS = ("Short.", "A text of some length, with words.", "", "x" * 83, "Number 12345 and more of it. " * 4)
@@ -126,13 +126,12 @@ def test_bad_counts_and_another_tokenizer_are_refused_at_once(model: LanguageMod
         answers(tiny_model(), BYTES, EXAMPLES)
 
 
-class Counting(torch.nn.Module):
+class Counting(StandIn):
     """Says the first letter of a row as often as the digit behind it tells, then the end token."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = tiny_model(vocab_size=BYTES.vocab_size).config
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.calls: list[int] = []
         self.modes: list[str] = []
 

@@ -204,7 +204,7 @@ class TestAnswers:
 
     def test_batches_change_nothing(self, files: list[CodeFile], monkeypatch: pytest.MonkeyPatch) -> None:
         one = completion(model_of(), TOKENIZER, files, max_new_tokens=8, batch_size=1)
-        monkeypatch.setattr("rmat.generation.stream.PIECE_TOKENS", 100)
+        monkeypatch.setattr("rmat.generation.reader.PIECE_TOKENS", 100)
         other = completion(model_of(), TOKENIZER, files, max_new_tokens=8, batch_size=32)
         assert one.answers == other.answers and one.tokens == other.tokens
 

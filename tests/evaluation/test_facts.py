@@ -15,7 +15,7 @@ from rmat.evaluation.scoring import contains_word
 from rmat.tasks.facts import FactsTask
 from rmat.tasks.talk import KINDS
 from tests.makers.sources import write_dialogues
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 BYTES = byte_tokenizer()
 USER, ASSISTANT, END = (BYTES.special_id(name) for name in ("user", "assistant", "turn_end"))
@@ -29,13 +29,12 @@ def told(ids: list[int]) -> list[str]:
     return [text.encode("latin-1").decode() for text in re.findall("\x01([^\x01\x02\x03]*)\x03", marks)]
 
 
-class Finder(torch.nn.Module):
+class Finder(StandIn):
     """Reads turns and answers with the newest value, the first one, or whatever `spoil` makes of the answer."""
 
     def __init__(self, spoil=lambda answer: answer, which: int = -1) -> None:
         super().__init__()
         self.config = tiny_model(vocab_size=BYTES.vocab_size).config
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.spoil, self.which = spoil, which
 
     class State(list):

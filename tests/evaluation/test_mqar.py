@@ -11,12 +11,12 @@ from torch import Tensor
 from rmat.evaluation.intervals import Interval
 from rmat.evaluation.mqar import MqarCell, MqarResult, mqar
 from rmat.tasks.mqar import TEST_MIX
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 VOCABULARY = 40
 
 
-class Known(torch.nn.Module):
+class Known(StandIn):
     """Answers a key that stands once more by the newest value that stood behind it in the pairs of the row.
 
     A hidden vector is the answer as a number; `spoil(batch, answer)` changes those of a call.
@@ -28,7 +28,6 @@ class Known(torch.nn.Module):
     def __init__(self, spoil: Callable[[int, Tensor], Tensor] = lambda call, answer: answer) -> None:
         super().__init__()
         self.config = tiny_model(vocab_size=VOCABULARY).config
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.spoil = spoil
         self.stated = 4
         self.calls: list[tuple[int, ...]] = []
@@ -38,7 +37,7 @@ class Known(torch.nn.Module):
         assert batch_size == 1
         return self.State()
 
-    def hidden(self, tokens: Tensor, memory: str) -> tuple[Tensor, None]:
+    def hidden(self, tokens: Tensor, state: None, *, valid: None, memory: str) -> tuple[Tensor, int]:
         assert not self.training
         self.calls.append(tuple(tokens.shape))
         self.modes.add(memory)
@@ -46,7 +45,7 @@ class Known(torch.nn.Module):
         for b, row in enumerate(tokens.tolist()):
             pairs = dict(zip(row[: self.stated : 2], row[1 : self.stated : 2], strict=True))
             answer[b] = torch.tensor([float(pairs.get(token, 0)) for token in row])
-        return self.spoil(len(self.calls), answer)[..., None], None
+        return self.spoil(len(self.calls), answer)[..., None], 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[..., 0].long(), VOCABULARY).double()
@@ -65,9 +64,9 @@ def rows_of(**options: Any) -> list[list[int]]:
     seen: list[list[int]] = []
 
     class Seen(Known):
-        def hidden(self, tokens: Tensor, memory: str) -> tuple[Tensor, None]:
+        def hidden(self, tokens: Tensor, state: None, *, valid: None, memory: str) -> tuple[Tensor, int]:
             seen.extend(tokens.tolist())
-            return super().hidden(tokens, memory)
+            return super().hidden(tokens, state, valid=valid, memory=memory)
 
     ask(Seen(), **options)
     return seen

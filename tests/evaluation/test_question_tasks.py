@@ -12,7 +12,7 @@ from rmat.evaluation.asking import Cell, QuestionResult
 from rmat.evaluation.question_tasks import babilong, needle, passkey
 from rmat.tasks.needle import NEEDLE_TASKS
 from tests.makers.sources import write_babi, write_books
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 BYTES = byte_tokenizer()
 
@@ -31,13 +31,12 @@ def find(text: str) -> str:
     return " " + re.findall(rf"{person} (?:moved|went|went back) to the (\w+)\.", text)[-1]
 
 
-class Finder(torch.nn.Module):
+class Finder(StandIn):
     """Knows what it read, and answers right unless the memory is off or `spoil` changes the answer."""
 
     def __init__(self, spoil=lambda answer: answer) -> None:
         super().__init__()
         self.config = tiny_model(vocab_size=BYTES.vocab_size).config
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.spoil = spoil
 
     class State(list):

@@ -9,7 +9,7 @@ from torch import Tensor
 from rmat.evaluation.recall import Answers, RecallCell, recall, score_answers
 from rmat.model import ModelConfig
 from rmat.tasks.recall import RecallTask
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 TASK = RecallTask(n_pairs=2, n_keys=4, n_values=4, n_filler=4, length=24)
 
@@ -43,13 +43,12 @@ def test_cell_has_the_accuracy_of_first_queries_and_of_all() -> None:
     assert (cell["all"]["samples"], cell["all"]["accuracy"]) == (20, 0.75)
 
 
-class Oracle(torch.nn.Module):
+class Oracle(StandIn):
     """Answers every query right, as it sees the pairs through its state: a dict from key to value for each row."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = ModelConfig.preset("tiny", variant="local", vocab_size=TASK.vocab_size)
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.calls: list[int] = []
 
     def initial_state(self, batch_size: int) -> "Oracle.State":
@@ -61,7 +60,9 @@ class Oracle(torch.nn.Module):
         position: int
         nbytes: int = 17
 
-    def forward(self, tokens: Tensor, state: "Oracle.State", memory: str) -> tuple[Tensor, "Oracle.State"]:
+    def forward(
+        self, tokens: Tensor, state: "Oracle.State", valid: None, memory: str
+    ) -> tuple[Tensor, "Oracle.State"]:
         self.calls.append(tokens.shape[1])
         logits = torch.zeros(*tokens.shape, TASK.vocab_size)
         for b, row in enumerate(tokens.tolist()):

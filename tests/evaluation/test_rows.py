@@ -16,23 +16,22 @@ from rmat.evaluation.rows import VALIDATION_BATCHES, score_rows
 from rmat.tasks.corpus import HeldOutRows, load_tasks
 from rmat.tasks.lanes import pad_rows
 from rmat.tasks.task import Row
-from tests.makers.stores import tiny_model
+from tests.makers.stores import StandIn, tiny_model
 
 VOCABULARY = 8
 
 
-class Copy(torch.nn.Module):
+class Copy(StandIn):
     """Says the token that it reads, with a logit of `confidence` against zeros."""
 
     def __init__(self, confidence: float = 2.0) -> None:
         super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
         self.confidence = confidence
         self.asked = 0
 
-    def hidden(self, tokens: Tensor) -> tuple[Tensor, None]:
+    def hidden(self, tokens: Tensor, *_: None, **__: object) -> tuple[Tensor, int]:
         assert not self.training and not torch.is_grad_enabled()
-        return torch.nn.functional.one_hot(tokens, VOCABULARY).double(), None
+        return torch.nn.functional.one_hot(tokens, VOCABULARY).double(), 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.asked += len(hidden)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rmat.data.tokenizer import Tokenizer
-from rmat.generation import stream
+from rmat.generation import reader
+from rmat.generation.reader import piece_length, read_row
 from rmat.generation.sampling import Sampler
-from rmat.generation.stream import Generation, generate, piece_length, read
+from rmat.generation.stream import Generation, generate
 from rmat.model import LanguageModel, ModelConfig
 
 
@@ -57,7 +58,7 @@ def test_a_prompt_is_read_the_same_in_pieces(
 ) -> None:
     prompt = "a long prompt, " * 40
     whole = write(model, tokenizer, prompt, temperature=0)
-    monkeypatch.setattr(stream, "PIECE_TOKENS", 50)
+    monkeypatch.setattr(reader, "PIECE_TOKENS", 50)
     assert piece_length(model) == 48, "whole segments"
     assert write(model, tokenizer, prompt, temperature=0).tokens == whole.tokens
 
@@ -66,13 +67,13 @@ def test_calls_of_the_model_are_bounded(
     model: LanguageModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    forward = model.forward
+    hidden = model.hidden
 
     def recording(tokens: torch.Tensor, *rest: object, **options: object) -> object:
         lengths.append(tokens.shape[1])
-        return forward(tokens, *rest, **options)  # type: ignore[arg-type]
+        return hidden(tokens, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model, "forward", recording)
+    monkeypatch.setattr(model, "hidden", recording)
     write(model, tokenizer, "x" * 10_000, max_new_tokens=3)
     assert lengths == [4096, 4096, 10_001 - 2 * 4096, 1, 1, 1]
 
@@ -203,8 +204,8 @@ def test_training_mode_and_gradients_are_left_as_they_were(
 def test_dropout_is_off(tokenizer: Tokenizer) -> None:
     config = ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=tokenizer.vocab_size, dropout=0.9)
     model = LanguageModel(config).train()
-    first, _ = read(model, [65, 66, 67], None)
-    torch.testing.assert_close(read(model, [65, 66, 67], None)[0], first)
+    first, _ = read_row(model, [65, 66, 67], None)
+    torch.testing.assert_close(read_row(model, [65, 66, 67], None)[0], first)
 
 
 def test_a_prompt_of_ids_is_taken_as_it_is(model: LanguageModel, tokenizer: Tokenizer) -> None:
@@ -270,7 +271,7 @@ class TestRefusals:
 
 
 def test_read_gives_the_last_logits(model: LanguageModel) -> None:
-    logits, state = read(model, [65, 66, 67], None)
+    logits, state = read_row(model, [65, 66, 67], None)
     with torch.no_grad():
         expected, _ = model(torch.tensor([[65, 66, 67]]))
     torch.testing.assert_close(logits, expected[0, -1])

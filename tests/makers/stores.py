@@ -40,6 +40,29 @@ class Store:
         return int(Widths.byte_lengths[self._documents[index]].sum())
 
 
+class StandIn(torch.nn.Module):
+    """A model by its `forward` alone, for the reader: what stands for hidden vectors are its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        state: Any = None,
+        *,
+        valid: torch.Tensor | None = None,
+        memory: str = "on",
+    ) -> Any:
+        assert not self.training and not torch.is_grad_enabled()
+        state = self.initial_state(batch_size=len(tokens)) if state is None else state
+        return self(tokens, state, valid=valid, memory=memory)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
 def random_store(lengths: Sequence[int], seed: int = 0) -> Store:
     """Documents of random tokens; `lengths` in tokens, without the document token."""
     random = np.random.default_rng(seed)

@@ -1,13 +1,11 @@
 """A conversation reads what training showed, keeps what it said, and holds its place as a value."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from rmat.data.documents import code_document, dialogue_document, encode_documents, text_document
 from rmat.data.tokenizer import Tokenizer, train_bpe
-from rmat.generation.stream import read
+from rmat.generation.reader import read_row as read
 from rmat.model import LanguageModel
 from rmat.sessions.conversation import FORGETTABLE, Conversation, encode_turns, open_turn
 from rmat.sessions.store import KEPT_TURNS, TAIL_TOKENS, Session
@@ -21,16 +19,19 @@ def talk(model: LanguageModel, tokenizer: Tokenizer) -> Conversation:
 
 
 @pytest.fixture
-def ending(model: LanguageModel) -> Iterator[list[int]]:
+def ending(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list; the token put into it is always the likeliest."""
     wanted: list[int] = []
 
-    def bend(module: torch.nn.Module, inputs: object, result: tuple[torch.Tensor, object]) -> None:
-        result[0][..., wanted] += 1e4
+    logits = model.logits
 
-    handle = model.register_forward_hook(bend)
-    yield wanted
-    handle.remove()
+    def bend(hidden: torch.Tensor) -> torch.Tensor:
+        found = logits(hidden)
+        found[..., wanted] += 1e4
+        return found
+
+    monkeypatch.setattr(model, "logits", bend)
+    return wanted
 
 
 def same(one: Session, other: Session) -> None:
@@ -185,7 +186,7 @@ def test_an_answer_interrupted_inside_a_step_can_be_cut(
         if calls == step + 1:
             raise KeyboardInterrupt
 
-    handle = model.register_forward_pre_hook(interrupt)
+    handle = model.embedding.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(reply)
     handle.remove()
