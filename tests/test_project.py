@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "serving": {"model", "storage", "data", "generation", "sessions", "engine", "settings", ""},
     "api": {"model", "storage", "data", "tasks", "generation", "evaluation", "training", "settings"},
     "report": {
+        "generation",
         "ops",
         "model",
         "storage",
