@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -20,6 +21,9 @@ from rmat.serving.metrics import Metrics
 
 access = logging.getLogger("rmat.access")
 """A line for each request that was answered: who, what, status, seconds, id. No text, no keys."""
+
+TAKING_SECONDS = 15.0
+"""So long a client may take to take an answer that is written."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names under which a browser on this machine reaches a server that listens on loopback."""
@@ -100,11 +104,15 @@ class Guard:
 
         try:
             self._admit(scope, state)
-            await self.app(scope, receive, sending)
+            async with asyncio.timeout(self.limits.body_seconds + self.limits.max_seconds + TAKING_SECONDS):
+                await self.app(scope, receive, sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
-        except Exception:
-            log.exception("request %s failed", request_id)
+        except Exception as error:
+            if isinstance(error, TimeoutError):
+                log.warning("request %s was cut: its client did not take the answer", request_id)
+            else:
+                log.exception("request %s failed", request_id)
             if not status:
                 await internal_error(request_id).response()(scope, receive, sending)
         finally:

@@ -1,14 +1,21 @@
 """What an operator sees: health, metrics, and a stop."""
 
+import logging
 import re
+import socket
 import threading
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from rmat.serving.auth import Keys
+from rmat.serving.limits import Limits
+from rmat.serving.server import _Rarely
 from rmat.serving.service import Service
 from tests.makers.servers import events, message, running_app, running_client, running_server
 
@@ -101,3 +108,88 @@ def test_the_schema_names_every_route(tmp_path: Path) -> None:
                 f"server.md lacks {method} {path}"
             )
             assert path == "/health" or "HTTPBearer" in str(operation["security"])
+
+
+def opened(base: str, sent: bytes = b"") -> socket.socket:
+    """A connection on which `sent` was sent and nothing else will be."""
+    host, port = base.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), 30)
+    client.sendall(sent)
+    return client
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: loc",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\nHost: loc",
+    ],
+)
+def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("rmat.serving.server.SILENT_SECONDS", 0.5)
+    with running_app(tmp_path) as app, running_server(app) as base, opened(base, sent) as client:
+        with suppress(ConnectionResetError):
+            while client.recv(4096):  # times out if nobody closes
+                pass
+
+
+def test_silent_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many connections the one goes that has waited for its client for longest, and never one at work."""
+    monkeypatch.setattr("rmat.serving.server.most_connections", lambda: 8)
+    body = {"prompt": "x", "max_tokens": 4000, "stream": True}
+    slow = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with running_app(tmp_path) as app, running_server(app, grace=0.0) as base, ExitStack() as clients:
+        answer = clients.enter_context(httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60))
+        lines = answer.iter_lines()
+        next(lines)
+        for number in range(30):
+            clients.enter_context(opened(base, (b"", b"GET / HTTP", slow)[number % 3]))
+            assert httpx.get(f"{base}/health", timeout=30).status_code == 200
+        assert next(line for line in lines if line), "the answer goes on"
+
+
+def test_where_all_connections_are_at_work_a_new_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmat.serving.server.most_connections", lambda: 2)
+    body = {"prompt": "x", "max_tokens": 4000, "stream": True}
+    with running_app(tmp_path) as app, running_server(app, grace=0.0) as base, ExitStack() as clients:
+        for _ in range(2):
+            answer = clients.enter_context(
+                httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60)
+            )
+            assert answer.status_code == 200
+        answer = httpx.get(f"{base}/health", timeout=30)
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        assert "try again" in message(answer.json())
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is free again, and its connection is closed."""
+    monkeypatch.setattr("rmat.serving.limits.TAKING_SECONDS", 0.1)
+    monkeypatch.setattr("rmat.serving.server.SILENT_SECONDS", 0.5)
+    limits = Limits(max_seconds=0.4, body_seconds=0.5)
+    with running_app(tmp_path, limits=limits) as app, running_server(app) as base:
+
+        @app.get("/long")
+        async def long() -> PlainTextResponse:
+            return PlainTextResponse("x" * 50_000_000)
+
+        with opened(base, b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            until = time.monotonic() + 30
+            while 'route="/long"' not in httpx.get(f"{base}/metrics").text:
+                assert time.monotonic() < until, "it still waits"
+                time.sleep(0.1)
+
+
+def test_a_flood_of_complaints_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("of this test")
+    logger.addFilter(_Rarely())
+    with caplog.at_level(logging.INFO):
+        for number in range(1000):
+            logger.error("socket.accept() out of system resource, number %d", number)
+        logger.error("another thing")
+    assert len(caplog.records) == 2
