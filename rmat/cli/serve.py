@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmat.cli.loading import DEVICES, load_with_tokenizer
 from rmat.cli.parsing import Parser, add_command
+from rmat.settings import number, refuse, whole
 
 if TYPE_CHECKING:
     from rmat.serving.limits import Limits
@@ -21,6 +24,22 @@ chat at /. It listens on this machine only, unless --host says otherwise; then A
 from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answers that are being written."""
 
 MEGABYTE = 2**20
+
+_LEAST = {
+    "grace": 0,
+    "session_count": 0,
+    "session_days": 0,
+    "session_mb": 0,
+    "max_rows": 1,
+    "max_waiting": 1,
+    "max_requests": 1,
+    "max_body_mb": 1,
+    "max_prompt_tokens": 1,
+    "max_new_tokens": 1,
+    "max_seconds": 1,
+    "cache_mb": 0,
+}
+"""Least values of the options that are numbers; a number that need not be whole must be above 0 where 1 stands."""
 
 
 def add(commands: Any) -> None:
@@ -47,8 +66,9 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="let web pages of URL ask; repeatable",
+        help="let web pages of URL ask, * for all; repeatable",
     )
+    option("--no-access-log", action="store_true", help="do not tell of each request on standard error")
     option(
         "--grace",
         type=float,
@@ -103,15 +123,21 @@ def run(args: argparse.Namespace) -> int:
     from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
 
     if args.hash_key:
-        key = sys.stdin.readline().strip()
-        Keys([key])
+        key = sys.stdin.readline().strip() if sys.stdin is not None else ""
+        Keys([key])  # refuses what cannot be one
         print(hash_key(key))
         return 0
     if args.prompt is None:
         raise ValueError(
             "there is no MODEL: give a folder of a model or of a training run, or a name such as starter"
         )
+    _check_numbers(args)
+    origins = _origins(args.cors_origin)
     keys = Keys.collect(args.api_keys)
+    if args.api_keys is not None and Keys.others_can_read(args.api_keys):
+        _warn(f"other users of this machine can read {args.api_keys}: chmod 600 {args.api_keys}")
+    if "*" in origins and not keys:
+        _warn("--cors-origin '*' without API keys: any web page that you visit can use this server")
     _require_packages()
     from rmat.engine.engine import Engine
     from rmat.serving.app import create_app
@@ -127,8 +153,6 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, or "
             "add --allow-anonymous"
         )
-    if args.grace < 0:
-        raise ValueError(f"--grace {args.grace:g}: give seconds, 0 or more")
     folder = Path(args.sessions) if args.sessions is not None else default_folder() / "server"
     session_bytes = None if args.session_mb is None else args.session_mb * MEGABYTE
 
@@ -162,12 +186,49 @@ def run(args: argparse.Namespace) -> int:
                 keys=keys,
                 limits=limits,
                 hosts=LOOPBACK_HOSTS if loopback else None,
-                cors_origins=args.cors_origin,
+                cors_origins=origins,
             )
             _tell(address_of(listening), app.state.service.model_name, with_key=bool(keys))
+            if not args.no_access_log:
+                _log_access()
             Server(app, grace=args.grace).serve_on(listening)
     print("stopped", flush=True)
     return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse a number that is none or out of range, by the name of its option."""
+    for name, least in _LEAST.items():
+        value, option = getattr(args, name), "--" + name.replace("_", "-")
+        if isinstance(value, int):
+            whole(option, value, int(least))
+        elif value is not None and least:
+            number(option, value, above=0)
+        elif value is not None:
+            number(option, value, 0)
+
+
+def _origins(urls: list[str]) -> list[str]:
+    """Origins as browsers send them: without a slash behind."""
+    origins = [url.rstrip("/") for url in urls]
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            refuse("--cors-origin", origin, "give what an address begins with, such as https://example.org")
+    return origins
+
+
+def _warn(sentence: str) -> None:
+    print(f"rmat serve: warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def _log_access() -> None:
+    from rmat.serving.limits import access
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False
 
 
 def _require_packages() -> None:

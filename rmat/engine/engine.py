@@ -21,6 +21,7 @@ from rmat.generation.row import TextCodec
 from rmat.generation.stream import check_tokenizer
 from rmat.model import LanguageModel
 from rmat.model.evaluating import evaluating
+from rmat.settings import whole
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ class Engine:
             ("max_waiting", max_waiting, 1),
             ("cache_bytes", cache_bytes, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}: give a whole number, {least} or more")
+            whole(name, value, least)
         self._model, self._tokenizer = model, tokenizer
         self._max_rows, self._max_waiting = max_rows, max_waiting
         self._prefill_tokens = prefill_tokens

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,10 @@ class Keys:
     def __init__(self, entries: Iterable[str] = ()) -> None:
         hashes = set()
         for entry in entries:
+            if entry.lower() in ("", hash_key("")):
+                raise ValueError(
+                    "an API key is empty, so everyone would have it: make one with openssl rand -hex 24"
+                )
             if entry.startswith(_PREFIX) and not _HASHED.fullmatch(entry):
                 raise ValueError(
                     "an API key begins with sha256: but is no hash: 64 hexadecimal digits follow, "
@@ -48,6 +53,11 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._hashes)
+
+    @staticmethod
+    def others_can_read(file: str | Path) -> bool:
+        """Whether other users of this machine can read the file."""
+        return sys.platform != "win32" and bool(os.stat(file).st_mode & 0o044)
 
     @staticmethod
     def collect(file: str | Path | None) -> Keys:
@@ -72,6 +82,6 @@ class Keys:
         scheme, _, key = (authorization or "").partition(" ")
         given = hash_key(key.strip()).encode()
         matches = [hmac.compare_digest(given, known.encode()) for known in self._hashes]
-        if scheme.lower() != "bearer" or not any(matches):
+        if scheme.lower() != "bearer" or not key.strip() or not any(matches):
             return None
         return given.decode().removeprefix(_PREFIX)[:32]

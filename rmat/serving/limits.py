@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rmat.serving.auth import Keys
 from rmat.serving.errors import ApiError, internal_error, log
 from rmat.serving.metrics import Metrics
+from rmat.settings import number
 
 access = logging.getLogger("rmat.access")
 """A line for each request that was answered: who, what, status, seconds, id. No text, no keys."""
@@ -55,8 +55,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}: give a number above 0")
+            number(name, value, above=0)
 
 
 @dataclass(kw_only=True)

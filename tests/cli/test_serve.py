@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -73,10 +73,20 @@ def test_a_server_from_start_to_signal(run_folder: Path, tmp_path: Path, number:
         first = httpx.post(f"{base}/v1/chat/completions", json={**CHAT, "max_tokens": 5}, timeout=60).json()
         process.send_signal(number)
         status, out, err = ended(process)
-        assert (status, out, err) == (0, "stopped\n", "")
-    with serving(run_folder, tmp_path) as (process, base):
+        assert (status, out) == (0, "stopped\n")
+        stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} 127\.0\.0\.1"
+        lines = [re.fullmatch(rf"{stamp} (\w+ \S+ \d+) [\d.]+ s \w+", line) for line in err.splitlines()]
+        assert [line and line.group(1) for line in lines] == [
+            "POST /v1/completions 200",
+            "GET /v1/models 400",
+            "POST /v1/chat/completions 200",
+        ]
+    with serving(run_folder, tmp_path, "--no-access-log") as (process, base):
         history = httpx.get(f"{base}/v1/sessions/talk").json()["history"]
         assert history[-1]["content"] == first["choices"][0]["message"]["content"]
+        process.send_signal(number)
+        status, out, err = ended(process)
+        assert (status, out[-8:], err) == (0, "stopped\n", "")
 
 
 def test_an_answer_that_is_being_written_is_kept(endless: Path, tmp_path: Path) -> None:
@@ -106,6 +116,57 @@ def test_keys_from_a_file_and_the_environment(run_folder: Path, tmp_path: Path, 
         assert statuses == [200, 200, 401]
 
 
+@pytest.mark.parametrize("sent", [b"", b"\n", b"  \n"])
+def test_an_empty_key_is_not_hashed(rmat: Rmat, tmp_path: Path, sent: bytes) -> None:
+    done = in_new_process(["serve", "--hash-key"], cwd=tmp_path, stdin=sent)
+    assert (done.status, done.out) == (2, "") and "empty" in done.err
+
+
+def test_what_is_dangerous_is_warned_of(run_folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("some-key\n")
+    for mode, options, said in (
+        (0o644, ("--api-keys", str(keys)), [f"can read {keys}"]),
+        (0o600, ("--api-keys", str(keys), "--cors-origin", "*"), []),
+        (0o600, ("--cors-origin", "*"), ["--cors-origin '*' without API keys"]),
+    ):
+        keys.chmod(mode)
+        with serving(run_folder, tmp_path / "s", *options) as (process, _):
+            process.terminate()
+            warnings = ended(process)[2].splitlines()
+        assert len(warnings) == len(said) and all(map(str.__contains__, warnings, said)), warnings
+
+
+def test_an_origin_may_end_with_a_slash(run_folder: Path, tmp_path: Path) -> None:
+    with serving(run_folder, tmp_path, "--cors-origin", "https://friend.example/") as (_, base):
+        answer = httpx.get(f"{base}/v1/models", headers={"origin": "https://friend.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files there")
+def test_at_the_limit_of_open_files_it_still_answers(run_folder: Path, tmp_path: Path) -> None:
+    """More connections than files, all silent: health is told, and the log stays short."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))  # what the server inherits
+    try:
+        server = serving(run_folder, tmp_path, "--no-access-log")
+        process, base = server.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with ExitStack() as clients:
+        clients.push(server.__exit__)
+        host, port = base.removeprefix("http://").split(":")
+        for number in range(300):
+            clients.enter_context(socket.create_connection((host, int(port)), 30))
+            if number % 50 == 49:
+                assert httpx.get(f"{base}/health", timeout=30).status_code == 200
+        process.terminate()
+        status, _, err = ended(process)
+    assert status == 0 and len(err) < 2000
+
+
 def test_a_port_in_use_is_one_sentence(run_folder: Path, rmat: Rmat) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -120,9 +181,17 @@ def test_a_port_in_use_is_one_sentence(run_folder: Path, rmat: Rmat) -> None:
         (["--host", "no.such.host.invalid"], "give API keys"),
         (["--host", "no.such.host.invalid", "--allow-anonymous"], "no address"),
         (["--port", "70000"], "port 70000"),
-        (["--max-seconds", "0"], "max_seconds is 0"),
-        (["--max-rows", "0", "--port", "0"], "max_rows is 0"),
-        (["--grace", "-1"], "--grace"),
+        (["--max-seconds", "0"], "--max-seconds=0"),
+        (["--max-seconds", "inf"], "--max-seconds=inf"),
+        (["--max-rows", "0"], "--max-rows=0"),
+        (["--max-body-mb", "inf"], "--max-body-mb=inf"),
+        (["--session-count", "-1"], "--session-count=-1"),
+        (["--session-days", "nan"], "--session-days=nan"),
+        (["--session-mb", "-1"], "--session-mb=-1"),
+        (["--cache-mb", "-1"], "--cache-mb=-1"),
+        (["--grace", "nan"], "--grace=nan"),
+        (["--grace", "-1"], "--grace=-1"),
+        (["--cors-origin", "example.org"], "--cors-origin='example.org'"),
         (["--api-keys", "no-such-file"], "no-such-file"),
         (["--sessions", __file__], "test_serve.py"),
         (["--prot", "5"], "did you mean '--port'"),

@@ -174,7 +174,7 @@ class TestRefusals:
             {"cache_bytes": -1},
             {"max_rows": 2.0},
         ):
-            with pytest.raises(ValueError, match=f"{next(iter(options))} is .*: give a whole number"):
+            with pytest.raises(ValueError, match=f"{next(iter(options))}=.*: give a whole number"):
                 Engine(model, tokenizer, **options)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="tokenizer is None"):
             Engine(model, None)  # type: ignore[arg-type]

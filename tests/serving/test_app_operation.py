@@ -128,10 +128,14 @@ def opened(base: str, sent: bytes = b"") -> socket.socket:
 )
 def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr("rmat.serving.server.SILENT_SECONDS", 0.5)
-    with running_app(tmp_path) as app, running_server(app) as base, opened(base, sent) as client:
-        with suppress(ConnectionResetError):
-            while client.recv(4096):  # times out if nobody closes
-                pass
+    with (
+        running_app(tmp_path) as app,
+        running_server(app) as base,
+        opened(base, sent) as client,
+        suppress(ConnectionResetError),
+    ):
+        while client.recv(4096):  # times out if nobody closes
+            pass
 
 
 def test_silent_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

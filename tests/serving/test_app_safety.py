@@ -344,6 +344,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             None,
             "",
             "Bearer",
+            "Bearer ",
             "Bearer plain-ke",
             "plain-key",
             "Basic plain-key",
@@ -359,7 +360,9 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("entry", ["sha256:123", "a key", "schlüssel"])
+@pytest.mark.parametrize(
+    "entry", ["sha256:123", "a key", "schlüssel", "", hash_key(""), hash_key("").upper()]
+)
 def test_what_is_no_key_is_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="API key"):
         Keys([entry])
@@ -492,5 +495,5 @@ def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
     ],
 )
 def test_a_limit_must_leave_something(limits: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(limits))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(limits))}="):
         Limits(**limits)

@@ -1,9 +1,8 @@
-"""A small byte model whose text is far from uniform and printable, shared by the tests of serving."""
+"""A small byte model whose text is far from uniform and printable, shared by the tests of the engine."""
 
 import copy
 
 import pytest
-import torch
 
 from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from rmat.model import LanguageModel, ModelConfig
@@ -30,8 +29,3 @@ def exact_model(model: LanguageModel) -> LanguageModel:
 def other_model(tokenizer: Tokenizer) -> LanguageModel:
     """A model of another configuration."""
     return LanguageModel(ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=tokenizer.vocab_size))
-
-
-@pytest.fixture(autouse=True)
-def _drawn_numbers_are_the_same() -> None:
-    torch.manual_seed(0)
