@@ -245,9 +245,9 @@ class Chat:
             rows.append(("file", human_bytes(self._store.info(self._name).nbytes)))
         print_table(("dialogue", ""), rows)
         memories = [
-            (number, layer.pushed)
+            (number, layer.memory.pushed)
             for number, layer in enumerate(session.state.layers)
-            if layer.pushed is not None
+            if layer.memory is not None
         ]
         if memories:
             slots = self._model.config.n_slots

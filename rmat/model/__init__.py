@@ -1,5 +1,5 @@
-"""The paper's model. Read in this order: config, notation, layout, rotary, streams, writers, memory, feedforward, block,
-state, language_model, initialization, accounting."""
+"""The paper's model. Read after `rmat.reference`, in this order: config, block, streams, memory, state, layout,
+language_model. `docs/reading-guide.md` tells more."""
 
 from rmat.model.config import ModelConfig
 from rmat.model.language_model import LanguageModel

@@ -1,4 +1,4 @@
-"""Normalisation, feed-forward network and the short convolution of a block."""
+"""Feed-forward network and the short convolution of a block."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
+from rmat.model.parameters import linear, parameter
 from rmat.ops.attention import causal_convolution
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm or RMSNorm over the model width."""
-    return (
-        nn.LayerNorm(config.d_model) if config.norm == "layernorm" else nn.RMSNorm(config.d_model, eps=1e-6)
-    )
 
 
 class FeedForward(nn.Module):
@@ -24,10 +18,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         gated = config.mlp == "swiglu"
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=not gated)
+        self.up = linear(config.d_model, config.d_ff, bias=not gated)
         if gated:
-            self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=not gated)
+            self.gate = linear(config.d_model, config.d_ff)
+        self.down = linear(config.d_ff, config.d_model, bias=not gated)
         self.gated = gated
 
     def forward(self, x_BTE: Tensor) -> Tensor:
@@ -42,13 +36,11 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.conv_width, config.d_model))
+        self.weight = parameter(config.conv_width, config.d_model)
 
     def forward(self, x_BTE: Tensor, tail: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Convolve a call's tokens after the held `tail` (B, width - 1, E). Returns also the new tail."""
         if tail is None:
             return x_BTE * self.weight[0], None
-        n_held = tail.shape[1]
-        position = layout.position_BT
-        y_BTE = causal_convolution(x_BTE, tail, self.weight, position)
-        return y_BTE, layout.hold(torch.cat([tail, x_BTE.to(tail.dtype)], dim=1), n_held)
+        y_BTE = causal_convolution(x_BTE, tail, self.weight, layout.position)
+        return y_BTE, layout.hold(torch.cat([tail, x_BTE.to(tail.dtype)], dim=1), tail.shape[1])

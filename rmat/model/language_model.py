@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from rmat.model.block import Block
+from rmat.model.call import Call
 from rmat.model.choices import Eviction
 from rmat.model.config import ModelConfig
-from rmat.model.feedforward import make_norm
+from rmat.model.evaluating import is_training
 from rmat.model.initialization import initialize
-from rmat.model.layout import Layout, make_layout
-from rmat.model.rotary import Rotary
+from rmat.model.layout import Layout
+from rmat.model.parameters import linear, norm
+from rmat.model.slots import MemoryMode as MemoryMode
 from rmat.model.state import StreamState, initial_state
 from rmat.ops.fifo import take_rows
 
 Schedule = Literal["auto", "parallel", "sequential"]
-MemoryMode = Literal["on", "zeroed", "frozen", "shuffled"]
 
 
 class LanguageModel(nn.Module):
@@ -37,11 +38,11 @@ class LanguageModel(nn.Module):
                 f"LanguageModel takes a ModelConfig, not {type(config).__name__}: try ModelConfig.preset"
             )
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model, dtype=torch.float32)
         self.blocks = nn.ModuleList(Block(config.of_layer(index)) for index in range(config.n_layers))
-        self.norm = make_norm(config)
+        self.norm = norm(config.norm, config.d_model)
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.head = linear(config.d_model, config.vocab_size)
         initialize(self)
 
     def forward(
@@ -107,7 +108,7 @@ class LanguageModel(nn.Module):
             resets = resets.clone()
             resets[:, 0] = False
             resets = resets if bool(resets.any()) else None
-        layout = make_layout(self.config, state.position, tokens.shape[1], length, resets)
+        layout = Layout.of(self.config, state.position, tokens.shape[1], length, resets)
         if name == "parallel" or (layout.n_segments == 1 and resets is None):
             hidden, state = self._read(tokens, state, layout, memory)
         else:
@@ -168,8 +169,9 @@ class LanguageModel(nn.Module):
                 f"n_slots={n_slots} is not possible: memory_position='rank' has learned {self.config.n_slots} places"
             )
         weight = self.embedding.weight
-        with torch.random.fork_rng(devices=[]):  # what a seeded program draws next stays the same
-            other = LanguageModel(config).to(device=weight.device, dtype=weight.dtype)
+        # What a seeded program draws next stays the same.
+        with torch.random.fork_rng(devices=[]), torch.device(weight.device):
+            other = LanguageModel(config).to(dtype=weight.dtype)
         other.load_state_dict(self.state_dict())
         return other.train(self.training)
 
@@ -180,39 +182,37 @@ class LanguageModel(nn.Module):
         save_model(self, folder, tokenizer=tokenizer)
 
     def _read(
-        self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str
+        self, tokens: Tensor, state: StreamState, layout: Layout, memory: MemoryMode
     ) -> tuple[Tensor, StreamState]:
         """All blocks over one layout: hidden vectors (B, T, E) and the new state."""
-        h_BTE = self.embedding(tokens_BT)
-        rotary = Rotary.of(self.config, layout, self.embedding.weight.dtype)
+        h_BTE = self.embedding(tokens)
+        call = Call.of(self.config, layout, self.embedding.weight.dtype, memory, is_training(self))
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            h_BTE, layer = block(h_BTE, layer, layout, rotary, memory)
+            h_BTE, layer = block(h_BTE, layer, call)
             layers.append(layer)
-        return h_BTE, StreamState(position=layout.end_B, layers=tuple(layers), fingerprint=state.fingerprint)
+        return h_BTE, StreamState(position=layout.end, layers=tuple(layers), fingerprint=state.fingerprint)
 
     def _read_pieces(
-        self, tokens_BT: Tensor, state: StreamState, layout: Layout, memory: str
+        self, tokens: Tensor, state: StreamState, layout: Layout, memory: MemoryMode
     ) -> tuple[Tensor, StreamState]:
         """Segment after segment: every layer of one before the first of the next."""
         parts, starts, n_read = [], [], 0
         for piece in layout.pieces():
-            if piece.fresh_B is not None:
-                state = state.reset(piece.fresh_B)
-            n_tokens = piece.index_BT.shape[1]
-            part = make_layout(self.config, state.position, n_tokens, piece.length_B, None)
-            hidden_BTE, state = self._read(take_rows(tokens_BT, piece.index_BT), state, part, memory)
+            if piece.fresh is not None:
+                state = state.reset(piece.fresh)
+            n_tokens = piece.index.shape[1]
+            part = Layout.of(self.config, state.position, n_tokens, piece.length)
+            hidden_BTE, state = self._read(take_rows(tokens, piece.index), state, part, memory)
             parts.append(hidden_BTE)
             starts.append(n_read)
             n_read += n_tokens
         joined_BXE = torch.cat(parts, dim=1)
         if layout.uniform is not None:
             return joined_BXE, state
-        start_BT = torch.tensor(starts, device=tokens_BT.device)[layout.segment_BT]
-        within_BT = torch.arange(layout.n_tokens, device=tokens_BT.device) - layout.first_BN.gather(
-            1, layout.segment_BT
-        )
-        return take_rows(joined_BXE, (start_BT + within_BT).clamp(0, n_read - 1)), state
+        start = torch.tensor(starts, device=tokens.device)[layout.segment]
+        within = torch.arange(layout.n_tokens, device=tokens.device) - layout.first.gather(1, layout.segment)
+        return take_rows(joined_BXE, (start + within).clamp(0, n_read - 1)), state
 
     def _check(
         self, tokens: Tensor, state: StreamState | None, resets: Tensor | None, valid: Tensor | None

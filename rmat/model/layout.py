@@ -40,54 +40,99 @@ class Layout:
     """Whether any segment is completed by this call."""
     reach: int
     """Most tokens of its open segment that any row brings along."""
-    length_B: Tensor
-    """Tokens of each row; what follows them is padding."""
-    position_BT: Tensor
-    """Position of a token in its document."""
-    segment_BT: Tensor
-    """Segment (of this call) of a token."""
-    first_BN: Tensor
-    """Flat coordinate of a segment's first token in this call."""
-    offset_BN: Tensor
-    """Offset of that token in its segment."""
-    count_BN: Tensor
-    """Tokens that this call adds to the segment."""
-    prior_BN: Tensor
-    """Tokens of the same document before the segment."""
-    document_BN: Tensor
-    """Document of the segment, counted from 0 for the row's first."""
-    end_B: Tensor
-    """Position of each row after the call."""
-    last_B: Tensor
-    """The segment that holds a row's last token."""
+    length: Tensor
+    """(B,) tokens of each row; what follows them is padding."""
+    position: Tensor
+    """(B, T) position of a token in its document."""
+    segment: Tensor
+    """(B, T) segment of this call that holds a token."""
+    first: Tensor
+    """(B, N) flat coordinate of a segment's first token in this call."""
+    offset: Tensor
+    """(B, N) offset of that token in its segment."""
+    count: Tensor
+    """(B, N) tokens that this call adds to the segment."""
+    prior: Tensor
+    """(B, N) tokens of the same document before the segment."""
+    document: Tensor
+    """(B, N) document of the segment, counted from 0 for the row's first."""
+    end: Tensor
+    """(B,) position of each row after the call."""
+    last: Tensor
+    """(B,) the segment that holds a row's last token."""
+
+    @staticmethod
+    def of(
+        config: ModelConfig,
+        position: Tensor,
+        n_tokens: int,
+        length: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Layout:
+        """Lay out a call.
+
+        Args:
+            position: (B,) tokens of its document that each row has read before.
+            n_tokens: T. length: (B,) how many of them are the row's, the rest is padding behind them; None for all.
+            resets: (B, T) where a document starts; never at a row's first token, where position 0 says it.
+        """
+        starts, size = position.tolist(), config.segment_len
+        if length is None and resets is None and min(starts) == max(starts):
+            uniform = starts[0] % size
+            places = _aligned(size, starts[0], len(starts), n_tokens, position.device)
+            reach, widest, closes = uniform, uniform + n_tokens, uniform + n_tokens >= size
+        else:
+            uniform = None
+            places = _ragged(size, position, n_tokens, length, resets)
+            filled = places["offset"] + places["count"]
+            reach, widest, closes = torch.stack(
+                [places["offset"][:, 0].max(), filled.max(), (filled == size).any().long()]
+            ).tolist()
+        n_segments = places["first"].shape[1]
+        n_cells = min(size, -(-max(widest, 1) // config.chunk_len) * config.chunk_len)
+        # Streaming scores n_tokens queries against everything held and new without the causal shortcut; a grid row
+        # scores half of the square of its cells.
+        streaming = n_segments == 1 and 2 * n_tokens * (reach + n_tokens) < n_cells * n_cells
+        return Layout(
+            n_rows=len(starts),
+            n_tokens=n_tokens,
+            n_segments=n_segments,
+            n_cells=n_tokens if streaming else size if n_segments > 1 else n_cells,
+            segment_len=size,
+            streaming=streaming,
+            uniform=uniform,
+            closes=bool(closes),
+            reach=reach,
+            **places,
+        )
 
     @cached_property  # all layers ask
-    def base_BN(self) -> Tensor:
-        """Flat coordinate of each segment's start."""
-        return self.first_BN - self.offset_BN
+    def base(self) -> Tensor:
+        """(B, N) flat coordinate of each segment's start."""
+        return self.first - self.offset
 
     @cached_property
-    def closes_BN(self) -> Tensor:
-        """Whether the call completes the segment."""
-        return self.offset_BN + self.count_BN == self.segment_len
+    def closed(self) -> Tensor:
+        """(B, N) whether the call completes the segment."""
+        return self.offset + self.count == self.segment_len
 
     @cached_property
-    def open_base_B(self) -> Tensor:
-        """Flat coordinate of the start of the segment that is open after the call."""
-        return self.length_B - self.end_B % self.segment_len
+    def open_base(self) -> Tensor:
+        """(B,) flat coordinate of the start of the segment that is open after the call."""
+        return self.length - self.end % self.segment_len
 
     @cached_property
     def cell_offset_BNS(self) -> Tensor:
         """Offset in its segment of every cell, broadcastable to (B, N, S)."""
-        cells = torch.arange(self.n_cells, device=self.first_BN.device)
-        return self.offset_BN[..., None] + cells if self.streaming else cells.view(1, 1, -1)
+        cells = torch.arange(self.n_cells, device=self.first.device)
+        return self.offset[..., None] + cells if self.streaming else cells.view(1, 1, -1)
 
     @cached_property
     def live_BNS(self) -> Tensor:
         """Whether a cell holds a token of this call."""
-        offset = self.offset_BN[..., None]
-        cell = self.cell_offset_BNS
-        return (cell >= offset) & (cell < offset + self.count_BN[..., None])
+        offset_BN1 = self.offset[..., None]
+        cell_BNS = self.cell_offset_BNS
+        return (cell_BNS >= offset_BN1) & (cell_BNS < offset_BN1 + self.count[..., None])
 
     def fold(self, x_BTE: Tensor) -> Tensor:
         """Flat tokens (B, T, ...) to cells (B, N, S, ...); cells without a token hold anything finite."""
@@ -107,15 +152,15 @@ class Layout:
         y_BXE = y_BNSE.reshape(self.n_rows, self.n_segments * self.n_cells, *y_BNSE.shape[3:])
         if self.uniform is not None:
             return y_BXE[:, self.uniform : self.uniform + self.n_tokens]
-        cell_BT = self.segment_BT * self.n_cells + self.position_BT % self.segment_len
-        return take_rows(y_BXE, cell_BT.clamp(max=y_BXE.shape[1] - 1))
+        cell = self.segment * self.n_cells + self.position % self.segment_len
+        return take_rows(y_BXE, cell.clamp(max=y_BXE.shape[1] - 1))
 
     def fold_held(self, x_BXE: Tensor, n_held: int, before: int) -> Tensor:
         """Held and new tokens (B, n_held + T, ...) to the cells of every segment and the `before` tokens ahead of it:
         (B, N, before + S, ...). Not for streaming layouts."""
         if self.uniform is None:
             cells = torch.arange(-before, self.n_cells, device=x_BXE.device)
-            index_BNS = (n_held + self.base_BN[..., None] + cells).clamp(0, x_BXE.shape[1] - 1)
+            index_BNS = (n_held + self.base[..., None] + cells).clamp(0, x_BXE.shape[1] - 1)
             return take_rows(x_BXE, index_BNS)
         start = n_held - self.uniform - before
         stop = start + before + self.n_segments * self.n_cells
@@ -133,8 +178,8 @@ class Layout:
         if self.uniform is not None:
             return x_BXE[:, x_BXE.shape[1] - n_held :].clone()
         place = torch.arange(n_held, device=x_BXE.device)
-        held = take_rows(x_BXE, self.length_B[:, None] + place)
-        of_document = place >= n_held - self.end_B[:, None]
+        held = take_rows(x_BXE, self.length[:, None] + place)
+        of_document = place >= n_held - self.end[:, None]
         return torch.where(of_document.view(*of_document.shape, *[1] * (held.dim() - 2)), held, 0.0)
 
     def pieces(self) -> Iterator[Piece]:
@@ -143,138 +188,87 @@ class Layout:
             if self.uniform is not None:
                 start = max(n * self.segment_len - self.uniform, 0)
                 stop = min((n + 1) * self.segment_len - self.uniform, self.n_tokens)
-                index = torch.arange(start, stop, device=self.first_BN.device).expand(self.n_rows, -1)
+                index = torch.arange(start, stop, device=self.first.device).expand(self.n_rows, -1)
                 yield Piece(index, None, None)
                 continue
-            length_B = self.count_BN[:, n]
-            cells = torch.arange(max(int(length_B.max()), 1), device=length_B.device)
-            index = (self.first_BN[:, n, None] + cells).clamp(max=self.n_tokens - 1)
-            fresh_B = (self.document_BN[:, n] != self.document_BN[:, max(n - 1, 0)]) & (length_B > 0)
-            yield Piece(index, length_B, fresh_B)
+            length = self.count[:, n]
+            cells = torch.arange(max(int(length.max()), 1), device=length.device)
+            index = (self.first[:, n, None] + cells).clamp(max=self.n_tokens - 1)
+            fresh = (self.document[:, n] != self.document[:, max(n - 1, 0)]) & (length > 0)
+            yield Piece(index, length, fresh)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of at most one segment a row: flat coordinates, lengths, rows that start a document (None: whole, none)."""
+    """Tokens of at most one segment a row: (B, T) flat coordinates, (B,) lengths, (B,) rows that start a document (None:
+    whole, none)."""
 
-    index_BT: Tensor
-    length_B: Tensor | None
-    fresh_B: Tensor | None
-
-
-def make_layout(
-    config: ModelConfig, position_B: Tensor, n_tokens: int, length_B: Tensor | None, resets_BT: Tensor | None
-) -> Layout:
-    """Lay out a call.
-
-    Args:
-        position_B: tokens of its document that each row has read before.
-        n_tokens: T. length_B: how many of them are the row's (the rest is padding behind them); None for all.
-        resets_BT: where a document starts; never at a row's first token, where `position_B` = 0 says it.
-    """
-    starts = position_B.tolist()
-    size = config.segment_len
-    if length_B is None and resets_BT is None and min(starts) == max(starts):
-        return _uniform(config, starts[0], len(starts), n_tokens, position_B.device)
-    n_rows, device = len(starts), position_B.device
-    if length_B is None:
-        length_B = torch.full((n_rows,), n_tokens, device=device)
-    t = torch.arange(n_tokens, device=device)
-    live_BT = t < length_B[:, None]
-    resets_BT = torch.zeros_like(live_BT) if resets_BT is None else resets_BT & live_BT
-    reset_at_BT = torch.where(resets_BT, t, -1).cummax(1).values
-    position_BT = torch.where(reset_at_BT >= 0, t - reset_at_BT, position_B[:, None] + t)
-    offset_BT = position_BT % size
-    opens_BT = live_BT & (resets_BT | (offset_BT == 0) | (t == 0))
-    segment_BT = (opens_BT.cumsum(1) - 1).clamp(min=0)
-    tail_B = (length_B - 1).clamp(min=0)[:, None]
-    last_B = segment_BT.gather(1, tail_B)[:, 0]
-    n_segments = int(last_B.max()) + 1
-
-    spare = torch.where(opens_BT, segment_BT, n_segments)
-    first_BN = length_B[:, None].repeat(1, n_segments + 1)
-    first_BN[:, 0] = 0
-    first_BN = first_BN.scatter(1, spare, t.expand(n_rows, -1))[:, :n_segments]
-    count_BN = torch.zeros_like(first_BN).scatter_add(1, segment_BT.clamp(max=n_segments - 1), live_BT.long())
-    present_BN = torch.arange(n_segments, device=device) <= last_B[:, None]
-    at_BN = first_BN.clamp(max=n_tokens - 1)
-    offset_BN = torch.where(present_BN, offset_BT.gather(1, at_BN), 0)
-    prior_BN = torch.where(present_BN, position_BT.gather(1, at_BN), 0) - offset_BN
-    ends_B = torch.where(length_B > 0, position_BT.gather(1, tail_B)[:, 0] + 1, position_B)
-    reach, widest, closes = torch.stack(
-        [offset_BN[:, 0].max(), (offset_BN + count_BN).max(), (offset_BN + count_BN == size).any().long()]
-    ).tolist()
-    streaming, n_cells = _shape(config, n_segments, n_tokens, reach, widest)
-    return Layout(
-        n_rows=n_rows,
-        n_tokens=n_tokens,
-        n_segments=n_segments,
-        n_cells=n_cells,
-        segment_len=size,
-        streaming=streaming,
-        uniform=None,
-        closes=bool(closes),
-        reach=reach,
-        length_B=length_B,
-        position_BT=position_BT,
-        segment_BT=segment_BT,
-        first_BN=first_BN,
-        offset_BN=offset_BN,
-        count_BN=count_BN,
-        prior_BN=prior_BN,
-        document_BN=resets_BT.cumsum(1).gather(1, at_BN),
-        end_B=ends_B,
-        last_B=last_B,
-    )
+    index: Tensor
+    length: Tensor | None
+    fresh: Tensor | None
 
 
-def _uniform(config: ModelConfig, start: int, n_rows: int, n_tokens: int, device: torch.device) -> Layout:
-    """The layout of rows that all stand at `start`, with no document start and no padding: arithmetic only."""
-    size = config.segment_len
+def _aligned(size: int, start: int, n_rows: int, n_tokens: int, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a layout whose rows all stand at `start`, with no document start and no padding: arithmetic only."""
     offset = start % size
-    n_segments = (offset + n_tokens - 1) // size + 1
-    n = torch.arange(n_segments, device=device)
+    n = torch.arange((offset + n_tokens - 1) // size + 1, device=device)
     t = torch.arange(n_tokens, device=device)
-    base_N = n * size - offset
-    first_N = base_N.clamp(min=0)
-    count_N = (base_N + size).clamp(max=n_tokens) - first_N
-    streaming, n_cells = _shape(config, n_segments, n_tokens, offset, offset + n_tokens)
-
-    def rows(x: Tensor) -> Tensor:
-        return x.expand(n_rows, *x.shape)
-
-    return Layout(
-        n_rows=n_rows,
-        n_tokens=n_tokens,
-        n_segments=n_segments,
-        n_cells=n_cells,
-        segment_len=size,
-        streaming=streaming,
-        uniform=offset,
-        closes=offset + n_tokens >= size,
-        reach=offset,
-        length_B=torch.full((n_rows,), n_tokens, device=device),
-        position_BT=rows(start + t),
-        segment_BT=rows((offset + t) // size),
-        first_BN=rows(first_N),
-        offset_BN=rows(first_N - base_N),
-        count_BN=rows(count_N),
-        prior_BN=rows(start - offset + n * size),
-        document_BN=rows(torch.zeros_like(n)),
-        end_B=torch.full((n_rows,), start + n_tokens, device=device),
-        last_B=torch.full((n_rows,), n_segments - 1, device=device),
-    )
+    base = n * size - offset
+    first = base.clamp(min=0)
+    row = {
+        "position": start + t,
+        "segment": (offset + t) // size,
+        "first": first,
+        "offset": first - base,
+        "count": (base + size).clamp(max=n_tokens) - first,
+        "prior": start - offset + n * size,
+        "document": torch.zeros_like(n),
+    }
+    ends = {"length": n_tokens, "end": start + n_tokens, "last": len(n) - 1}
+    return {name: x.expand(n_rows, -1) for name, x in row.items()} | {
+        name: torch.full((n_rows,), value, device=device) for name, value in ends.items()
+    }
 
 
-def _shape(config: ModelConfig, n_segments: int, n_tokens: int, reach: int, widest: int) -> tuple[bool, int]:
-    """Whether to stream, and the cells of a grid row. Streaming scores n_tokens queries against everything held and
-    new without the causal shortcut; a grid row scores half of the square of its cells."""
-    if n_segments > 1:
-        return False, config.segment_len
-    n_cells = min(config.segment_len, -(-max(widest, 1) // config.chunk_len) * config.chunk_len)
-    if 2 * n_tokens * (reach + n_tokens) < n_cells * n_cells:
-        return True, n_tokens
-    return False, n_cells
+def _ragged(
+    size: int, position: Tensor, n_tokens: int, length: Tensor | None, resets: Tensor | None
+) -> dict[str, Tensor]:
+    """The tensors of any layout; the arguments are those of `Layout.of`."""
+    n_rows, device = position.shape[0], position.device
+    if length is None:
+        length = torch.full((n_rows,), n_tokens, device=device)
+    t = torch.arange(n_tokens, device=device)
+    live = t < length[:, None]
+    resets = torch.zeros_like(live) if resets is None else resets & live
+    reset_at = torch.where(resets, t, -1).cummax(1).values
+    at = torch.where(reset_at >= 0, t - reset_at, position[:, None] + t)
+    offset = at % size
+    opens = live & (resets | (offset == 0) | (t == 0))
+    segment = (opens.cumsum(1) - 1).clamp(min=0)
+    tail = (length - 1).clamp(min=0)[:, None]
+    last = segment.gather(1, tail)[:, 0]
+    n_segments = int(last.max()) + 1
+
+    spare = torch.where(opens, segment, n_segments)
+    first = length[:, None].repeat(1, n_segments + 1)
+    first[:, 0] = 0
+    first = first.scatter(1, spare, t.expand(n_rows, -1))[:, :n_segments]
+    count = torch.zeros_like(first).scatter_add(1, segment.clamp(max=n_segments - 1), live.long())
+    present = torch.arange(n_segments, device=device) <= last[:, None]
+    start = first.clamp(max=n_tokens - 1)
+    start_offset = torch.where(present, offset.gather(1, start), 0)
+    return {
+        "length": length,
+        "position": at,
+        "segment": segment,
+        "first": first,
+        "offset": start_offset,
+        "count": count,
+        "prior": torch.where(present, at.gather(1, start), 0) - start_offset,
+        "document": resets.cumsum(1).gather(1, start),
+        "end": torch.where(length > 0, at.gather(1, tail)[:, 0] + 1, position),
+        "last": last,
+    }
 
 
 def _pad(x_BTE: Tensor, before: int, after: int) -> Tensor:

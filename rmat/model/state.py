@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,62 +11,108 @@ import torch
 from torch import Tensor
 
 from rmat.model.config import ModelConfig
+from rmat.model.slots import Slots
 
 NEVER = -1.0e30
 """Score of an empty place in the open segment: below every real score, and finite so that gradients stay finite."""
 
-EMPTY = {"pending_score": NEVER, "pending_offset": -1}
-"""What the places of a fresh state hold where it is not zero."""
+PENDING = {"pending": 0.0, "pending_score": NEVER, "pending_offset": -1}
+"""The tensors that writers keep of an open segment, and what their places hold while they are empty."""
 
-_LONG = ("slot_age", "pushed", "pending_offset")
-_AT_LEAST_FLOAT32 = ("slot_log_gate", "recurrent", "pending_score", "pending")
+TENSORS = {
+    **dict.fromkeys(("full_key", "full_value", "chunked_key", "chunked_value", "tail"), "model"),
+    **dict.fromkeys(("slot_key", "slot_value"), "model"),
+    "slot_log_gate": "wide", "slot_age": "integer", "pushed": "integer", "recurrent": "wide",
+    "pending": "wide", "pending_score": "wide", "pending_offset": "integer",
+}
+"""Every tensor that a layer may carry, by its name in files, and its type: the model's, that or float32 if it is
+narrower ("wide"), int64. All but the places of `PENDING` are zero before anything was read."""
+
+Pending = tuple[Tensor, ...]
+"""What a writer keeps of the open segment: vectors (B, P, E), their scores (B, P), their int64 offsets in the segment
+(B, P); as many of the three as the writer has use for (see `rmat/model/writers.py`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys before rotation and values of the last L tokens, (B, L, K, D), newest last."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MemoryState:
+    """One layer's memory."""
+
+    slots: Slots
+    """The bank; the last min(pushed, M) slots are filled."""
+    pushed: Tensor
+    """(B,) int64: vectors that entered the bank since the document began."""
+    recurrent: Tensor | None
+    """(B, E) the newest vector that passed the GRU gate; None without such a gate."""
+    pending: Pending
+
+    def bank(self) -> Slots:
+        """The slots as the first segment of a call reads them, (B, 1, M)."""
+        return self.slots.map(lambda x: x[:, None])
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerState:
-    """One layer's carried state; a field that the configuration has no use for is None. Floats are in the model's
-    type, those of gates and running sums in at least float32; integers are int64."""
+    """What one layer carries; None is what the configuration has no use for."""
 
-    full_key: Tensor | None = None
-    """(B, L, K, D) keys before rotation of the last L tokens, newest last: of the full stream, or the shared ones."""
-    full_value: Tensor | None = None
-    """(B, L, K, D) their values."""
-    chunked_key: Tensor | None = None
-    """(B, L, K, D) keys before rotation of the chunked stream, where it has its own projections."""
-    chunked_value: Tensor | None = None
-    """(B, L, K, D) their values."""
+    full: KeyValues | None = None
+    """Of the full stream, or of both local streams where they share their projections."""
+    chunked: KeyValues | None = None
+    """Of the chunked stream."""
     tail: Tensor | None = None
     """(B, conv_width - 1, E) inputs that the convolution still needs."""
-    slot_key: Tensor | None = None
-    """(B, M, K, D) keys of the memory bank, oldest slot first; the last min(pushed, M) are filled."""
-    slot_value: Tensor | None = None
-    """(B, M, K, D) values of the memory bank."""
-    slot_log_gate: Tensor | None = None
-    """(B, M) log of the gate with which a slot was written."""
-    slot_age: Tensor | None = None
-    """(B, M) tokens from where a slot comes from to the start of the open segment."""
-    pushed: Tensor | None = None
-    """(B,) vectors that entered the bank since the document began."""
-    recurrent: Tensor | None = None
-    """(B, E) the newest vector that passed the GRU gate."""
-    pending: Tensor | None = None
-    """(B, P, E) what the writer keeps of the open segment."""
-    pending_score: Tensor | None = None
-    """(B, P) its scores."""
-    pending_offset: Tensor | None = None
-    """(B, P) its offsets in the segment."""
+    memory: MemoryState | None = None
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> LayerState:
-        """The state with `change` applied to every tensor."""
-        return LayerState(**{name: change(tensor) for name, tensor in self.items()})
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their names in `TENSORS`: the one place, with `of`, that knows both forms."""
+        named: dict[str, Tensor] = {}
+        for stream, held in (("full", self.full), ("chunked", self.chunked)):
+            if held is not None:
+                named |= {f"{stream}_key": held.key, f"{stream}_value": held.value}
+        if self.tail is not None:
+            named["tail"] = self.tail
+        if (memory := self.memory) is not None:
+            slots = memory.slots
+            named |= {"slot_key": slots.key, "slot_value": slots.value, "slot_log_gate": slots.log_gate}
+            named |= {"slot_age": slots.age, "pushed": memory.pushed}
+            if memory.recurrent is not None:
+                named["recurrent"] = memory.recurrent
+            named |= zip(PENDING, memory.pending, strict=False)
+        return named
 
-    def items(self) -> list[tuple[str, Tensor]]:
-        """Names and tensors of the fields in use."""
-        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return [(name, tensor) for name, tensor in fields if tensor is not None]
+    @staticmethod
+    def of(named: Mapping[str, Tensor]) -> LayerState:
+        """Inverse of `tensors`."""
+        full, chunked = (
+            KeyValues(named[f"{stream}_key"], named[f"{stream}_value"]) if f"{stream}_key" in named else None
+            for stream in ("full", "chunked")
+        )
+        memory = None
+        if "pushed" in named:
+            pushed, key, value, log_gate, age = (
+                named[name] for name in ("pushed", "slot_key", "slot_value", "slot_log_gate", "slot_age")
+            )
+            rank = torch.arange(age.shape[1] - 1, -1, -1, device=pushed.device)
+            slots = Slots(key, value, log_gate, age, filled=rank < pushed[:, None])
+            pending = tuple(named[name] for name in PENDING if name in named)
+            memory = MemoryState(
+                slots=slots, pushed=pushed, recurrent=named.get("recurrent"), pending=pending
+            )
+        return LayerState(full=full, chunked=chunked, tail=named.get("tail"), memory=memory)
+
+    def __repr__(self) -> str:
+        named = self.tensors()
+        return f"LayerState({', '.join(named)}; {sum(x.nbytes for x in named.values()):,} bytes)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StreamState:
     """The state of B independent streams of text. All methods return new values."""
 
@@ -75,6 +121,14 @@ class StreamState:
     layers: tuple[LayerState, ...]
     fingerprint: str
     """`ModelConfig.fingerprint()` of the model that it belongs to."""
+
+    def __repr__(self) -> str:
+        at = "on meta" if self.position.is_meta else f"{self.position[:4].tolist()}"
+        more = ", ..." if self.batch_size > 4 else ""
+        return (
+            f"StreamState(rows={self.batch_size}, position={at.replace(']', more + ']')}, "
+            f"layers={len(self.layers)}, {str(self.dtype).removeprefix('torch.')}, {self.nbytes:,} bytes)"
+        )
 
     @property
     def batch_size(self) -> int:
@@ -89,14 +143,12 @@ class StreamState:
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of keys and values: that of the model."""
-        layer = self.layers[0]
-        held = next(t for t in (layer.full_key, layer.chunked_key, layer.slot_key) if t is not None)
-        return held.dtype
+        return next(x.dtype for name, x in self.layers[0].tensors().items() if name.endswith("_key"))
 
     def openness(self) -> Tensor:
-        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without memory."""
+        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without one."""
         read = self.position.clamp(min=1).double()
-        shares = [layer.pushed / read for layer in self.layers if layer.pushed is not None]
+        shares = [layer.memory.pushed / read for layer in self.layers if layer.memory is not None]
         return torch.stack(shares) if shares else read.new_empty(0, self.batch_size)
 
     def select(self, rows: Sequence[int] | Tensor) -> StreamState:
@@ -111,7 +163,7 @@ class StreamState:
             raise ValueError(
                 f"rows={rows!r} is not possible: give a list of row numbers below {self.batch_size}"
             )
-        return self._map(lambda tensor: tensor.index_select(0, index))
+        return self._map(lambda _, x: x.index_select(0, index))
 
     @staticmethod
     def concat(states: Sequence[StreamState]) -> StreamState:
@@ -131,46 +183,42 @@ class StreamState:
                 "the states belong to models with different configurations: concat takes one model's"
             )
         named = [state.tensors() for state in states]
-        return states[0]._with({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
+        joined = {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
+        return _assembled(joined, len(states[0].layers), states[0].fingerprint)
 
     def detach(self) -> StreamState:
         """The same values, cut from the graph: gradients end here."""
-        return self._map(torch.Tensor.detach)
+        return self._map(lambda _, x: x.detach())
 
     def to(self, target: torch.device | str | torch.dtype) -> StreamState:
         """The state on another device, or in another floating type (gates and sums stay in at least float32)."""
         if not isinstance(target, torch.dtype):
-            return self._map(lambda tensor: tensor.to(target))
-        kinds = {True: torch.promote_types(target, torch.float32), False: target}
+            return self._map(lambda _, x: x.to(target))
+        return self._map(lambda name, x: x.to(_type_of(name, target)))
 
-        def convert(name: str, tensor: Tensor) -> Tensor:
-            return tensor.to(kinds[name in _AT_LEAST_FLOAT32]) if tensor.is_floating_point() else tensor
+    def reset(self, rows: Tensor) -> StreamState:
+        """A fresh document in the rows where `rows` (B,) bool is true: nothing of the old one is left in them."""
 
-        layers = tuple(LayerState(**{k: convert(k, v) for k, v in layer.items()}) for layer in self.layers)
-        return dataclasses.replace(self, layers=layers)
+        def clear(name: str, x: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (x.dim() - 1)), PENDING.get(name, 0), x)
 
-    def reset(self, rows_B: Tensor) -> StreamState:
-        """A fresh document in the rows where `rows_B` (B,) bool is true: nothing of the old one is left in them."""
-
-        def clear(name: str, tensor: Tensor) -> Tensor:
-            return torch.where(rows_B.view(-1, *[1] * (tensor.dim() - 1)), EMPTY.get(name, 0), tensor)
-
-        layers = tuple(LayerState(**{k: clear(k, v) for k, v in layer.items()}) for layer in self.layers)
-        return dataclasses.replace(self, position=torch.where(rows_B, 0, self.position), layers=layers)
+        return self._map(clear)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under flat names: "position", "layers.0.full_key", ..."""
-        named = {f"layers.{i}.{name}": t for i, layer in enumerate(self.layers) for name, t in layer.items()}
+        named = {
+            f"layers.{i}.{k}": x for i, layer in enumerate(self.layers) for k, x in layer.tensors().items()
+        }
         return {"position": self.position, **named}
 
     @staticmethod
     def from_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> StreamState:
-        """Inverse of `tensors` for a model with `config`. Raises `ValueError` on a missing, additional or misshapen one."""
+        """Inverse of `tensors` for a model with `config`. Raises `ValueError` on a missing, additional or misshapen
+        one."""
         position = tensors.get("position")
         if position is None or position.dim() != 1 or position.dtype != torch.int64:
             raise ValueError("no state: it has no int64 tensor 'position' of shape (rows,)")
-        state = initial_state(config, 0, torch.device("meta"), torch.float32)
-        expected = state.tensors()
+        expected = initial_state(config, 0, torch.device("meta"), torch.float32).tensors()
         if set(expected) != set(tensors):
             odd = sorted(set(expected) ^ set(tensors))
             raise ValueError(f"no state of this configuration: tensor {odd[0]!r} is missing or not expected")
@@ -183,8 +231,10 @@ class StreamState:
                 raise ValueError(
                     f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}"
                 )
-        # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must go on exactly.
-        return state._with({name: tensor.clone() for name, tensor in tensors.items()})
+        # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must go on
+        # exactly.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        return _assembled(copies, config.n_layers, config.fingerprint())
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with the format version and the configuration's fingerprint, whole or not at all.
@@ -201,16 +251,29 @@ class StreamState:
 
         return load_state(path, config)[0]
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> StreamState:
-        layers = tuple(layer.map(change) for layer in self.layers)
-        return dataclasses.replace(self, position=change(self.position), layers=layers)
-
-    def _with(self, tensors: dict[str, Tensor]) -> StreamState:
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> StreamState:
+        """`change` of every tensor; it is also told its name, without the layer."""
         layers = tuple(
-            LayerState(**{name: tensors[f"layers.{i}.{name}"] for name, _ in layer.items()})
-            for i, layer in enumerate(self.layers)
+            LayerState.of({name: change(name, x) for name, x in layer.tensors().items()})
+            for layer in self.layers
         )
-        return dataclasses.replace(self, position=tensors["position"], layers=layers)
+        return dataclasses.replace(self, position=change("position", self.position), layers=layers)
+
+
+def _assembled(tensors: Mapping[str, Tensor], n_layers: int, fingerprint: str) -> StreamState:
+    """The state of flat tensors."""
+    layers = []
+    for index in range(n_layers):
+        prefix = f"layers.{index}."
+        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        layers.append(LayerState.of(own))
+    return StreamState(position=tensors["position"], layers=tuple(layers), fingerprint=fingerprint)
+
+
+def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the tensor `name` in a model of type `dtype`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return {"model": dtype, "wide": wide, "integer": torch.int64}[TENSORS.get(name, "integer")]
 
 
 def initial_state(
@@ -222,25 +285,19 @@ def initial_state(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not possible: give a floating type such as torch.float32")
 
-    def make(name: str, shape: tuple[int, ...]) -> Tensor:
-        kind = torch.promote_types(dtype, torch.float32) if name in _AT_LEAST_FLOAT32 else dtype
-        return torch.full(
-            (batch_size, *shape),
-            EMPTY.get(name, 0),
-            dtype=torch.int64 if name in _LONG else kind,
-            device=device,
-        )
+    def make(name: str, shape: Iterable[int]) -> Tensor:
+        kind = _type_of(name, dtype)
+        return torch.full((batch_size, *shape), PENDING.get(name, 0), dtype=kind, device=device)
 
     layers = tuple(
-        LayerState(**{k: make(k, v) for k, v in _shapes(config.of_layer(index)).items()})
+        LayerState.of({name: make(name, shape) for name, shape in _shapes(config.of_layer(index)).items()})
         for index in range(config.n_layers)
     )
-    position = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    return StreamState(position=position, layers=layers, fingerprint=config.fingerprint())
+    return StreamState(position=make("position", ()), layers=layers, fingerprint=config.fingerprint())
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of one layer's fields, without the rows."""
+    """Shapes of one layer's tensors, without the rows."""
     heads = (config.n_kv_heads, config.head_dim)
     shapes: dict[str, tuple[int, ...]] = {}
     for stream, length in config.held.items():
@@ -255,9 +312,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.recurrent_gate:
             shapes["recurrent"] = (config.d_model,)
         places = {"mean": 1, "all": config.segment_len}.get(config.writer, config.writes_per_segment)
-        shapes["pending"] = (places, config.d_model)
-        if config.writer in ("pool", "select"):
-            shapes["pending_score"] = (places,)
-        if config.writer == "select":
-            shapes["pending_offset"] = (places,)
+        kept = {"pool": 2, "select": 3}.get(config.writer, 1)
+        pending = ((places, config.d_model), (places,), (places,))
+        shapes |= dict(zip(PENDING, pending[:kept], strict=False))
     return shapes

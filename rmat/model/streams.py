@@ -9,134 +9,172 @@ Keys are held before rotation, so that a chunk of the previous segment can be se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
-from rmat.model.rotary import Rotary
+from rmat.model.parameters import linear, parameter
+from rmat.model.rotary import Angles, Rotary
+from rmat.model.state import KeyValues
 from rmat.ops.attention import at_least_float32, attend, fold_chunks, rotate
+
+
+def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Tensor, least: Tensor) -> Tensor:
+    """The rule of sight: whether a token sees another through any of the given local streams.
+
+    full: its own segment up to itself. chunked: its own chunk up to itself and `chunk_lookback` chunks before it.
+    Never a token of another document.
+
+    Args:
+        query, key: int64 offsets in the query's segment; a key before it has a negative one.
+        least: the smallest offset that is still of the same document. All three broadcast.
+    """
+    start = torch.full_like(query, torch.iinfo(torch.int64).max)
+    if "full" in streams:
+        start = torch.zeros_like(query)
+    if "chunked" in streams:
+        chunk = config.chunk_len
+        start = torch.minimum(start, (query // chunk - config.chunk_lookback) * chunk)
+    return (key <= query) & (key >= start) & (key >= least)
+
+
+@dataclass(frozen=True)
+class KeyRange:
+    """Which keys one set of local projections lays before its queries in a call, and where both stand.
+
+    The same for every layer. Keys reach `before` tokens back from the segment's first cell, or from the call's first
+    token when streaming.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    n_held: int
+    """Tokens whose keys and values the state holds."""
+    before: int
+    query: Tensor
+    """Offsets of the queries in the segment, broadcastable to (R, S)."""
+    key: Tensor
+    """Offsets of the keys, broadcastable to (R, J)."""
+    least: Tensor
+    """(R, 1) smallest offset that is still of the same document."""
+    query_angles: Angles
+    key_angles: Angles
+    _masks: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(config: ModelConfig, name: str, layout: Layout, rotary: Rotary) -> KeyRange:
+        """The range of the projections `name` (see `ModelConfig.held`)."""
+        n_held, chunk = config.held[name], config.chunk_len
+        before = chunk * config.chunk_lookback if "chunked" in config.streams and name != "full" else 0
+        least = -layout.prior.flatten()[:, None]
+        heads, kv_heads = config.n_heads, config.n_kv_heads
+        if layout.streaming:
+            # Where rows stand at different places, the oldest token that any of them sees.
+            spare = chunk if layout.uniform is None else 0
+            before = min(n_held, min(n_held, max(layout.reach, before + layout.reach % chunk)) + spare)
+            query = layout.cell_offset_BNS[:, 0]
+            back = torch.arange(-before, 0, device=query.device)
+            key = torch.cat([layout.offset + back, query], dim=1)
+            angles = rotary.at(query, heads), rotary.at(key, kv_heads)
+        else:
+            query = torch.arange(layout.n_cells, device=least.device)[None]
+            key = torch.arange(-before, layout.n_cells, device=least.device)[None]
+            at = slice(0, layout.n_cells), slice(-before, layout.n_cells)
+            angles = rotary.at(at[0], heads), rotary.at(at[1], kv_heads)
+        return KeyRange(config, layout, n_held, before, query, key, least, *angles)
+
+    def seen(self, *streams: str) -> Tensor:
+        """Which keys the given local streams see together: bool, broadcastable to (R, 1, S, J)."""
+        if streams not in self._masks:
+            least = self.least[:, None, :, None]
+            at = self.query[:, None, :, None], self.key[:, None, None]
+            self._masks[streams] = visible(self.config, streams, *at, least)
+        return self._masks[streams]
+
+    def seen_in_chunks(self) -> Tensor:
+        """What the chunked stream sees where chunks are rows of their own: bool (R * S / C, 1, C, C or 2 C)."""
+        if (mask := self._masks.get(())) is None:
+            chunk = self.config.chunk_len
+            start = torch.arange(0, self.layout.n_cells, chunk, device=self.least.device)[None, :, None, None]
+            query = start + torch.arange(chunk, device=start.device)[:, None]
+            key = start + torch.arange(-self.before, chunk, device=start.device)
+            mask = visible(self.config, ("chunked",), query, key, self.least[..., None, None])
+            mask = self._masks[()] = mask.flatten(0, 1)[:, None]
+        return mask
 
 
 @dataclass(frozen=True)
 class Local:
-    """Queries, keys and values of one set of projections, laid out for attention inside segments.
-
-    R = B * N. Keys and values reach `before` tokens back from the segment's first cell (or from the first new token
-    when streaming); everything is rotated.
-    """
+    """Queries, keys and values of one set of projections, rotated and laid out for attention inside segments."""
 
     q_RSHD: Tensor
     k_RJKD: Tensor
     v_RJKD: Tensor
-    before: int
-    offset_q: Tensor
-    """Offsets of the queries in the segment, broadcastable to (R, S)."""
-    offset_k: Tensor
-    """Offsets of the keys, negative before the segment, broadcastable to (R, J)."""
-    least_R1: Tensor
-    """Smallest offset that is still of the same document."""
+    range: KeyRange
 
 
 class LocalProjection(nn.Module):
     """Query, key and value projections of one local stream, or of both when they share them."""
 
-    def __init__(self, config: ModelConfig, name: str) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        self.n_held = config.held[name]
-        self.lookback = (
-            config.chunk_len * config.chunk_lookback if "chunked" in config.streams and name != "full" else 0
-        )
+        self.heads = (config.n_heads, config.n_kv_heads, config.head_dim)
         kv_width = config.n_kv_heads * config.head_dim
-        self.query = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.d_model, kv_width, bias=False)
-        self.value = nn.Linear(config.d_model, kv_width, bias=False)
+        self.query = linear(config.d_model, config.n_heads * config.head_dim)
+        self.key = linear(config.d_model, kv_width)
+        self.value = linear(config.d_model, kv_width)
 
-    def forward(
-        self, x_BTE: Tensor, held_key: Tensor, held_value: Tensor, layout: Layout, rotary: Rotary
-    ) -> tuple[Local, Tensor, Tensor]:
-        """Project, join with what is held (B, L, K, D), lay out and rotate. Returns also the new held pair."""
-        heads = (self.config.n_kv_heads, self.config.head_dim)
-        q_BTHD = self.query(x_BTE).unflatten(2, (self.config.n_heads, self.config.head_dim))
-        key_BXKD = torch.cat([held_key, self.key(x_BTE).unflatten(2, heads).to(held_key.dtype)], dim=1)
-        value_BXKD = torch.cat([held_value, self.value(x_BTE).unflatten(2, heads).to(held_key.dtype)], dim=1)
-        held = (layout.hold(key_BXKD, self.n_held), layout.hold(value_BXKD, self.n_held))
-        least_R1 = -layout.prior_BN.flatten()[:, None]
+    def forward(self, x_BTE: Tensor, held: KeyValues, keys: KeyRange) -> tuple[Local, KeyValues]:
+        """Project, join with what is held, lay out and rotate. Returns also what is held after the call."""
+        n_heads, n_kv_heads, width = self.heads
+        layout, n_held = keys.layout, keys.n_held
+        kind = held.key.dtype
+        q_RSHD = self.query(x_BTE).unflatten(2, (n_heads, width))
+        k_RJKD = torch.cat([held.key, self.key(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
+        v_RJKD = torch.cat([held.value, self.value(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
+        held = KeyValues(layout.hold(k_RJKD, n_held), layout.hold(v_RJKD, n_held))
         if layout.streaming:
-            before = min(self.n_held, max(layout.reach, self.lookback + layout.reach % self.config.chunk_len))
-            before = min(self.n_held, before + self.config.chunk_len if layout.uniform is None else before)
-            key_BXKD, value_BXKD = (x[:, self.n_held - before :] for x in (key_BXKD, value_BXKD))
-            offset_q = layout.cell_offset_BNS[:, 0]
-            back = torch.arange(-before, 0, device=offset_q.device)
-            offset_k = torch.cat([layout.offset_BN + back, offset_q], dim=1)
-            at_q, at_k = rotary.queries(offset_q), rotary.keys(offset_k)
-            q_RSHD = q_BTHD
+            k_RJKD, v_RJKD = (x[:, n_held - keys.before :] for x in (k_RJKD, v_RJKD))
         else:
-            before = self.lookback
-            q_RSHD = layout.fold(q_BTHD).flatten(0, 1)
-            key_BXKD, value_BXKD = (
-                layout.fold_held(x, self.n_held, before).flatten(0, 1) for x in (key_BXKD, value_BXKD)
+            q_RSHD = layout.fold(q_RSHD).flatten(0, 1)
+            k_RJKD, v_RJKD = (
+                layout.fold_held(x, n_held, keys.before).flatten(0, 1) for x in (k_RJKD, v_RJKD)
             )
-            offset_q = torch.arange(layout.n_cells, device=least_R1.device)[None]
-            offset_k = torch.arange(-before, layout.n_cells, device=least_R1.device)[None]
-            at_q, at_k = rotary.queries(slice(0, layout.n_cells)), rotary.keys(slice(-before, layout.n_cells))
-        q_RSHD = rotate(q_RSHD, at_q.cos, at_q.sin)
-        k_RJKD = rotate(key_BXKD, at_k.cos, at_k.sin)
-        local = Local(q_RSHD, k_RJKD, value_BXKD, before, offset_q, offset_k, least_R1)
-        return local, *held
+        q_RSHD = rotate(q_RSHD, keys.query_angles.cos, keys.query_angles.sin)
+        k_RJKD = rotate(k_RJKD, keys.key_angles.cos, keys.key_angles.sin)
+        return Local(q_RSHD, k_RJKD, v_RJKD, keys), held
 
 
-def seen(config: ModelConfig, local: Local, streams: tuple[str, ...]) -> Tensor:
-    """Which keys the given local streams see together: bool, broadcastable to (R, S, J)."""
-    query, key = local.offset_q[:, :, None], local.offset_k[:, None]
-    chunk = config.chunk_len
-    start = torch.full_like(query, torch.iinfo(torch.int64).max)
-    if "full" in streams:
-        start = torch.zeros_like(query)
-    if "chunked" in streams:
-        start = torch.minimum(start, (query // chunk - config.chunk_lookback) * chunk)
-    return (key <= query) & (key >= start) & (key >= local.least_R1[..., None])
-
-
-def full_attention(config: ModelConfig, local: Local, layout: Layout) -> Tensor:
+def full_attention(local: Local) -> Tensor:
     """A_full of every token: (B, T, H, D)."""
+    layout, before = local.range.layout, local.range.before
     if layout.streaming:
-        mask = seen(config, local, ("full",))[:, None]
-        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=mask)
-    own = slice(local.before, None)  # held cells before a row's first new token are filled from what is held
-    out_RSHD = attend(local.q_RSHD, local.k_RJKD[:, own], local.v_RJKD[:, own], causal=True)
+        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=local.range.seen("full"))
+    # The rule of sight on the segment's own cells; those before a row's first new token are filled from what is held.
+    out_RSHD = attend(local.q_RSHD, local.k_RJKD[:, before:], local.v_RJKD[:, before:], causal=True)
     return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
 
 
-def chunked_attention(config: ModelConfig, local: Local, layout: Layout) -> Tensor:
+def chunked_attention(local: Local) -> Tensor:
     """A_chunk of every token: (B, T, H, D)."""
+    config, layout = local.range.config, local.range.layout
     if layout.streaming:
-        mask = seen(config, local, ("chunked",))[:, None]
-        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=mask)
+        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=local.range.seen("chunked"))
     chunk, lookback = config.chunk_len, config.chunk_lookback
-    q, k, v = fold_chunks(local.q_RSHD, local.k_RJKD, local.v_RJKD, chunk, lookback)
-    if not lookback:
-        out = attend(q, k, v, causal=True)
-    else:
-        n_chunks = layout.n_cells // chunk
-        cells = torch.arange(chunk, device=q.device)
-        causal = torch.cat([torch.ones_like(cells[:, None] > cells), cells[:, None] >= cells], dim=1)
-        first_R = torch.arange(q.shape[0], device=q.device) % n_chunks == 0
-        alone_R = first_R & (local.least_R1 == 0).repeat_interleave(n_chunks, 0)[:, 0]
-        back = torch.arange(2 * chunk, device=q.device) < chunk
-        out = attend(q, k, v, mask=causal & ~(alone_R[:, None, None, None] & back))
-    return layout.unfold(out.reshape(layout.n_rows, layout.n_segments, layout.n_cells, *out.shape[2:]))
+    chunks = fold_chunks(local.q_RSHD, local.k_RJKD, local.v_RJKD, chunk, lookback)
+    out_RCHD = (
+        attend(*chunks, mask=local.range.seen_in_chunks()) if lookback else attend(*chunks, causal=True)
+    )
+    return layout.unfold(
+        out_RCHD.reshape(layout.n_rows, layout.n_segments, layout.n_cells, *out_RCHD.shape[2:])
+    )
 
 
-def joint_attention(
-    config: ModelConfig,
-    local: Local,
-    layout: Layout,
-    memory: tuple[Tensor, Tensor, Tensor, Tensor] | None,
-) -> Tensor:
+def joint_attention(local: Local, memory: tuple[Tensor, Tensor, Tensor, Tensor] | None) -> Tensor:
     """One softmax over the keys of all streams: (B, T, H, D).
 
     Local logits need rotated queries, memory logits queries of their own: both stand side by side in a head of
@@ -145,26 +183,27 @@ def joint_attention(
     Args:
         memory: query (B, T, H, D) and, per segment, keys, values (B, N, J, K, D) and bias (B, N, J) of the slots.
     """
-    visible = seen(config, local, config.local_streams)
+    layout, width = local.range.layout, local.q_RSHD.shape[3]
+    mask_R1SJ = local.range.seen(*local.range.config.local_streams)
+    q_RSHD, k_RJKD, v_RJKD = local.q_RSHD, local.k_RJKD, local.v_RJKD
     if memory is None:
-        out_RSHD = attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=visible[:, None])
+        out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ)
         return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
-    query_BTHD, slot_key, slot_value, slot_bias = memory
-    query_RSHD = layout.fold(query_BTHD).flatten(0, 1)
-    slot_key, slot_value, slot_bias = (x.flatten(0, 1) for x in (slot_key, slot_value, slot_bias))
-    q = (
-        torch.cat([local.q_RSHD, query_RSHD], dim=3) * 2**0.5
-    )  # attend divides by the root of the double width
-    k_local = torch.cat([local.k_RJKD, torch.zeros_like(local.k_RJKD)], dim=3)
-    k_slots = torch.cat([torch.zeros_like(slot_key), slot_key], dim=3)
-    k = torch.cat([k_slots, k_local], dim=1)
-    v = torch.cat([slot_value, local.v_RJKD], dim=1)
-    bias_RJ = torch.cat([slot_bias, slot_bias.new_zeros(q.shape[0], local.k_RJKD.shape[1])], dim=1)
-    visible = visible.expand(q.shape[0], q.shape[1], -1)
-    visible = torch.cat([visible.new_ones(*visible.shape[:2], slot_key.shape[1]), visible], dim=2)
-    v = torch.cat([v, torch.zeros_like(v)], dim=3)
-    out = attend(q, k, v, mask=visible[:, None], key_bias_BJ=bias_RJ)[..., : config.head_dim]
-    return layout.unfold(out.unflatten(0, (layout.n_rows, -1)))
+    query_RSHD = layout.fold(memory[0]).flatten(0, 1)
+    slot_k_RJKD, slot_v_RJKD, slot_bias = (x.flatten(0, 1) for x in memory[1:])
+    # attend divides by the root of the double width
+    q_RSHD = torch.cat([q_RSHD, query_RSHD], dim=3) * 2**0.5
+    local_k_RJKD = torch.cat([k_RJKD, torch.zeros_like(k_RJKD)], dim=3)
+    slot_k_RJKD = torch.cat([torch.zeros_like(slot_k_RJKD), slot_k_RJKD], dim=3)
+    bias = torch.cat([slot_bias, slot_bias.new_zeros(q_RSHD.shape[0], k_RJKD.shape[1])], dim=1)
+    k_RJKD = torch.cat([slot_k_RJKD, local_k_RJKD], dim=1)
+    v_RJKD = torch.cat([slot_v_RJKD, v_RJKD], dim=1)
+    mask_R1SJ = mask_R1SJ.expand(q_RSHD.shape[0], 1, q_RSHD.shape[1], -1)
+    slots_R1SJ = mask_R1SJ.new_ones(*mask_R1SJ.shape[:3], slot_k_RJKD.shape[1])
+    mask_R1SJ = torch.cat([slots_R1SJ, mask_R1SJ], dim=3)
+    v_RJKD = torch.cat([v_RJKD, torch.zeros_like(v_RJKD)], dim=3)
+    out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ, key_bias=bias)[..., :width]
+    return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
 
 
 class Fusion(nn.Module):
@@ -175,24 +214,22 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = config.fusion
         self.shape = (len(config.streams), config.n_heads)
-        if self.kind == "scalar":
-            self.logits = nn.Parameter(torch.empty(len(config.streams)))
-        elif self.kind == "head":
-            self.logits = nn.Parameter(torch.empty(self.shape))
-        elif self.kind == "token":
-            self.map = nn.Linear(config.d_model, len(config.streams) * config.n_heads)
+        if self.kind == "token":
+            self.map = linear(config.d_model, len(config.streams) * config.n_heads, bias=True)
+        elif self.kind != "joint":
+            self.logits = parameter(*(self.shape if self.kind == "head" else self.shape[:1]))
 
     def weights(self, x_BTE: Tensor) -> Tensor:
         """l in at least float32: broadcastable to (A, B, T, H)."""
         if self.kind == "token":
-            logits = self.map(x_BTE).unflatten(2, self.shape).movedim(2, 0)
+            logits_ABTH = self.map(x_BTE).unflatten(2, self.shape).movedim(2, 0)
         else:
-            logits = self.logits.view(self.shape[0], 1, 1, -1)
-        return at_least_float32(logits).softmax(0)
+            logits_ABTH = self.logits.view(self.shape[0], 1, 1, -1)
+        return at_least_float32(logits_ABTH).softmax(0)
 
     def forward(self, x_BTE: Tensor, streams: list[Tensor]) -> Tensor:
         """Mix the streams (B, T, H, D) of a block's input x."""
-        mixed = torch.zeros_like(streams[0])
-        for weight, stream in zip(self.weights(x_BTE), streams, strict=True):
-            mixed = mixed + weight[..., None].to(stream.dtype) * stream
-        return mixed
+        mixed_BTHD = torch.zeros_like(streams[0])
+        for weight_BTH, stream_BTHD in zip(self.weights(x_BTE), streams, strict=True):
+            mixed_BTHD = mixed_BTHD + weight_BTH[..., None].to(stream_BTHD.dtype) * stream_BTHD
+        return mixed_BTHD

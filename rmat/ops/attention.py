@@ -26,7 +26,7 @@ def attend(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
-    key_bias_BJ: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention, one call for all rows: softmax(q . k / sqrt(D) + bias of k) v.
 
@@ -34,15 +34,15 @@ def attend(
         q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
         mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
         causal: query t sees the keys 0..t (T == J); excludes the mask.
-        key_bias_BJ: added to every logit of its key; differentiable. It goes in as one more coordinate of the keys
+        key_bias: (B, J) added to every logit of its key; differentiable. It goes in as one more coordinate of the keys
             against a constant one of the queries, because the fused kernels give no gradient to an additive mask.
 
     Returns: (B, T, H, D), in the type of q.
     """
     width = q_BTHD.shape[3]
     k_BJKD, v_BJKD = k_BJKD.to(q_BTHD.dtype), v_BJKD.to(q_BTHD.dtype)  # under autocast what was held is wider
-    if key_bias_BJ is not None:
-        extra_BJD = _coordinates(key_bias_BJ * width**0.5, k_BJKD.dtype)
+    if key_bias is not None:
+        extra_BJD = _coordinates(key_bias * width**0.5, k_BJKD.dtype)
         n_extra = extra_BJD.shape[2]
         q_BTHD = F.pad(q_BTHD, (0, n_extra), value=1.0)
         k_BJKD = torch.cat([k_BJKD, extra_BJD[:, :, None].expand(*k_BJKD.shape[:3], n_extra)], dim=3)
@@ -78,14 +78,14 @@ def attend_newest(
     q_BTHD: Tensor,
     k_BJKD: Tensor,
     v_BJKD: Tensor,
-    key_bias_BJ: Tensor,
-    head_bias_H: Tensor,
-    rest_KD: Tensor | None,
+    key_bias: Tensor,
+    head_bias: Tensor,
+    rest: Tensor | None,
 ) -> Tensor:
     """Stick-breaking attention: keys stand oldest first, logits are q . k / sqrt(D) + bias of k + bias of the head.
 
     Args:
-        rest_KD: value of what no key took; None: zero. The others as in `attend`.
+        head_bias: (H,). rest: (K, D) value of what no key took; None: zero. The others as in `attend`.
 
     Returns: (B, T, H, D), in the type of q.
     """
@@ -93,22 +93,22 @@ def attend_newest(
     q_BTKGD = q_BTHD.unflatten(2, (n_groups, -1))
     logits = torch.einsum("btkgd,bjkd->bkgtj", q_BTKGD, k_BJKD.to(q_BTHD.dtype)).flatten(1, 2)
     logits_BHTJ = at_least_float32(logits) * q_BTHD.shape[3] ** -0.5
-    bias_BHTJ = key_bias_BJ[:, None, None] + head_bias_H[:, None, None].to(key_bias_BJ.dtype)
+    bias_BHTJ = key_bias[:, None, None] + head_bias[:, None, None].to(key_bias.dtype)
     weight_BHTJ, rest_BHT = stick_breaking(logits_BHTJ + bias_BHTJ)
     weight_BKGTJ = weight_BHTJ.unflatten(1, (n_groups, -1)).to(q_BTHD.dtype)
     out_BTKGD = torch.einsum("bkgtj,bjkd->btkgd", weight_BKGTJ, v_BJKD.to(q_BTHD.dtype))
-    if rest_KD is not None:
+    if rest is not None:
         rest_BTKG = rest_BHT.unflatten(1, (n_groups, -1)).movedim(3, 1).to(q_BTHD.dtype)
-        out_BTKGD = out_BTKGD + rest_BTKG[..., None] * rest_KD[:, None].to(q_BTHD.dtype)
+        out_BTKGD = out_BTKGD + rest_BTKG[..., None] * rest[:, None].to(q_BTHD.dtype)
     return out_BTKGD.flatten(2, 3)
 
 
-def _coordinates(x_BJ: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into a second."""
-    high = x_BJ.to(dtype)
-    if torch.promote_types(dtype, x_BJ.dtype) == dtype:
+def _coordinates(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (B, J) as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into a second."""
+    high = x.to(dtype)
+    if torch.promote_types(dtype, x.dtype) == dtype:
         return high[..., None]
-    return torch.stack([high, (x_BJ - high).to(dtype)], dim=2)
+    return torch.stack([high, (x - high).to(dtype)], dim=2)
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -145,13 +145,13 @@ def fold_chunks(
     return q, windows(k_RJKD), windows(v_RJKD)
 
 
-def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position_BT: Tensor | None) -> Tensor:
+def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position: Tensor | None) -> Tensor:
     """Depthwise convolution over a token and the ones before it in its document.
 
     Args:
         x_BTE: inputs. held_BLE: the L = width - 1 inputs before them.
         weight: (width, E); weight[j] multiplies the input j tokens back.
-        position_BT: int64 position in the document, which hides inputs of another document; None if every token has
+        position: (B, T) int64 position in the document, which hides inputs of another document; None if every token has
             width - 1 predecessors in its own.
 
     Returns: (B, T, E).
@@ -161,7 +161,7 @@ def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position
     out_BTE = x_BTE * weight[0]
     for back in range(1, n_held + 1):
         term_BTE = joined_BXE[:, n_held - back : n_held - back + n_tokens] * weight[back]
-        if position_BT is not None:
-            term_BTE = torch.where((position_BT >= back)[..., None], term_BTE, 0.0)
+        if position is not None:
+            term_BTE = torch.where((position >= back)[..., None], term_BTE, 0.0)
         out_BTE = out_BTE + term_BTE
     return out_BTE

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.block import Block
-from rmat.model.state import LayerState
-from rmat.model.streams import Local, seen
-from rmat.model.writers import Pending
+from rmat.model.state import KeyValues, LayerState, MemoryState
+from rmat.model.streams import Local
+from rmat.model.writers import Tokens
 from rmat.ops.attention import MASKED, at_least_float32, stick_breaking
 
 
@@ -136,7 +136,7 @@ def _catch_x(caught: _Caught) -> Any:
 
 
 def _catch_local(caught: _Caught) -> Any:
-    def hook(_: nn.Module, __: Any, outputs: tuple[Local, Tensor, Tensor]) -> None:
+    def hook(_: nn.Module, __: Any, outputs: tuple[Local, KeyValues]) -> None:
         caught.local = outputs[0]
 
     return hook
@@ -149,10 +149,10 @@ def _view(block: Any, caught: _Caught) -> LayerView:
     assert x_BTE.shape[0] == 1, "one row at a time"
     n_tokens = x_BTE.shape[1]
     memory = logits_THJ = None
-    if config.has_memory:
-        logits_THJ = _logits(block, x_BTE, before)
+    if before.memory is not None and after.memory is not None:
+        logits_THJ = _logits(block, x_BTE, before.memory)
         written = x_BTE if config.write_from == "input" else output
-        memory = _memory_view(block, logits_THJ, written, before, after)
+        memory = _memory_view(block, logits_THJ, written, before.memory, after.memory)
     fusion_ATH = torch.ones(1, n_tokens, config.n_heads)
     if config.fusion == "joint" and config.local_streams and logits_THJ is not None:
         assert caught.local is not None
@@ -164,10 +164,10 @@ def _view(block: Any, caught: _Caught) -> LayerView:
     return LayerView(streams=stream_names(config), fusion_ATH=fusion_ATH, memory=memory)
 
 
-def _logits(block: Any, x_BTE: Tensor, before: LayerState) -> Tensor:
+def _logits(block: Any, x_BTE: Tensor, before: MemoryState) -> Tensor:
     """Logits (T, H, J) of the memory read, J = [null slot of a softmax |] slots."""
     memory, config = block.memory, block.config
-    key_BNJKD, _, bias_BNJ = memory.keys(memory.held_bank(before), "on")
+    key_BNJKD, _, bias_BNJ = memory.keys(before.bank())
     query_THD = at_least_float32(memory.queries(x_BTE)[0])
     key_JHD = at_least_float32(key_BNJKD[0, 0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_THJ = torch.einsum("thd,jhd->thj", query_THD, key_JHD.to(query_THD.dtype))
@@ -181,20 +181,19 @@ def _local_mass(block: Any, local: Local, n_tokens: int) -> Tensor:
     query_SHD = at_least_float32(local.q_RSHD[0])
     key_JHD = at_least_float32(local.k_RJKD[0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_SHJ = torch.einsum("shd,jhd->shj", query_SHD, key_JHD) * config.head_dim**-0.5
-    visible_SJ = seen(config, local, config.local_streams)[0]
+    visible_SJ = local.range.seen(*config.local_streams)[0, 0]
     return torch.where(visible_SJ[:, None], logits_SHJ, MASKED).logsumexp(2)[:n_tokens]
 
 
 def _memory_view(
-    block: Any, logits_THJ: Tensor, written_BTE: Tensor, before: LayerState, after: LayerState
+    block: Any, logits_THJ: Tensor, written_BTE: Tensor, before: MemoryState, after: MemoryState
 ) -> MemoryView:
     config, writer = block.config, block.memory.writer
-    assert before.pushed is not None and after.pushed is not None and after.slot_age is not None
     filled = min(int(before.pushed), config.n_slots)
     held = min(int(after.pushed), config.n_slots)
     entered = 0
     if after.pushed > before.pushed:  # the segment closed: what it left is no older than it is long
-        entered = int((after.slot_age[0, config.n_slots - held :] <= config.segment_len).sum())
+        entered = int((after.slots.age[0, config.n_slots - held :] <= config.segment_len).sum())
     slot_THM, null_TH = _weights(config, logits_THJ)
     held_M = torch.arange(config.n_slots, device=slot_THM.device) >= config.n_slots - filled
     write_T, update = None, None
@@ -202,8 +201,8 @@ def _memory_view(
         write_T = writer.scores(written_BTE)[0]
     if written_BTE.shape[1] == config.segment_len:
         offered = writer.candidates(_absorbed(writer, written_BTE, before), written_BTE.dtype)
-        if write_T is None and offered.score_RW is not None:
-            write_T = offered.score_RW.max().expand(config.segment_len)
+        if write_T is None and offered.score is not None:
+            write_T = offered.score.max().expand(config.segment_len)
         if config.recurrent_gate:
             assert before.recurrent is not None
             gru, m_BE = block.memory.gate, before.recurrent
@@ -212,15 +211,14 @@ def _memory_view(
             update = float(torch.sigmoid(gru.candidate(h_BWE) + from_memory_BE[:, None]).mean())
     gate_M = None
     if config.scores_writes:
-        assert after.slot_log_gate is not None
-        gate_M = after.slot_log_gate[0].exp()
+        gate_M = after.slots.log_gate[0].exp()
     return MemoryView(
         slot_THM=torch.where(held_M, slot_THM, 0.0),
         null_TH=null_TH,
         filled=filled,
         entered=entered,
         held=held,
-        age_M=after.slot_age[0],
+        age_M=after.slots.age[0],
         write_T=write_T,
         gate_M=gate_M,
         update=update,
@@ -238,10 +236,7 @@ def _weights(config: ModelConfig, logits_THJ: Tensor) -> tuple[Tensor, Tensor]:
     return weight_THJ, torch.zeros_like(weight_THJ[..., 0])
 
 
-def _absorbed(writer: Any, written_BTE: Tensor, before: LayerState) -> Pending:
+def _absorbed(writer: Any, written_BTE: Tensor, before: MemoryState) -> Any:
     """The writer's summary of a whole segment."""
-    assert before.pending is not None
     offset_RS = torch.arange(written_BTE.shape[1], device=written_BTE.device)[None]
-    pending = Pending(before.pending, before.pending_score, before.pending_offset)
-    summary: Pending = writer.absorb(pending, written_BTE, offset_RS, torch.ones_like(offset_RS).bool())
-    return summary
+    return writer.absorb(before.pending, Tokens(written_BTE, offset_RS, torch.ones_like(offset_RS).bool()))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from pydantic import BaseModel
-from torch import Tensor
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.model import ModelConfig
@@ -57,10 +56,10 @@ def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> 
     words = _Words(session.tail, position, tokenizer)
     layers = []
     for index, layer in enumerate(session.state.layers):
-        if layer.pushed is None:
+        if (memory := layer.memory) is None:
             continue
-        ages, log_gates = _row(layer.slot_age), _row(layer.slot_log_gate)
-        pushed = int(layer.pushed[0])
+        ages, log_gates = memory.slots.age[0], memory.slots.log_gate[0]
+        pushed = int(memory.pushed[0])
         filled = min(pushed, len(ages))
         held = []
         for slot in range(len(ages) - filled, len(ages)):
@@ -115,8 +114,3 @@ class _Words:
     def _join(self, ids: Sequence[int]) -> str:
         runs = groupby(ids, key=self._special.__contains__)
         return "".join("\n" if special else self._tokenizer.decode(list(run)) for special, run in runs)
-
-
-def _row(slots: Tensor | None) -> Tensor:
-    assert slots is not None
-    return slots[0]

@@ -82,7 +82,7 @@ def test_training_mode_and_type_are_kept(training: bool, dtype: torch.dtype) -> 
     other = build().to(dtype).train(training).with_slots(16)
     assert other.training == training == other.blocks[0].training
     assert {weight.dtype for weight in other.parameters()} == {dtype}
-    assert other.initial_state(1).layers[0].slot_key.shape[1] == 16
+    assert other.initial_state(1).layers[0].memory.slots.key.shape[1] == 16
 
 
 def test_random_numbers_of_the_program_are_not_touched() -> None:

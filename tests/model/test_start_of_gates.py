@@ -52,9 +52,9 @@ def test_within_the_budget_writing_is_free(of_share: float, paid: float) -> None
     tokens = torch.randint(0, 31, (2, 33), generator=torch.Generator().manual_seed(1))
     free = model_of(n_layers=1)
     _, state = free(tokens)
-    assert state.layers[0].pushed is not None
+    assert state.layers[0].memory is not None
     # The token behind the last whole segment does not count.
-    share = float(state.layers[0].pushed.sum()) / (2 * 32)
+    share = float(state.layers[0].memory.pushed.sum()) / (2 * 32)
     budget = share * of_share
     full, limited = (model_of(n_layers=1, write_cost=COST, **more) for more in ({}, {"write_budget": budget}))
     whole, part = (score_gradient(model, tokens) - score_gradient(free, tokens) for model in (full, limited))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmat.model import LanguageModel
-from rmat.model.streams import seen
 from rmat.ops.attention import attend
 from rmat.report.probe import Probe
 from rmat.report.trace import Trace, trace
@@ -58,7 +57,7 @@ def test_attention_over_the_slots_gives_what_the_memory_read(case: str) -> None:
                     torch.testing.assert_close(mixed[k], read, rtol=1e-9, atol=1e-11)
                 else:  # one softmax: the share of the memory mixes its read with the local one
                     local = probe._caught[k].local
-                    mask = seen(block.config, local, block.config.local_streams)[:, None]
+                    mask = local.range.seen(*block.config.local_streams)
                     alone = attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=mask)[0, : len(read)]
                     share = view.weight_TH("memory")[..., None]
                     torch.testing.assert_close(mixed[k], share * read + (1 - share) * alone)
@@ -68,7 +67,7 @@ def slots_times_values(block: Any, probe: Probe, layer: int) -> Tensor:
     """The read (T, H, D) as the view's attention weights times the values of the bank."""
     view = probe.views()[layer].memory
     assert view is not None
-    _, value, _ = block.memory.keys(block.memory.held_bank(probe._caught[layer].before), "on")
+    _, value, _ = block.memory.keys(probe._caught[layer].before.memory.bank())
     weight = view.slot_THM
     if block.config.null_slot:
         weight = torch.cat([view.null_TH[..., None], weight], dim=2)
@@ -95,10 +94,10 @@ def test_entries_are_the_slots_of_the_state(case: str) -> None:
         held = memory.evicted < 0
         assert memory.source[held].tolist() == bank_positions(state, k, segment)[0]
         if model.config.eviction == "weakest":
-            assert n_slots < memory.n_entries <= int(state.layers[k].pushed)
+            assert n_slots < memory.n_entries <= int(state.layers[k].memory.pushed)
             assert memory.gate[held].mean() > memory.gate[~held].mean()
         else:
-            assert memory.n_entries == int(state.layers[k].pushed)
+            assert memory.n_entries == int(state.layers[k].memory.pushed)
             # First in, first out: an entry leaves when the M-th after it enters.
             leaves = np.append(memory.entered[n_slots:], np.full(n_slots, -1))[: memory.n_entries]
             assert memory.evicted.tolist() == leaves.tolist()
@@ -133,7 +132,7 @@ def test_reads_of_a_token() -> None:
     state = None
     with torch.no_grad(), Probe(model) as probe:
         for start in range(0, len(ids), segment):
-            before = int(state.layers[1].pushed) if state is not None else 0
+            before = int(state.layers[1].memory.pushed) if state is not None else 0
             _, state = model(torch.from_numpy(ids[start : start + segment])[None], state)
             view = probe.views()[1].memory
             assert view is not None

@@ -178,12 +178,12 @@ def test_the_memory_shows_where_slots_come_from(client: TestClient, tmp_path: Pa
     assert view["tokens_read"] == len(ids)
     start = len(ids) - len(ids) % 16
     for shown, layer in zip(view["layers"], state.layers, strict=True):
-        assert layer.slot_age is not None and layer.slot_log_gate is not None and layer.pushed is not None
-        assert shown["slots"] == shown["filled"] == 8 and shown["pushed"] == int(layer.pushed)
+        assert (memory := layer.memory) is not None
+        assert shown["slots"] == shown["filled"] == 8 and shown["pushed"] == int(memory.pushed)
         assert math.isclose(shown["openness"], shown["pushed"] / len(ids))
         for slot, held in enumerate(shown["held"]):
-            assert held["slot"] == slot and held["age"] == int(layer.slot_age[0, slot])
-            assert math.isclose(held["gate"], float(layer.slot_log_gate[0, slot].exp()), rel_tol=1e-4)
+            assert held["slot"] == slot and held["age"] == int(memory.slots.age[0, slot])
+            assert math.isclose(held["gate"], float(memory.slots.log_gate[0, slot].exp()), rel_tol=1e-4)
             place = start - held["age"]
             assert held["token"] == (TEXT[place - 1] if place else "<|document|>")
             assert held["text"] == ("\n" if place <= 48 else "") + TEXT[max(0, place - 49) : place + 24]

@@ -1,0 +1,34 @@
+"""What is the same for every block in one call of the model, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rmat.model.config import ModelConfig
+from rmat.model.layout import Layout
+from rmat.model.rotary import Rotary
+from rmat.model.slots import MemoryMode
+from rmat.model.streams import KeyRange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The circumstances of a call."""
+
+    layout: Layout
+    ranges: dict[str, KeyRange]
+    """For every set of local projections (`ModelConfig.held`): its keys, their places, angles and masks."""
+    memory: MemoryMode
+    training: bool
+    """Whether dropout, noise on the scores of writes and their price act."""
+
+    @staticmethod
+    def of(
+        config: ModelConfig, layout: Layout, dtype: torch.dtype, memory: MemoryMode, training: bool
+    ) -> Call:
+        """`dtype` is the model's floating type."""
+        rotary = Rotary.of(config, layout, dtype)
+        ranges = {name: KeyRange.of(config, name, layout, rotary) for name in config.held}
+        return Call(layout=layout, ranges=ranges, memory=memory, training=training)
