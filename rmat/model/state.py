@@ -22,8 +22,13 @@ PENDING = {"pending": 0.0, "pending_score": NEVER, "pending_offset": -1}
 TENSORS = {
     **dict.fromkeys(("full_key", "full_value", "chunked_key", "chunked_value", "tail"), "model"),
     **dict.fromkeys(("slot_key", "slot_value"), "model"),
-    "slot_log_gate": "wide", "slot_age": "integer", "pushed": "integer", "recurrent": "wide",
-    "pending": "wide", "pending_score": "wide", "pending_offset": "integer",
+    "slot_log_gate": "wide",
+    "slot_age": "integer",
+    "pushed": "integer",
+    "recurrent": "wide",
+    "pending": "wide",
+    "pending_score": "wide",
+    "pending_offset": "integer",
 }
 """Every tensor that a layer may carry, by its name in files, and its type: the model's, that or float32 if it is
 narrower ("wide"), int64. All but the places of `PENDING` are zero before anything was read."""
