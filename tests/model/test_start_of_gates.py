@@ -37,7 +37,7 @@ def test_a_price_adds_its_own_gradient_for_what_entered(way: str) -> None:
     seen: list[torch.Tensor] = []
     for block in free.blocks:
         scores = block.memory.writer.scores
-        block.memory.writer.scores = lambda x, scores=scores: seen.append(scores(x)) or seen[-1]
+        block.memory.writer.scores = lambda x, _, scores=scores: seen.append(scores(x)) or seen[-1]
     free(tokens)
     for layer, score in enumerate(seen):
         closed = score.view(2, -1, 8)[:, :4]  # the fifth segment stays open
