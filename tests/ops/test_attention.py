@@ -110,7 +110,7 @@ def test_attention_with_a_bias_is_the_memory_read(heads: int, kv_heads: int) -> 
         draw(1, slots, kv_heads, width, seed=2),
     )
     score = draw(slots)
-    fast = attend(q, k, v, key_bias_BJ=torch.nn.functional.logsigmoid(score)[None])
+    fast = attend(q, k, v, key_bias=torch.nn.functional.logsigmoid(score)[None])
     rows = []
     for t in range(tokens):
         bank = [
@@ -126,7 +126,7 @@ def test_a_mask_and_a_bias_together() -> None:
     q, k, v = draw(1, 2, 1, 4), draw(1, 3, 1, 4, seed=1), draw(1, 3, 1, 4, seed=2)
     mask = torch.tensor([[True, False, True], [True, True, False]])
     bias = torch.tensor([0.5, 5.0, -1.0], dtype=torch.float64)
-    fast = attend(q, k, v, mask=mask[None, None], key_bias_BJ=bias[None])
+    fast = attend(q, k, v, mask=mask[None, None], key_bias=bias[None])
     for t in range(2):
         entries = [
             ref.Entry(logit=q[0, t, 0] @ k[0, j, 0] / math.sqrt(4) + bias[j], value=v[0, j, 0])
@@ -166,7 +166,7 @@ def test_a_bias_keeps_its_precision_under_bfloat16() -> None:
     q, k, v = (torch.zeros(1, n, 1, 8, dtype=torch.bfloat16) for n in (1, 2, 2))
     v[0, 1] = 1.0
     bias = torch.tensor([[0.0, -0.3017]], requires_grad=True)
-    weight = attend(q, k, v, key_bias_BJ=bias)[0, 0, 0, 0]
+    weight = attend(q, k, v, key_bias=bias)[0, 0, 0, 0]
     expected = torch.sigmoid(torch.tensor(-0.3017))
     assert abs(weight - expected) < 2**-8
     weight.backward()
