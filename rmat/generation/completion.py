@@ -73,7 +73,10 @@ def complete(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     stop: Sequence[str] = (),
     seed: int | None = None,
 ) -> Completion:
@@ -93,14 +96,22 @@ def complete(
             statement behind whose words the cursor stands or, on a blank line, with the block
             (`rmat.generation.cursor.block_end`).
         max_new_tokens: most tokens to write, the one that covers the prefix's last token among them.
-        temperature, top_k, top_p, repetition_penalty, stop, seed: as in `rmat.generate`.
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, stop, seed: as in
+            `rmat.generate`.
 
     Raises ValueError, at the call and not during the iteration, for a setting out of range or nothing to go on from.
     """
     if lines is not None and (not isinstance(lines, int) or lines < 0):
         raise ValueError(f"lines is {lines!r}: give a whole number, 0 (no end) or more, or leave it out")
     sampling = SamplingConfig(
-        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
     )
     check_tokenizer(tokenizer, model.config)
     # Without a token to write, what is taken off the prompt would never be read.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -45,15 +46,20 @@ class Row:
     def __init__(
         self, tokenizer: TextCodec, *, max_new_tokens: int, sampling: SamplingConfig, stop: Sequence[str]
     ) -> None:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens!r}: give a whole number, 0 (only read the prompt) or more"
+            )
+        if sampling.min_tokens > max_new_tokens:
+            raise ValueError(
+                f"min_tokens is {sampling.min_tokens}, but at most {max_new_tokens} tokens are written: give less"
             )
         self.tokens, self.finish = [], None
         self._tokenizer = tokenizer
         self._turn_end, self._document = (tokenizer.special_id(name) for name in END_TOKENS)
-        self._max_new_tokens = max_new_tokens
-        self._sampler = Sampler(sampling, tokenizer.vocab_size)
+        self._max_new_tokens = int(max_new_tokens)
+        self._min_tokens = sampling.min_tokens
+        self._sampler = Sampler(sampling, tokenizer.vocab_size, (self._turn_end, self._document))
         self._matcher = StopMatcher(stop)
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -75,6 +81,7 @@ class Row:
         if token == self._turn_end:
             self.finish = "end"
             return ""
+        self._matcher.active = len(self.tokens) > self._min_tokens
         piece, stopped = self._matcher.push(self._characters.decode(self._tokenizer.decode_bytes([token])))
         if stopped:
             self.finish = "stop"

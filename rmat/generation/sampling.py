@@ -1,18 +1,29 @@
-"""From the logits of one position to one token: repetition penalty, temperature, top-k, top-p, a draw."""
+"""From the logits of one position to one token: biases, penalties, temperature, min-p, top-k, top-p, a draw."""
 
 from __future__ import annotations
 
 import math
 import numbers
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """A model's numbers are not finite, so that no token is likelier than another."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen. Raises ValueError naming field, value and remedy."""
+    """How the next token is chosen, in vLLM's order and with its definitions. Raises ValueError naming field, value and
+    remedy.
+
+    "Written" are the tokens drawn so far, without the prompt.
+    """
 
     temperature: float = 0.8
     """Logits are divided by it; 0 always takes the likeliest token."""
@@ -23,36 +34,77 @@ class SamplingConfig:
     top_p: float | None = None
     """Only the fewest likeliest tokens that together have this probability can be drawn, in (0, 1]; None for all."""
 
+    min_p: float = 0.0
+    """Only tokens at least this many times as likely as the likeliest can be drawn, in [0, 1]; 0 for all."""
+
     repetition_penalty: float = 1.0
-    """Positive logits of tokens already generated are divided by it, negative ones multiplied; 1 changes nothing."""
+    """Positive logits of tokens already written are divided by it, negative ones multiplied; 1 changes nothing."""
+
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens already written, in [-2, 2]; 0 changes nothing."""
+
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time it was written, in [-2, 2]; 0 changes nothing."""
+
+    logit_bias: Mapping[int, float] | None = None
+    """Token id to a number in [-100, 100] that is added to its logit; -100 all but forbids the token."""
+
+    min_tokens: int = 0
+    """Before so many tokens are written, no end of text is drawn and stop strings do not count."""
 
     seed: int | None = None
     """Seed of the draws; the same seed gives the same text. None takes another one each time."""
 
     def __post_init__(self) -> None:
-        temperature_fits = _is(numbers.Real, self.temperature) and 0 <= self.temperature < math.inf
-        self._require("temperature", temperature_fits, "give 0 (the likeliest token) or a number above")
-        top_k_fits = self.top_k is None or (_is(numbers.Integral, self.top_k) and self.top_k >= 1)
-        self._require("top_k", top_k_fits, "give a whole number, 1 or more, or leave it out")
-        top_p_fits = self.top_p is None or (_is(numbers.Real, self.top_p) and 0 < self.top_p <= 1)
-        self._require("top_p", top_p_fits, "give a number above 0 and up to 1, or leave it out")
-        penalty = self.repetition_penalty
-        penalty_fits = _is(numbers.Real, penalty) and 0.01 <= penalty <= 100
-        self._require(
-            "repetition_penalty",
-            penalty_fits,
-            "give a number from 0.01 to 100; 1 changes nothing, 1.1 is mild",
+        self._take("temperature", _number(0, math.inf), "give 0 (the likeliest token) or a number above")
+        self._take("top_k", _whole(1), "give a whole number, 1 or more, or leave it out")
+        self._take("top_p", _number(0, 1, above=True), "give a number above 0 and up to 1, or leave it out")
+        self._take("min_p", _number(0, 1), "give a number from 0 to 1; 0 changes nothing")
+        remedy = "give a number from 0.01 to 100; 1 changes nothing, 1.1 is mild"
+        self._take("repetition_penalty", _number(0.01, 100), remedy)
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._take(name, _number(-2, 2), "give a number from -2 to 2; 0 changes nothing")
+        self._take("logit_bias", _biases, "give token ids with numbers from -100 to 100, such as {12: -100}")
+        self._take("min_tokens", _whole(0), "give a whole number, 0 or more")
+        self._take(
+            "seed", _whole(0, 2**63 - 1), f"give a whole number from 0 to {2**63 - 1}, or leave it out"
         )
-        seed_fits = self.seed is None or (_is(numbers.Integral, self.seed) and 0 <= self.seed < 2**63)
-        self._require("seed", seed_fits, "give a whole number from 0 to 9223372036854775807, or leave it out")
 
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)!r}: {remedy}")
+    def _take(self, name: str, read: Callable[[Any], Any], remedy: str) -> None:
+        """Read the field `name`: numpy's numbers become Python's, which torch understands."""
+        value = getattr(self, name)
+        if value is None and getattr(type(self), name) is None:
+            return
+        try:
+            object.__setattr__(self, name, read(value))
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name} is {value!r}: {remedy}") from None
 
 
-def _is(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _whole(least: int, most: float = math.inf) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = operator.index(value)
+        if isinstance(value, bool) or not least <= number <= most:
+            raise ValueError
+        return number
+
+    return read
+
+
+def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError
+        number = float(value)
+        if not (least <= number <= most and math.isfinite(number)) or (above and number == least):
+            raise ValueError
+        return number
+
+    return read
+
+
+def _biases(value: Any) -> dict[int, float]:
+    return {_whole(0)(token): _number(-100, 100)(bias) for token, bias in dict(value).items()}
 
 
 class Sampler:
@@ -62,43 +114,88 @@ class Sampler:
     Args:
         config: how to choose.
         vocab_size: ids lie in [0, vocab_size); logits beyond, which stand for no token, are never drawn.
+        ends: tokens that end a text.
+
+    Raises ValueError for a bias of a token that there is not.
     """
 
-    def __init__(self, config: SamplingConfig, vocab_size: int) -> None:
+    def __init__(self, config: SamplingConfig, vocab_size: int, ends: Sequence[int] = ()) -> None:
         self._config = config
-        self._drawn = torch.zeros(vocab_size, dtype=torch.bool)
-        self._generator = torch.Generator()
+        self._written = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
+        self._n_written = 0
+        self._ends = list(ends)
+        biases = config.logit_bias or {}
+        if max(biases, default=0) >= vocab_size:
+            raise ValueError(f"logit_bias names token {max(biases)}: ids must be below {vocab_size}")
+        self._biased = list(biases)
+        self._biases = torch.tensor(list(biases.values()), dtype=torch.float32, device="cpu")
+        self._generator = torch.Generator(device="cpu")
         if config.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(config.seed)
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from `logits` (V,), any float type and device."""
+        """The next token from `logits` (V,), any float type and device. Raises `NotFiniteError`."""
+        config = self._config
+        scores = logits[: len(self._written)].detach().float().cpu()
+        require_finite(scores)
+        if self._biased:
+            scores = scores.clone()
+            scores[self._biased] += self._biases
+        if self._n_written < config.min_tokens:
+            scores = scores.clone()
+            scores[self._ends] = -math.inf
         scores = penalise(
-            logits[: len(self._drawn)].detach().float().cpu(), self._drawn, self._config.repetition_penalty
+            scores,
+            self._written,
+            config.repetition_penalty,
+            presence=config.presence_penalty,
+            frequency=config.frequency_penalty,
         )
-        if self._config.temperature == 0:
+        if config.temperature == 0:
             token = int(scores.argmax())
         else:
             # From the best score down and in float64: the smallest temperature divides without overflow.
-            below = (scores.double() - scores.max()) / self._config.temperature
-            kept = keep_likeliest(below.float(), self._config.top_k, self._config.top_p)
+            below = (scores.double() - scores.max()) / config.temperature
+            kept = keep_likeliest(below.float(), config.top_k, config.top_p, config.min_p)
             token = int(torch.multinomial(kept.softmax(-1), 1, generator=self._generator))
-        self._drawn[token] = True
+        self._written[token] += 1
+        self._n_written += 1
         return token
 
 
-def penalise(logits: Tensor, drawn: Tensor, penalty: float) -> Tensor:
-    """Lower the `logits` (V,) where `drawn` (V,) bool holds, as CTRL does (Keskar et al. 2019, section 4.1)."""
-    return torch.where(drawn, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+def require_finite(logits: Tensor) -> None:
+    """Raise `NotFiniteError` where the best of the `logits` (..., V) is no finite number; others may be -inf."""
+    best = logits.amax(-1)
+    if not best.isfinite().all():
+        odd = best[~best.isfinite()][0].item()
+        raise NotFiniteError(
+            f"the model's logits are not finite (the largest is {odd}): its weights are damaged or its numbers "
+            "overflow; load an intact copy, or compute in float32"
+        )
 
 
-def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """`logits` (V,) with -inf outside the `top_k` likeliest tokens and outside the nucleus of probability `top_p`.
+def penalise(
+    logits: Tensor, written: Tensor, repetition: float, *, presence: float = 0.0, frequency: float = 0.0
+) -> Tensor:
+    """Lower the `logits` (V,) of tokens that were `written` (V,) times, int or bool: for repetition as CTRL does (Keskar
+    et al. 2019, section 4.1), for presence and frequency as OpenAI's API does."""
+    divided = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(written > 0, divided, logits)
+    if presence or frequency:
+        logits = logits - frequency * written - presence * (written > 0)
+    return logits
 
-    The likeliest token always stays. The nucleus is taken of what `top_k` leaves (Holtzman et al. 2020).
+
+def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None, min_p: float = 0.0) -> Tensor:
+    """`logits` (V,) with -inf for tokens less than `min_p` times as likely as the likeliest, then outside the `top_k`
+    likeliest tokens, then outside the nucleus of probability `top_p`.
+
+    The likeliest token always stays. The nucleus is taken of what is left (Holtzman et al. 2020).
     """
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
     if top_k is not None and top_k < len(logits):
         kept = torch.full_like(logits, -math.inf)
         best = logits.topk(top_k)

@@ -20,6 +20,8 @@ class StopMatcher:
         if not all(stops):
             raise ValueError("stop holds an empty string, which is everywhere: leave it out")
         self._stops = tuple(stops)
+        self.active = True
+        """Whether a stop string that is complete ends the text."""
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -29,7 +31,7 @@ class StopMatcher:
         start = len(self._held)
         text = self._held + piece
         # Only an end inside the new piece can complete a stop string: the held text alone has none.
-        for end in range(start + 1, len(text) + 1):
+        for end in range(start + 1, len(text) + 1) if self.active else ():
             complete = [stop for stop in self._stops if text.endswith(stop, 0, end)]
             if complete:
                 self._held = ""

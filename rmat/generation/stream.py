@@ -6,7 +6,7 @@ The model's state has one size however much was read, so a token costs the same 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -89,7 +89,12 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    min_tokens: int = 0,
     stop: Sequence[str] = (),
     seed: int | None = None,
     state: StreamState | None = None,
@@ -103,8 +108,8 @@ def generate(
         prompt: text, or token ids taken as they are. Of any length: it is read in pieces of bounded size. Text without
             a state is read as a new document.
         max_new_tokens: most tokens to write; 0 only reads the prompt, for its `.state`.
-        temperature, top_k, top_p, repetition_penalty, seed: see `SamplingConfig`. The penalty looks at the tokens
-            written by this call, not at the prompt.
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+            min_tokens, seed: see `SamplingConfig`. Penalties look at the tokens written by this call, not at the prompt.
         stop: strings at which the text ends; they are not part of it. The special tokens turn_end and document always
             end it.
         state: what was read before (batch size 1), such as the `.state` of an earlier generation; it stays valid.
@@ -114,7 +119,16 @@ def generate(
     nothing to go on from.
     """
     sampling = SamplingConfig(
-        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
+        min_tokens=min_tokens,
+        seed=seed,
     )
     return Generation(
         model,

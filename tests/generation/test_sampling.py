@@ -1,9 +1,11 @@
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
-from rmat.generation.sampling import Sampler, SamplingConfig, keep_likeliest, penalise
+from rmat.generation.sampling import NotFiniteError, Sampler, SamplingConfig, keep_likeliest, penalise
 
 
 def kept(logits: torch.Tensor) -> list[int]:
@@ -42,6 +44,20 @@ def test_top_p_is_of_what_top_k_leaves() -> None:
     assert kept(keep_likeliest(LOGITS, 2, 0.58)) == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("min_p", "expected"),
+    [(0.0, [0, 1, 2, 3]), (0.24, [0, 1, 2, 3]), (0.3, [1, 2, 3]), (0.51, [1, 3]), (1.0, [1])],
+)
+def test_min_p_is_a_share_of_the_best_probability(min_p: float, expected: list[int]) -> None:
+    assert kept(keep_likeliest(LOGITS, None, None, min_p)) == expected
+
+
+def test_min_p_is_of_what_the_temperature_makes() -> None:
+    """At temperature 0.5 the probabilities are as 1 : 16 : 4 : 9."""
+    assert shares(SamplingConfig(temperature=0.5, min_p=0.3, seed=0), LOGITS, draws=200)[2] == 0
+    assert shares(SamplingConfig(temperature=1.0, min_p=0.3, seed=0), LOGITS, draws=200)[2] > 0
+
+
 def test_draws_follow_the_distribution() -> None:
     found = shares(SamplingConfig(temperature=1.0, seed=0), LOGITS)
     torch.testing.assert_close(found, PROBABILITIES, atol=0.03, rtol=0)
@@ -72,6 +88,72 @@ def test_penalty_lowers_drawn_tokens_whatever_their_sign() -> None:
 def test_penalty_makes_a_greedy_sampler_move_on() -> None:
     sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=10.0), 3)
     assert [sampler.draw(torch.tensor([3.0, 2.0, 1.0])) for _ in range(3)] == [0, 1, 2]
+
+
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    logits, written = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([3, 1, 0])
+    assert penalise(logits, written, 1.0, presence=0.5).tolist() == [0.5, -1.5, 0.5]
+    assert penalise(logits, written, 1.0, frequency=0.5).tolist() == [-0.5, -1.5, 0.5]
+    assert penalise(logits, written, 2.0, presence=0.25, frequency=0.5).tolist() == [-1.25, -2.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [({"presence_penalty": 0.5}, [0, 0, 0, 0]), ({"frequency_penalty": 0.5}, [0, 0, 0, 1])],
+)
+def test_penalties_look_at_what_was_drawn(penalty: dict[str, float], expected: list[int]) -> None:
+    sampler = Sampler(SamplingConfig(temperature=0, **penalty), 2)
+    assert [sampler.draw(torch.tensor([2.25, 1.0])) for _ in range(4)] == expected
+
+
+def test_a_bias_is_added_to_its_token() -> None:
+    assert shares(SamplingConfig(temperature=0, logit_bias={2: 5}), LOGITS, draws=5).tolist() == [0, 0, 1, 0]
+    forbidden = SamplingConfig(temperature=1.0, seed=0, logit_bias={1: -100, 3: -100})
+    assert kept(shares(forbidden, LOGITS, draws=200).log()) == [0, 2]
+    logits = LOGITS.clone()
+    Sampler(SamplingConfig(logit_bias={0: 1}), 4).draw(logits)
+    assert torch.equal(logits, LOGITS), "the caller's logits stay as they are"
+    with pytest.raises(ValueError, match="logit_bias names token 4: ids must be below 4"):
+        Sampler(SamplingConfig(logit_bias={4: 1}), 4)
+
+
+def test_a_text_does_not_end_before_its_least_length() -> None:
+    sampler = Sampler(SamplingConfig(temperature=0, min_tokens=3), 4, ends=(1, 3))
+    assert [sampler.draw(LOGITS) for _ in range(5)] == [2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_told(temperature: float, broken: float) -> None:
+    sampler = Sampler(SamplingConfig(temperature=temperature), 3)
+    with pytest.raises(
+        NotFiniteError, match=rf"not finite \(the largest is {broken}\): its weights are damaged"
+    ):
+        sampler.draw(torch.tensor([0.0, broken, 1.0]))
+    with pytest.raises(NotFiniteError, match="-inf"):
+        sampler.draw(torch.full((3,), -math.inf))
+    assert sampler.draw(torch.tensor([-math.inf, 0.0, -math.inf])) == 1, "what is masked is no fault"
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = SamplingConfig(
+        temperature=np.float32(1),
+        top_k=np.int64(2),
+        seed=np.int64(5),
+        logit_bias={np.int64(1): np.float64(2)},
+    )
+    assert config == SamplingConfig(temperature=1.0, top_k=2, seed=5, logit_bias={1: 2.0})
+    assert [type(config.top_k), type(config.seed), type(config.temperature)] == [int, int, float]
+    Sampler(config, 4).draw(LOGITS)
+
+
+def test_the_default_device_changes_nothing() -> None:
+    config = SamplingConfig(
+        temperature=1.0, seed=0, logit_bias={0: 1}, presence_penalty=0.5, top_k=3, top_p=0.9
+    )
+    usual = [Sampler(config, 4).draw(LOGITS) for _ in range(5)]
+    with torch.device("meta"):  # stands for "cuda", where the model is on another device
+        assert [Sampler(config, 4).draw(LOGITS) for _ in range(5)] == usual
 
 
 def test_logits_without_a_token_are_never_drawn() -> None:
@@ -110,9 +192,20 @@ def test_seeds() -> None:
         ("repetition_penalty", 0.0),
         ("repetition_penalty", 1e-40),
         ("seed", -1),
+        ("seed", True),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", math.nan),
+        ("logit_bias", {-1: 0}),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", 3),
+        ("min_tokens", -1),
+        ("min_tokens", None),
         ("seed", 1.5),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"{field} is {value!r}: give"):
+    with pytest.raises(ValueError, match=re.escape(f"{field} is {value!r}: give")):
         SamplingConfig(**{field: value})  # type: ignore[arg-type]

@@ -46,6 +46,15 @@ def test_the_first_complete_stop_counts() -> None:
     assert run(["bc", "c"], ["abcde"]) == (["a"], True)
 
 
+def test_while_it_is_not_active_a_stop_passes() -> None:
+    """A stop string that ends before is text, one that ends behind counts, wherever it began."""
+    matcher = StopMatcher(["END"])
+    matcher.active = False
+    assert matcher.push("an END, EN") == ("an END, ", False)
+    matcher.active = True
+    assert matcher.push("D of it") == ("", True)
+
+
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=12), st.text("ab", min_size=1, max_size=4))
 def test_cuts_do_not_matter(pieces: list[str], stop: str) -> None:
     """However the text is cut, what is shown is the text before the first stop."""
