@@ -20,7 +20,10 @@ _SAMPLING = (
     "temperature",
     "top_k",
     "top_p",
+    "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "stop",
     "seed",
 )
@@ -70,13 +73,13 @@ def add_sampling(parser: Parser, *, max_new_tokens: int = 256, temperature: floa
         metavar="P",
         help="draw from the likeliest tokens that have probability P together only",
     )
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 makes tokens already written less likely",
-    )
+    for option, default, metavar, help in (
+        ("--min-p", 0.0, "P", "draw from tokens at least P times as likely as the likeliest only"),
+        ("--repetition-penalty", 1.0, "X", "above 1 makes tokens already written less likely"),
+        ("--presence-penalty", 0.0, "X", "above 0 makes tokens already written less likely"),
+        ("--frequency-penalty", 0.0, "X", "above 0 makes tokens less likely each time they are written"),
+    ):
+        add(option, type=float, default=default, metavar=metavar, help=help)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add(
         "--seed", type=int, metavar="N", help="the same seed gives the same text (default: another each time)"

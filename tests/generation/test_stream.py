@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,6 +186,32 @@ class TestStops:
             assert "".join(writing) == "hi"
         assert writing.finish == "end"
         assert writing.state is not None and writing.state.position.tolist() == [2 + 2 + read_it]
+
+    def test_least_length(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        """Neither the likeliest end nor a stop string ends a text before `min_tokens`."""
+        ends = {tokenizer.special_id(name): 100.0 for name in ("document", "turn_end")}
+        assert write(model, tokenizer, logit_bias=ends).finish == "end"
+        writing = write(model, tokenizer, logit_bias=ends, min_tokens=7)
+        assert writing.finish == "end" and len(writing.tokens) in (7, 8)
+        with Script(model, b"aSTOPaSTOP"):
+            writing = generate(model, tokenizer, "x", min_tokens=5, stop=["STOP"])
+            assert "".join(writing) == "aSTOPa"
+        with pytest.raises(ValueError, match="min_tokens is 5, but at most 4 tokens are written: give less"):
+            generate(model, tokenizer, "x", min_tokens=5, max_new_tokens=4)
+
+
+def test_a_model_whose_numbers_broke(tokenizer: Tokenizer) -> None:
+    model = LanguageModel(ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=tokenizer.vocab_size))
+    torch.nn.init.constant_(model.norm.weight, float("nan"))
+    for temperature in (0.0, 0.8):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            list(generate(model, tokenizer, "x", temperature=temperature))
+
+
+def test_whole_numbers_of_numpy(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    usual = write(model, tokenizer, max_new_tokens=3, seed=5, top_k=5)
+    numpy = write(model, tokenizer, max_new_tokens=np.int64(3), seed=np.int64(5), top_k=np.int32(5))
+    assert numpy.text == usual.text and len(numpy.tokens) == 3
 
 
 def test_training_mode_and_gradients_are_left_as_they_were(
