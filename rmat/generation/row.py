@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -46,7 +46,8 @@ class Row:
     def __init__(
         self, tokenizer: TextCodec, *, max_new_tokens: int, sampling: SamplingConfig, stop: Sequence[str]
     ) -> None:
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        length: Any = max_new_tokens
+        if isinstance(length, bool) or not isinstance(length, Integral) or length < 0:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens!r}: give a whole number, 0 (only read the prompt) or more"
             )
@@ -57,7 +58,7 @@ class Row:
         self.tokens, self.finish = [], None
         self._tokenizer = tokenizer
         self._turn_end, self._document = (tokenizer.special_id(name) for name in END_TOKENS)
-        self._max_new_tokens = int(max_new_tokens)
+        self._max_new_tokens = int(length)
         self._min_tokens = sampling.min_tokens
         self._sampler = Sampler(sampling, tokenizer.vocab_size, (self._turn_end, self._document))
         self._matcher = StopMatcher(stop)

@@ -123,7 +123,7 @@ class Sampler:
         self._config = config
         self._written = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
         self._n_written = 0
-        self._ends = list(ends)
+        self._end_tokens = list(ends)
         biases = config.logit_bias or {}
         if max(biases, default=0) >= vocab_size:
             raise ValueError(f"logit_bias names token {max(biases)}: ids must be below {vocab_size}")
@@ -145,7 +145,7 @@ class Sampler:
             scores[self._biased] += self._biases
         if self._n_written < config.min_tokens:
             scores = scores.clone()
-            scores[self._ends] = -math.inf
+            scores[self._end_tokens] = -math.inf
         scores = penalise(
             scores,
             self._written,
