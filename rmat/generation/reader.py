@@ -179,10 +179,14 @@ def read_row(
     return last_BV[0], state
 
 
+class NotFiniteError(ValueError):
+    """A model's output is infinite or not a number."""
+
+
 def check_finite(values: Tensor) -> None:
-    """Raise ValueError if a number of a model's output is infinite or not a number."""
+    """Raise NotFiniteError if a number of a model's output is infinite or not a number."""
     if not bool(values.isfinite().all()):
-        raise ValueError(
+        raise NotFiniteError(
             "the model's output is not finite: a weight or a carried state is broken (infinite or not a number); use "
             "another checkpoint, start from an empty state, or compute in float32"
         )

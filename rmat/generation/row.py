@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rmat.generation.reader import check_finite
 from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
+from rmat.settings import refuse, whole
 
 END_TOKENS = ("turn_end", "document")
 """Special tokens at which a text is over."""
@@ -46,30 +47,26 @@ class Row:
     def __init__(
         self, tokenizer: TextCodec, *, max_new_tokens: int, sampling: SamplingConfig, stop: Sequence[str]
     ) -> None:
-        length: Any = max_new_tokens
-        if isinstance(length, bool) or not isinstance(length, Integral) or length < 0:
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens!r}: give a whole number, 0 (only read the prompt) or more"
-            )
-        if sampling.min_tokens > max_new_tokens:
-            raise ValueError(
-                f"min_tokens is {sampling.min_tokens}, but at most {max_new_tokens} tokens are written: give less"
-            )
+        remedy = "give a whole number, 0 (only read the prompt) or more"
+        self._max_new_tokens = whole("max_new_tokens", max_new_tokens, remedy=remedy)
+        if sampling.min_tokens > self._max_new_tokens:
+            refuse("min_tokens", sampling.min_tokens, f"at most max_new_tokens={max_new_tokens} are written")
         self.tokens, self.finish = [], None
         self._tokenizer = tokenizer
         self._turn_end, self._document = (tokenizer.special_id(name) for name in END_TOKENS)
-        self._max_new_tokens = int(length)
         self._min_tokens = sampling.min_tokens
         self._sampler = Sampler(sampling, tokenizer.vocab_size, (self._turn_end, self._document))
         self._matcher = StopMatcher(stop)
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def draw(self, logits: Tensor) -> int | None:
-        """The token to read next, from the logits (V,) after the last one; None if the text is over."""
+        """The token to read next, from the logits (V,) after the last one; None if the text is over. Raises
+        NotFiniteError."""
         if self.finish is None and len(self.tokens) == self._max_new_tokens:
             self.finish = "length"
         if self.finish is not None:
             return None
+        check_finite(logits)
         token = self._sampler.draw(logits)
         if token == self._document:
             self.finish = "end"

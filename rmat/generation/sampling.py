@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class NotFiniteError(ValueError):
-    """A model's numbers are not finite, so that no token is likelier than another."""
+from rmat.settings import number, refuse, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,55 +52,38 @@ class SamplingConfig:
     """Seed of the draws; the same seed gives the same text. None takes another one each time."""
 
     def __post_init__(self) -> None:
-        self._take("temperature", _number(0, math.inf), "give 0 (the likeliest token) or a number above")
-        self._take("top_k", _whole(1), "give a whole number, 1 or more, or leave it out")
-        self._take("top_p", _number(0, 1, above=True), "give a number above 0 and up to 1, or leave it out")
-        self._take("min_p", _number(0, 1), "give a number from 0 to 1; 0 changes nothing")
+        take = self._take
+        take("temperature", number, least=0, remedy="give 0 (the likeliest token) or a number above")
+        take("top_k", whole, least=1, remedy="give a whole number, 1 or more, or leave it out")
+        take("top_p", number, above=0, most=1, remedy="give a number above 0 and up to 1, or leave it out")
+        take("min_p", number, least=0, most=1, remedy="give a number from 0 to 1; 0 changes nothing")
         remedy = "give a number from 0.01 to 100; 1 changes nothing, 1.1 is mild"
-        self._take("repetition_penalty", _number(0.01, 100), remedy)
+        take("repetition_penalty", number, least=0.01, most=100, remedy=remedy)
         for name in ("presence_penalty", "frequency_penalty"):
-            self._take(name, _number(-2, 2), "give a number from -2 to 2; 0 changes nothing")
-        self._take("logit_bias", _biases, "give token ids with numbers from -100 to 100, such as {12: -100}")
-        self._take("min_tokens", _whole(0), "give a whole number, 0 or more")
-        self._take(
-            "seed", _whole(0, 2**63 - 1), f"give a whole number from 0 to {2**63 - 1}, or leave it out"
+            take(name, number, least=-2, most=2, remedy="give a number from -2 to 2; 0 changes nothing")
+        take("logit_bias", _biases)
+        take("min_tokens", whole)
+        take(
+            "seed",
+            whole,
+            most=2**63 - 1,
+            remedy=f"give a whole number from 0 to {2**63 - 1}, or leave it out",
         )
 
-    def _take(self, name: str, read: Callable[[Any], Any], remedy: str) -> None:
-        """Read the field `name`: numpy's numbers become Python's, which torch understands."""
+    def _take(self, name: str, rule: Callable[..., Any], **limits: Any) -> None:
         value = getattr(self, name)
-        if value is None and getattr(type(self), name) is None:
-            return
-        try:
-            object.__setattr__(self, name, read(value))
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{name} is {value!r}: {remedy}") from None
+        if value is not None or getattr(type(self), name) is not None:
+            object.__setattr__(self, name, rule(name, value, **limits))
 
 
-def _whole(least: int, most: float = math.inf) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        number = operator.index(value)
-        if isinstance(value, bool) or not least <= number <= most:
-            raise ValueError
-        return number
-
-    return read
-
-
-def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError
-        number = float(value)
-        if not (least <= number <= most and math.isfinite(number)) or (above and number == least):
-            raise ValueError
-        return number
-
-    return read
-
-
-def _biases(value: Any) -> dict[int, float]:
-    return {_whole(0)(token): _number(-100, 100)(bias) for token, bias in dict(value).items()}
+def _biases(name: str, value: Any) -> dict[int, float]:
+    remedy = "give token ids with numbers from -100 to 100, such as {12: -100}"
+    if not isinstance(value, Mapping):
+        refuse(name, value, remedy)
+    return {
+        whole(name, token, remedy=remedy): number(name, bias, -100, 100, remedy=remedy)
+        for token, bias in value.items()
+    }
 
 
 class Sampler:
@@ -126,7 +105,7 @@ class Sampler:
         self._end_tokens = list(ends)
         biases = config.logit_bias or {}
         if max(biases, default=0) >= vocab_size:
-            raise ValueError(f"logit_bias names token {max(biases)}: ids must be below {vocab_size}")
+            refuse("logit_bias", config.logit_bias, f"token ids must be below {vocab_size}")
         self._biased = list(biases)
         self._biases = torch.tensor(list(biases.values()), dtype=torch.float32, device="cpu")
         self._generator = torch.Generator(device="cpu")
@@ -136,10 +115,9 @@ class Sampler:
             self._generator.manual_seed(config.seed)
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from `logits` (V,), any float type and device. Raises `NotFiniteError`."""
+        """The next token from `logits` (V,), any float type and device."""
         config = self._config
         scores = logits[: len(self._written)].detach().float().cpu()
-        require_finite(scores)
         if self._biased:
             scores = scores.clone()
             scores[self._biased] += self._biases
@@ -163,17 +141,6 @@ class Sampler:
         self._written[token] += 1
         self._n_written += 1
         return token
-
-
-def require_finite(logits: Tensor) -> None:
-    """Raise `NotFiniteError` where the best of the `logits` (..., V) is no finite number; others may be -inf."""
-    best = logits.amax(-1)
-    if not best.isfinite().all():
-        odd = best[~best.isfinite()][0].item()
-        raise NotFiniteError(
-            f"the model's logits are not finite (the largest is {odd}): its weights are damaged or its numbers "
-            "overflow; load an intact copy, or compute in float32"
-        )
 
 
 def penalise(

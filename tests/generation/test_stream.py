@@ -6,7 +6,7 @@ import torch
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation import reader
-from rmat.generation.reader import piece_length, read_row
+from rmat.generation.reader import NotFiniteError, piece_length, read_row
 from rmat.generation.sampling import Sampler
 from rmat.generation.stream import Generation, generate
 from rmat.model import LanguageModel, ModelConfig
@@ -196,7 +196,9 @@ class TestStops:
         with Script(model, b"aSTOPaSTOP"):
             writing = generate(model, tokenizer, "x", min_tokens=5, stop=["STOP"])
             assert "".join(writing) == "aSTOPa"
-        with pytest.raises(ValueError, match="min_tokens is 5, but at most 4 tokens are written: give less"):
+        with pytest.raises(
+            ValueError, match="min_tokens=5 is not possible: at most max_new_tokens=4 are written"
+        ):
             generate(model, tokenizer, "x", min_tokens=5, max_new_tokens=4)
 
 
@@ -204,8 +206,11 @@ def test_a_model_whose_numbers_broke(tokenizer: Tokenizer) -> None:
     model = LanguageModel(ModelConfig.preset("tiny", n_layers=1, d_model=8, vocab_size=tokenizer.vocab_size))
     torch.nn.init.constant_(model.norm.weight, float("nan"))
     for temperature in (0.0, 0.8):
-        with pytest.raises(ValueError, match="logits are not finite"):
+        with pytest.raises(ValueError, match="output is not finite"):
             list(generate(model, tokenizer, "x", temperature=temperature))
+        logits = torch.zeros(model.config.vocab_size).index_fill(0, torch.tensor([5]), float("inf"))
+        with pytest.raises(NotFiniteError):
+            list(generate(model, tokenizer, state=model.initial_state(1), next_logits=logits))
 
 
 def test_whole_numbers_of_numpy(model: LanguageModel, tokenizer: Tokenizer) -> None:
