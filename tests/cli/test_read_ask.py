@@ -182,7 +182,7 @@ def test_questions_that_cannot_be_asked(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert "standard input is not valid UTF-8" in rmat("ask", endless, *SESSION).refused()
     assert "--session" in rmat("ask", endless, "Why?").refused()
-    assert "top_p is 2" in rmat("ask", endless, *SESSION, "Why?", "--top-p", "2").refused()
+    assert "top_p=2" in rmat("ask", endless, *SESSION, "Why?", "--top-p", "2").refused()
 
 
 def test_the_card_of_another_model(rmat: Rmat, endless: Path, card: Path) -> None:

@@ -171,8 +171,8 @@ class TestComplete:
         ("options", "message"),
         [
             ({"lines": -1}, "lines is -1"),
-            ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-            ({"temperature": -1}, "temperature is -1"),
+            ({"max_new_tokens": -1}, "max_new_tokens=-1"),
+            ({"temperature": -1}, "temperature=-1"),
             ({"mode": "middle"}, "mode is 'middle'"),
             ({"prefix": ""}, "the prompt is empty"),
             ({"stop": ("",)}, "stop holds an empty string"),

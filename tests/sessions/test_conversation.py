@@ -156,7 +156,7 @@ def test_nothing_is_said_before_the_answer_is_complete(talk: Conversation) -> No
     answer(talk)
     with pytest.raises(ValueError, match="take one answer at a time"):
         list(reply)
-    with pytest.raises(ValueError, match="temperature is -1"):
+    with pytest.raises(ValueError, match="temperature=-1"):
         talk.say("Why?", temperature=-1)
 
 
