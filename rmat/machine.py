@@ -1,4 +1,4 @@
-"""What a result depends on besides the configuration: versions, machine, commit, seed."""
+"""The machine: its devices, its user's folders, and what a result depends on besides the configuration."""
 
 import importlib.metadata
 import os
@@ -25,6 +25,45 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
     if wanted == "cuda":
         raise ValueError("device is 'cuda' but torch sees no GPU: give cpu or auto")
     return torch.device("cpu"), "torch sees no GPU"
+
+
+def cache_folder() -> Path:
+    """$RMAT_CACHE, else the folder `rmat` where this system keeps a user's caches. Raises ValueError if none is known."""
+    named = os.environ.get("RMAT_CACHE")
+    return expand(named) if named else _users("RMAT_CACHE", "cache")
+
+
+def sessions_folder() -> Path:
+    """$RMAT_SESSIONS, else the folder `rmat/sessions` where this system keeps a user's data. Raises ValueError if none
+    is known."""
+    named = os.environ.get("RMAT_SESSIONS")
+    return expand(named) if named else _users("RMAT_SESSIONS", "data") / "sessions"
+
+
+def expand(path: str | Path) -> Path:
+    """`path` with a leading `~` replaced by the home folder. Raises ValueError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{str(path)!r} begins with a home folder that is not known: give the whole path"
+        ) from None
+
+
+def _users(variable: str, kind: str) -> Path:
+    import platformdirs
+
+    find = platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_data_dir
+    try:
+        folder = Path(find("rmat", appauthor=False))
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():
+        raise ValueError(
+            f"the user's {kind} folder is not known, because HOME is not set and the user has no account here: set HOME, "
+            f"or {variable} to a folder"
+        )
+    return folder
 
 
 def describe_environment(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,23 @@ def test_random_numbers_go_on_where_they_were() -> None:
     with rng.undisturbed():
         draws()
     assert draws() == first
+
+
+def without_home(program: str, **variables: str) -> str:
+    """What a program prints that has neither HOME nor an account."""
+    code = f"import os, pwd\ndef none(uid): raise KeyError(uid)\npwd.getpwuid = none\nfrom rmat.machine import *\n{program}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_without_a_home_the_named_folders_are_taken_and_others_asked_for(tmp_path: Path) -> None:
+    both = "print(cache_folder(), sessions_folder())"
+    assert without_home(both, XDG_CACHE_HOME="/c", XDG_DATA_HOME="/d") == "/c/rmat /d/rmat/sessions"
+    assert without_home(both, RMAT_CACHE="/c", RMAT_SESSIONS="/d") == "/c /d"
+    for name, variable in (("cache_folder", "RMAT_CACHE"), ("sessions_folder", "RMAT_SESSIONS")):
+        told = without_home(f"try: {name}()\nexcept ValueError as error: print(error)")
+        assert "HOME is not set" in told and f"set HOME, or {variable} to a folder" in told
+    told = without_home("try: expand('~/x')\nexcept ValueError as error: print(error)")
+    assert told == "'~/x' begins with a home folder that is not known: give the whole path"

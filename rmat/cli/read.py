@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rmat.cli.loading import add_model, add_session, load_with_tokenizer
@@ -42,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, save, and print what was read."""
     from rmat.data.extraction import read_file
     from rmat.data.progress import Progress
+    from rmat.machine import expand
     from rmat.sessions.conversation import Conversation
     from rmat.sessions.store import SessionStore
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         documents = []
         for name in args.documents:
             with shown.task(f"opening {name}"):
-                documents.append(read_file(Path(name).expanduser()))
+                documents.append(read_file(expand(name)))
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     with store.lock(args.session):
         try:

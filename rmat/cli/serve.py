@@ -140,10 +140,10 @@ def run(args: argparse.Namespace) -> int:
         _warn("--cors-origin '*' without API keys: any web page that you visit can use this server")
     _require_packages()
     from rmat.engine.engine import Engine
+    from rmat.machine import sessions_folder
     from rmat.serving.app import create_app
     from rmat.serving.limits import LOOPBACK_HOSTS
     from rmat.serving.server import Server, address_of, bind, is_loopback
-    from rmat.sessions.names import default_folder
     from rmat.sessions.store import SessionStore
 
     limits = _limits(args)
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, or "
             "add --allow-anonymous"
         )
-    folder = Path(args.sessions) if args.sessions is not None else default_folder() / "server"
+    folder = Path(args.sessions) if args.sessions is not None else sessions_folder() / "server"
     session_bytes = None if args.session_mb is None else args.session_mb * MEGABYTE
 
     @functools.cache

@@ -7,11 +7,10 @@ reading is tokenised.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,16 @@ from rmat.data.config import DataConfig
 from rmat.data.documents import Document, encode_documents
 from rmat.data.lanes import Lanes
 from rmat.data.progress import Progress
-from rmat.data.sources import Source
-from rmat.data.splits import LISTED_FILES, SPLITS, Scan, scan_source
+from rmat.data.sources import LISTED_FILES, SPLITS, Scan, Source, scan_source
 from rmat.data.store import FORMAT, StoreWriter, TokenStore, build_once
 from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from rmat.machine import cache_folder, expand
 
 TOKENIZER_TRAINING_BYTES = 32 * 2**20
 """A BPE vocabulary is trained on about so much of the train split, chosen by document hash."""
+
+MOST_LOST = 0.001
+"""Share of the text by whose loss a tokenizer is refused."""
 
 BATCH_BYTES = 4 * 2**20
 """Documents are tokenised together until they hold so much text."""
@@ -84,12 +86,13 @@ class Corpus:
         )
 
 
-def load_corpus(data: DataConfig, progress: bool = True) -> Corpus:
+def load_corpus(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer | None = None) -> Corpus:
     """The corpus of a configuration, from the cache if it is there.
 
     Args:
         data: what to read and how.
         progress: show progress with the time left, and what was read and left out, on standard error.
+        tokenizer: takes the place of `data.tokenizer`.
 
     Raises:
         ValueError: one sentence on what is wrong with the data, where, and what to do.
@@ -98,60 +101,85 @@ def load_corpus(data: DataConfig, progress: bool = True) -> Corpus:
         scans = [
             scan_source(Source(spec, column=data.column), data.valid_share, shown) for spec in data.specs
         ]
-        given = None if data.bpe_size else load_tokenizer(data.tokenizer)
-        key = {
-            "format": FORMAT,
-            "content": [scan.content for scan in scans],
-            "valid_share": data.valid_share,
-            "tokenizer": given.fingerprint if given else data.tokenizer,
-        }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        given = tokenizer or (None if data.bpe_size else load_tokenizer(data.tokenizer))
+        cache = expand(data.cache_dir) if data.cache_dir else cache_folder()
+        folder = cache / _cache_name(data, scans, data.tokenizer if given is None else given.fingerprint)
+        if tokenizer is not None and data.bpe_size:
+            # Trained on this very data, it has its tokens there already.
+            own = cache / _cache_name(data, scans, data.tokenizer)
+            if own.is_dir() and load_tokenizer(own).fingerprint == tokenizer.fingerprint:
+                folder = own
 
-        def build(folder: Path) -> None:
-            tokenizer = given or _train_tokenizer(scans, data.bpe_size or 0, shown)
-            tokenizer.save(folder / "tokenizer.json")
-            _write_splits(folder, scans, tokenizer, shown)
+        def build(partial: Path) -> None:
+            made = given or _train_tokenizer(scans, data.bpe_size or 0, shown)
+            made.save(partial / "tokenizer.json")
+            _write_splits(partial, scans, made, shown)
 
-        waiting = "another process is tokenising this data; waiting for it"
-        folder = build_once(_cache_folder(data) / name, build, lambda: shown.say(waiting))
-        tokenizer = given or load_tokenizer(folder)
+        build_once(
+            folder, build, lambda: shown.say("another process is tokenising this data; waiting for it")
+        )
+        used = given or load_tokenizer(folder)
         stores = {split: TokenStore(folder / split) for split in SPLITS}
         for store in stores.values():
-            store.require_tokenizer(tokenizer)
+            store.require_tokenizer(used)
         return Corpus(
-            tokenizer=tokenizer,
+            tokenizer=used,
             train=stores["train"],
             valid=stores["valid"],
             test=stores["test"],
-            description=_describe(data, scans, tokenizer, stores),
+            description=_describe(data, scans, used, stores),
             data=data,
         )
 
 
+def _cache_name(data: DataConfig, scans: Sequence[Scan], tokenizer: str) -> str:
+    key = {
+        "format": FORMAT,
+        "content": [scan.content for scan in scans],
+        "valid_share": data.valid_share,
+        "tokenizer": tokenizer,
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
 def _train_tokenizer(scans: Sequence[Scan], size: int, progress: Progress) -> Tokenizer:
-    share = TOKENIZER_TRAINING_BYTES / max(1, sum(scan.train_bytes for scan in scans))
+    total = sum(scan.train_bytes for scan in scans)
+    share = TOKENIZER_TRAINING_BYTES / max(1, total)
+    with contextlib.ExitStack() as shown:
+        counting = progress.task("counting words for the tokenizer", min(TOKENIZER_TRAINING_BYTES, total))
+        advance = shown.enter_context(counting)
 
-    def texts() -> Iterator[str]:
-        for scan in scans:
-            for split, document in scan.split():
-                if split == "train" and int.from_bytes(document.digest[8:16], "big") / 2**64 < share:
-                    advance(document.n_bytes)
-                    yield from (part for part in document.parts if isinstance(part, str))
+        def texts() -> Iterator[str]:
+            for scan in scans:
+                for split, document in scan.split():
+                    if split == "train" and int.from_bytes(document.digest[8:16], "big") / 2**64 < share:
+                        advance(document.n_bytes)
+                        yield from (part for part in document.parts if isinstance(part, str))
+            shown.close()
+            shown.enter_context(progress.task(f"training a tokenizer of {size} entries"))
 
-    total = min(TOKENIZER_TRAINING_BYTES, sum(scan.train_bytes for scan in scans))
-    with progress.task(f"training a tokenizer of {size} entries", total) as advance:
         return train_bpe(texts(), size)
 
 
 def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, progress: Progress) -> None:
     writers = {split: StoreWriter(folder / split, tokenizer) for split in SPLITS}
-    with progress.task("tokenising", sum(scan.n_bytes for scan in scans)) as advance:
+    total, lost, first = sum(scan.n_bytes for scan in scans), 0, ""
+    with progress.task("tokenising", total) as advance:
         for part, scan in enumerate(scans):
             for batch in _batched(scan.split()):
                 encoded = encode_documents(tokenizer, [document for _, document in batch])
                 for (split, document), result in zip(batch, encoded, strict=True):
-                    writers[split].add(document.name, result, document.n_bytes, part)
+                    n_bytes = int(tokenizer.byte_counts(result.tokens).sum())
+                    # Some tokenizers put a blank in front of each part, or take one off.
+                    changed = max(0, abs(n_bytes - document.n_bytes) - len(document.parts))
+                    lost, first = lost + changed, first or document.name * bool(changed)
+                    writers[split].add(document.name, result, n_bytes, part)
                     advance(document.n_bytes)
+    if lost > MOST_LOST * total:
+        raise ValueError(
+            f"this tokenizer gives back other text than it is given ({lost:,} of {total:,} bytes differ, first in {first}), "
+            "so that bits per byte would be those of another text; use 'bytes', 'bpe:N' or a byte-level tokenizer.json"
+        )
     stores = {split: writer.close() for split, writer in writers.items()}
     if not len(stores["train"]):
         raise ValueError(
@@ -216,15 +244,3 @@ def _describe(
             "fingerprint": tokenizer.fingerprint,
         },
     }
-
-
-def _cache_folder(data: DataConfig) -> Path:
-    named = data.cache_dir or os.environ.get("RMAT_CACHE")
-    if named:
-        return Path(named).expanduser()
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "rmat"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "rmat" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "rmat"

@@ -1,15 +1,23 @@
-"""A SPEC and the documents it stands for."""
+"""A SPEC, the documents it stands for, and which of them belong to train, valid and test.
+
+A source may have splits of its own; else a document's hash decides, or, where there are too few documents for that, the
+end of each is held out.
+"""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from rmat.data.documents import Document
+from rmat.data.config import DataConfig
+from rmat.data.documents import Document, cut_document
 from rmat.data.extraction import file_document
 from rmat.data.files import (
     RECORD_SUFFIXES,
@@ -21,7 +29,9 @@ from rmat.data.files import (
     walk_folder,
     walk_glob,
 )
+from rmat.data.progress import Progress
 from rmat.data.records import read_hub, read_records
+from rmat.machine import expand
 
 STDLIB = "python-stdlib"
 """The SPEC of the standard library's own sources, which every machine with Python has."""
@@ -31,6 +41,11 @@ TEST_FOLDERS = frozenset(("test", "tests", "idle_test"))
 
 NOT_STDLIB = frozenset(("site-packages", "dist-packages", "__pycache__"))
 """Folders inside the standard library's that are not part of it."""
+
+SPLITS = ("train", "valid", "test")
+
+LISTED_FILES = 2000
+"""A source of at most so many documents is listed in full in the description."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -72,7 +87,7 @@ class Source:
             return ((None, document) for document in read_hub(self.spec, self.column, self.skipped))
         if self.spec == STDLIB:
             return self._files(_stdlib_files(self.skipped))
-        path = Path(self.spec).expanduser()
+        path = expand(self.spec)
         try:
             if path.is_dir():
                 return self._folder(path)
@@ -150,3 +165,86 @@ def _split_of(name: str) -> str | None:
     """The split of a document by the first part of its path below a folder with splits of its own."""
     first = PurePosixPath(name).parts[0].partition(":")[0]
     return SPLIT_NAMES.get(PurePosixPath(first).stem)
+
+
+@dataclass
+class Scan:
+    """What a first reading of a source found."""
+
+    source: Source
+    valid_share: float
+    content: str = ""
+    names: str = ""
+    rule: str = "own"
+    n_documents: int = 0
+    n_bytes: int = 0
+    train_bytes: int = 0
+    skipped: dict[str, Any] = field(default_factory=dict)
+    files: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def split(self) -> Iterator[tuple[str, Document]]:
+        """(split, document) of another reading, under the rule the first one settled.
+
+        Raises ValueError at the end if the content is no longer that of the first reading.
+        """
+        content = hashlib.sha256()
+        shares = (1 - 2 * self.valid_share, self.valid_share, self.valid_share)
+        for own, document in self.source:
+            split = own or _split_by_hash(document, self.valid_share)
+            content.update(split.encode() + document.digest)
+            if self.rule == "position":
+                pieces = zip(SPLITS, cut_document(document, shares), strict=True)
+                yield from ((name, piece) for name, piece in pieces if piece is not None)
+            else:
+                yield split, document
+        if content.hexdigest() != self.content:
+            raise ValueError(
+                f"{self.source.spec!r} changed while it was being read; run again when it is at rest"
+            )
+
+
+def scan_source(source: Source, valid_share: float, progress: Progress) -> Scan:
+    """Read a source once, and settle how it is split. Raises ValueError if it holds nothing."""
+    scan = Scan(source, valid_share)
+    content, names = hashlib.sha256(), hashlib.sha256()
+    found = dict.fromkeys(SPLITS, 0)
+    with progress.task(f"reading {source.spec}") as advance:
+        for own, document in source:
+            split = own or _split_by_hash(document, valid_share)
+            if own is None:
+                scan.rule = "hash"
+            content.update(split.encode() + document.digest)
+            names.update(document.name.encode() + b"\n")
+            found[split] += document.n_bytes
+            scan.n_documents += 1
+            if len(scan.files) <= LISTED_FILES:
+                scan.files.append((document.name, document.digest.hex(), split))
+            advance(document.n_bytes)
+    scan.n_bytes, scan.train_bytes = sum(found.values()), found["train"]
+    if scan.rule == "hash" and valid_share > 0 and not all(found.values()):
+        # So few documents that a split came out empty: hold out the end of each instead.
+        scan.rule, scan.train_bytes = "position", int(scan.n_bytes * (1 - 2 * valid_share))
+    scan.content, scan.names = content.hexdigest(), names.hexdigest()
+    scan.skipped = source.skipped.to_dict()
+    if not scan.n_documents:
+        raise ValueError(
+            f"no document left in {source.spec!r} (left out: {source.skipped}); "
+            "give a source with text, code, JSONL or Parquet"
+        )
+    left_out = f"; left out {source.skipped}" if scan.skipped else ""
+    progress.say(f"{source.spec}: {scan.n_documents} documents, {scan.n_bytes / 1e6:.1f} MB{left_out}")
+    return scan
+
+
+def split_documents(spec: str) -> Iterator[tuple[str, Document]]:
+    """(split, document) of a SPEC by the splits it would have in a corpus of the default `valid_share`.
+
+    Raises ValueError as `load_corpus` does.
+    """
+    return scan_source(Source(spec), DataConfig.valid_share, Progress(False)).split()
+
+
+def _split_by_hash(document: Document, valid_share: float) -> str:
+    """`test`, `valid` or `train` by where the document's hash falls in 0..1."""
+    place = int.from_bytes(document.digest[:8], "big") / 2**64
+    return "test" if place < valid_share else "valid" if place < 2 * valid_share else "train"

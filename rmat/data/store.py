@@ -237,7 +237,7 @@ def build_once(
     waits for it (`on_wait` is called first) or finds it whole, never half. What a killed process left behind
     is removed.
 
-    Raises ValueError when the place cannot be written to.
+    Raises ValueError when the place cannot be written to or is full; then nothing is left there.
     """
     from filelock import FileLock, Timeout
 
@@ -250,20 +250,30 @@ def build_once(
             on_wait()
             lock.acquire()
     except OSError as error:
-        raise ValueError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
-            "name another one with data.cache_dir or RMAT_CACHE"
-        ) from None
+        raise _unwritable(folder, error) from None
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
         if not folder.is_dir():
             for left in folder.parent.glob(f"{folder.name}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+            try:
+                partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+            except OSError as error:
+                raise _unwritable(folder, error) from None
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
-            build(partial)
-            os.rename(partial, folder)
+            try:
+                build(partial)
+                os.rename(partial, folder)
+            except OSError as error:  # of the sources none comes here
+                raise _unwritable(folder, error) from None
     return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
+        "make room, or name another one with data.cache_dir or RMAT_CACHE"
+    )
 
 
 def _shard_name(shard: int) -> str:

@@ -195,7 +195,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json that `load_tokenizer` and the `tokenizers` package read."""
-        self._backend.save(str(path))
+        Path(path).write_text(self._backend.to_str(pretty=True), "utf-8")
 
     def _check(self, ids: Sequence[int]) -> None:
         if len(ids) and not 0 <= min(ids) <= max(ids) < self._size:

@@ -1,11 +1,8 @@
-"""What a session may be called, and where sessions are kept if nothing else is said."""
+"""What a session may be called."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -29,17 +26,3 @@ def check_name(name: str) -> str:
             f"no session can be called {name!r}, which is a device on Windows: take another name"
         )
     return name
-
-
-def default_folder() -> Path:
-    """$RMAT_SESSIONS, or else the folder `rmat/sessions` where this system keeps a user's data."""
-    if named := os.environ.get("RMAT_SESSIONS"):
-        return Path(named)
-    home = Path.home()
-    if sys.platform == "darwin":
-        data = home / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        data = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return data / "rmat" / "sessions"

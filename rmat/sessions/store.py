@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from rmat.machine import expand, sessions_folder
 from rmat.model import LanguageModel
 from rmat.sessions import file as session_file
 from rmat.sessions.file import KEPT_TURNS, TAIL_TOKENS, Header, Session
@@ -21,7 +22,7 @@ from rmat.sessions.folder import (
     UnknownSession,
 )
 from rmat.sessions.lock import SessionBusy
-from rmat.sessions.names import check_name, default_folder
+from rmat.sessions.names import check_name
 from rmat.storage import digest, weights_fingerprint
 
 __all__ = [
@@ -71,7 +72,7 @@ class SessionStore:
                 raise ValueError(
                     f"{name} is {limit!r}: give a number, 0 or more, or leave it out for no limit"
                 )
-        self._folder = SessionFolder(Path(folder or default_folder()).expanduser().resolve(), wait)
+        self._folder = SessionFolder(expand(folder or sessions_folder()).resolve(), wait)
         self._max_age_days, self._max_count, self._max_bytes = max_age_days, max_count, max_bytes
         self._fingerprints: WeakKeyDictionary[LanguageModel, tuple[object, str]] = WeakKeyDictionary()
 

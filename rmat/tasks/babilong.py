@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
+from rmat.machine import expand
 from rmat.tasks.haystack import (
     NOISE,
     Replay,
@@ -195,7 +196,7 @@ class BabilongTask(TextTask):
 def _load(folder: str, task: int, split: str) -> tuple[Sample, ...]:
     """The samples of a split. Raises ValueError if there is none or it is not in the format."""
     kind = "test" if split == "test" else "train"
-    path = _find(Path(folder).expanduser(), task, kind)
+    path = _find(expand(folder), task, kind)
     samples: list[Sample] = []
     lines: list[Line] = []
     story = 0

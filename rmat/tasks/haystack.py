@@ -16,7 +16,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from rmat.data.documents import Document, Part
-from rmat.data.splits import split_documents
+from rmat.data.sources import split_documents
 from rmat.data.tokenizer import Tokenizer, byte_tokenizer
 from rmat.tasks.task import TextTask, texts_of
 

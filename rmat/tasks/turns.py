@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from rmat.data.documents import ROLES, Document, Special
-from rmat.data.splits import split_documents
+from rmat.data.sources import split_documents
 from rmat.data.tokenizer import Tokenizer
 from rmat.tasks.haystack import (
     HELD_CHARACTERS,

@@ -1,14 +1,22 @@
 """From a configuration to splits: cached by content, split without leaks, described, refused in one sentence."""
 
 import json
+import random
+import subprocess
+import sys
 from collections import Counter
 
+import numpy as np
 import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from rmat.data import corpus as module
 from rmat.data import sources
 from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
+from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from tests.makers.texts import write_files, write_jsonl
 
 
@@ -193,3 +201,77 @@ def test_the_cache_folder_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     load_corpus(DataConfig(specs=(str(root),), tokenizer="bytes"), progress=False)
     assert any((tmp_path / "xdg" / "rmat").iterdir())
+
+
+def words(*known: str) -> Tokenizer:
+    """A WordPiece tokenizer, which gives back words with one blank between them."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+    entries = ["[UNK]", *known, *letters, *(f"##{letter}" for letter in letters)]
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({entry: i for i, entry in enumerate(dict.fromkeys(entries))}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.WhitespaceSplit(),
+        decoders.WordPiece(cleanup=False),
+    )
+    return Tokenizer(backend)
+
+
+def test_bytes_are_those_that_the_tokens_stand_for(tmp_path, load):
+    texts = {f"{n}.txt": " ".join(f"word{n} is{k}" for k in range(20)) for n in range(60)}
+    words("word").save(tmp_path / "tokenizer.json")
+    corpus = load(write_files(tmp_path / "d", texts), tokenizer=str(tmp_path))
+    assert corpus.train.n_bytes + corpus.valid.n_bytes + corpus.test.n_bytes == sum(map(len, texts.values()))
+    for index in range(len(corpus.train)):
+        counts = corpus.tokenizer.byte_counts(corpus.train[index])
+        assert counts.sum() == corpus.train.document_bytes(index) == len(texts[corpus.train.name(index)])
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path, load):
+    texts = {f"{n}.txt": "\n\n    ".join(f"word{n} is{k}" for k in range(20)) for n in range(60)}
+    words("word").save(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"gives back other text.*first in 0.txt.*byte-level"):
+        load(write_files(tmp_path / "d", texts), tokenizer=str(tmp_path))
+    assert not [*tmp_path.rglob("*.partial-*")]
+
+
+def test_a_given_tokenizer_takes_the_tokens_that_its_training_left(tmp_path, load):
+    root = sized(tmp_path / "d", 60)
+    first = load(root, tokenizer="bpe:300")
+    data = DataConfig(specs=(str(root),), tokenizer="bpe:300", cache_dir=str(first.train.folder.parents[1]))
+    again = load_corpus(data, progress=False, tokenizer=first.tokenizer)
+    assert again.train.folder == first.train.folder
+    other = load_corpus(data, progress=False, tokenizer=load_tokenizer("bytes"))
+    assert other.train.folder != first.train.folder and other.train.vocab_size == 265
+
+
+def test_the_callers_random_numbers_stay_as_they_are(tmp_path, load):
+    def numbers():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = numbers()
+    corpus = load(sized(tmp_path / "d", 60), tokenizer="bpe:300", fim_rate=0.5, context_rate=0.5)
+    next(iter(corpus.lanes(2, 16, 0).batches()))
+    assert numbers() == before
+
+
+def test_a_full_disk_gives_a_sentence_and_leaves_nothing(tmp_path):
+    """A limit on the size of files, as a disk without room has it for all of them together."""
+    write_files(tmp_path / "d", {f"{n}.txt": f"{n} " * 400 for n in range(60)})
+    program = (
+        "import resource, sys; from rmat.data.config import DataConfig; from rmat.data.corpus import load_corpus\n"
+        "data = DataConfig(specs=(sys.argv[1],), tokenizer=sys.argv[2], cache_dir=sys.argv[3])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)\n"
+        "try: load_corpus(data, progress=False)\n"
+        "except ValueError as error: print(error)"
+    )
+    for limit in (1000, 20_000):  # too small for the tokenizer, for the tokens
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "d", "bytes", tmp_path / "cache", str(limit)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"the cache folder {tmp_path}/cache cannot be written" in done.stdout
+        assert done.stdout.endswith("make room, or name another one with data.cache_dir or RMAT_CACHE\n")
+        assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

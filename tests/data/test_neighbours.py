@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from rmat.data.documents import code_document, dialogue_document, text_document
-from rmat.data.lanes import Lanes
-from rmat.data.neighbours import MOST_NEIGHBOURS, Neighbours
+from rmat.data.lanes import MOST_NEIGHBOURS, Lanes, Neighbours
 from rmat.data.tokenizer import load_tokenizer
 from tests.makers.texts import make_store
 

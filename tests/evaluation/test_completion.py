@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmat.data.documents import Document, code_document, text_document
-from rmat.data.splits import split_documents
+from rmat.data.sources import split_documents
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import load_tokenizer
 from rmat.evaluation.completion import completion, context_ids, prompts_of, tokens_to_read, ways_of
