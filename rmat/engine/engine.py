@@ -13,8 +13,7 @@ from typing import get_args
 
 import torch
 
-from rmat.engine.batch import Batch
-from rmat.engine.job import Job
+from rmat.engine.job import Batch, Job
 from rmat.engine.prefix_cache import PrefixCache, first_call
 from rmat.engine.request import Finish, Full, Request, Stopped, Stream
 from rmat.generation.row import TextCodec
@@ -35,9 +34,9 @@ class Engine:
     Args:
         model: on any device.
         tokenizer: the one the model was trained with.
-        max_rows: most requests that are read or written at a time; the others wait.
+        max_rows: most requests that are read or written at a time; the others wait. Owners (`Request.owner`) share them.
         prefill_tokens: most prompt tokens that are read between two steps of the texts being written.
-        max_waiting: most requests that wait.
+        max_waiting: most requests that wait, shared by the owners as `has_room` says.
         cache_bytes: most bytes of states kept for prompts that begin alike; 0 keeps none.
 
     Raises ValueError for a setting out of range, or a tokenizer that does not fit the model.
@@ -68,6 +67,7 @@ class Engine:
         self._cache = PrefixCache(cache_bytes)
         self._batch = Batch(model)
         self._reading: deque[Job] = deque()
+        self._slices: Counter[str] = Counter()  # number of the last slice that each owner had
         self._counts: Counter[str] = Counter()
         self._stop_at = math.inf
         self._changed = threading.Condition()
@@ -102,10 +102,12 @@ class Engine:
             if not self._open:
                 raise Stopped("the engine is stopped and takes no more requests")
             # What was cancelled while it waited stands here until the next turn, and must keep nobody out.
-            waiting = sum(not job.stream.cancelled for job in self._waiting)
-            if waiting >= self._max_waiting:
+            waiting = Counter(
+                each.owner for each in self._waiting if not each.begun and not each.stream.cancelled
+            )
+            if not has_room(waiting, job.owner, self._max_waiting):
                 self._counts["refused"] += 1
-                raise Full(f"{waiting} requests wait already: try again later")
+                raise Full(f"{waiting.total()} requests wait already: try again later")
             self._waiting.append(job)
             self._unfinished.add(job)
             self._counts["requests"] += 1
@@ -191,41 +193,77 @@ class Engine:
     def _turn(self) -> None:
         """Let requests come and go, read a slice of the prompts, write a token of every text."""
         with self._changed:
-            room = self._max_rows - len(self._reading) - len(self._batch.jobs)
-            self._reading.extend(self._waiting.popleft() for _ in range(min(room, len(self._waiting))))
             left = list(self._unfinished)
         for job in left:
             job.check_time(self._stop_at)
         self._drop()
+        self._share_rows()
         self._batch.join(self._read_slice())
         if self._batch.jobs:
             self._counts["steps"] += 1
             self._batch.step()
 
     def _drop(self) -> None:
-        """End the requests that were cut before their prompt was read."""
+        """End the requests that were cut before their prompt was read. Parked texts that were cut end with the next
+        step, as those in the batch do."""
         with self._changed:
             dropped = [job for job in (*self._waiting, *self._reading) if job.cut]
             self._waiting = deque(job for job in self._waiting if not job.cut)
         self._reading = deque(job for job in self._reading if not job.cut)
+        self._batch.unpark([job for job in dropped if job.feed is not None])
         for job in dropped:
-            job.end()
+            if job.feed is None:
+                job.end()
+
+    def _share_rows(self) -> None:
+        """Give rows to requests that wait, those of the owner with the fewest rows first. Where none is free, the owner with
+        the most gives one up, as long as it still has no fewer than the other: its last request is parked."""
+        if not self._waiting:
+            return
+        running = [*self._reading, *self._batch.jobs]
+        rows = Counter(job.owner for job in running)
+        taken: list[Job] = []
+        parked: list[Job] = []
+        with self._changed:
+            while self._waiting:
+                job = min(self._waiting, key=lambda job: rows[job.owner])  # the first of equals
+                if rows.total() >= self._max_rows:
+                    richest = max(rows, key=lambda owner: rows[owner])
+                    if rows[richest] <= rows[job.owner] + 1:
+                        break
+                    last = next(other for other in reversed(running) if other.owner == richest)
+                    running.remove(last)
+                    rows[richest] -= 1
+                    parked.append(last)
+                self._waiting.remove(job)
+                rows[job.owner] += 1
+                taken.append(job)
+            self._waiting.extendleft(parked)
+        self._reading = deque(job for job in self._reading if job not in parked)
+        if writing := [job for job in parked if job.feed is not None]:
+            self._batch.park(writing)
+        for job in taken:
+            job.begun = True
+        self._reading.extend(job for job in taken if job.feed is None)
+        self._batch.unpark([job for job in taken if job.feed is not None])
 
     def _read_slice(self) -> list[Job]:
-        """Read prompts in turn, a call of each, as far as a slice goes. Returns the jobs whose prompts are read."""
+        """Read prompts as far as a slice goes, a call of each, owners and their prompts in turn. Returns the jobs whose
+        prompts are read."""
         read: list[Job] = []
         spent = 0
         while self._reading:
-            job = self._reading[0]
+            job = min(self._reading, key=lambda job: self._slices[job.owner])
             job.resume(self._cache)
             # A short call costs about as much time as one of the least length.
             cost = 0 if job.is_read else max(job.next_call, self._least_cost)
             if spent and spent + cost > self._prefill_tokens:
                 break
-            self._reading.popleft()
+            self._reading.remove(job)
             spent += cost
             if cost:
                 self._counts["slices"] += 1
+                self._slices[job.owner] = self._counts["slices"]
                 self._counts["tokens_read"] += job.next_call
                 try:
                     job.read(self._model, self._cache)

@@ -1,10 +1,11 @@
-"""One request on its way through the engine: its prompt is read call by call, then its text is written."""
+"""One request on its way through the engine, and all that are being written: a prompt is read call by call, then its text
+is written token by token, in one call of the model with all others."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class Job:
 
     feed: int | None
     """Once the prompt is read: the token for the model to read next, None if the text is over."""
+    begun: bool
+    """Whether it has had a row."""
     cut: Finish | None
     """Why the engine ends the text, whether or not it has come to its own end."""
 
@@ -57,7 +60,8 @@ class Job:
         )
         self.stream = Stream(len(ids), self._row.tokens, listener=listener, wake=wake)
         self._ended = ended
-        self.feed, self.cut = None, None
+        self.owner = request.owner
+        self.feed, self.cut, self.begun = None, None, False
         device = model.embedding.weight.device
         start = model.initial_state(batch_size=1) if request.state is None else request.state
         self.state = start.to(device)
@@ -71,7 +75,7 @@ class Job:
         self._unsent_logprobs: list[TokenLogprob] = []
         inner = list(cuts(len(ids), model.config.segment_len, slice_tokens))
         # What a session goes on with is no beginning that other prompts could share.
-        self._keys = prefix_keys(request.cache_scope, ids, inner) if request.state is None else []
+        self._keys = prefix_keys(request.owner, ids, inner) if request.state is None else []
         self._ends = [*inner, len(ids)] if len(ids) else []
         self._calls = 0
         self._read = 0
@@ -176,6 +180,96 @@ class Job:
         best = logprobs.topk(n_top)
         top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return TokenLogprob(token=token, logprob=float(logprobs[token]), top=top)
+
+
+class Batch:
+    """The texts that are being written, in one state with a row for each: one call of the model reads a token of each.
+
+    Rows are at different places of different texts. They come and go between steps, and only then is the common state
+    put together anew.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._state = model.initial_state(batch_size=0)
+        self.jobs: list[Job] = []
+        """Whose rows they are, in order; each has a token to feed."""
+        self.tokens_written = 0
+        """Tokens drawn since the start."""
+
+    def join(self, jobs: Sequence[Job]) -> None:
+        """Choose the first token of jobs whose prompts are read; take those in that are not over with that."""
+        if not jobs:
+            return
+        logits_BV = torch.stack([job.logits for job in jobs if job.logits is not None])
+        state = StreamState.concat([job.state for job in jobs])
+        staying = self._advance(jobs, logits_BV, state)
+        if staying:
+            self._add([jobs[row] for row in staying], state.select(staying))
+
+    def park(self, jobs: Sequence[Job]) -> None:
+        """Put texts aside where they are; `unpark` goes on with them as if nothing had been."""
+        for row, job in enumerate(self.jobs):
+            if job in jobs:
+                job.state = self._state.select([row])
+        staying = [row for row, job in enumerate(self.jobs) if job not in jobs]
+        self.jobs, self._state = [self.jobs[row] for row in staying], self._state.select(staying)
+
+    def unpark(self, jobs: Sequence[Job]) -> None:
+        """Go on with texts that were put aside."""
+        if jobs:
+            self._add(jobs, StreamState.concat([job.state for job in jobs]))
+
+    def _add(self, jobs: Sequence[Job], state: StreamState) -> None:
+        self.jobs += jobs
+        self._state = StreamState.concat([self._state, state])
+
+    def step(self) -> None:
+        """Let each row read the token it has chosen, and choose its next one. Texts that are over leave."""
+        logits_BV, self._state = self._read()
+        staying = self._advance(self.jobs, logits_BV, self._state)
+        if len(staying) < len(self.jobs):
+            self.jobs = [self.jobs[row] for row in staying]
+            self._state = self._state.select(staying)
+
+    def _read(self) -> tuple[Tensor, StreamState]:
+        """(B, V) float32 logits on the CPU after each row's token, and the state. A row that cannot be read leaves."""
+        tokens_B1 = torch.tensor(
+            [[job.feed] for job in self.jobs], device=self._model.embedding.weight.device
+        )
+        try:
+            logits, state = self._model(tokens_B1, self._state)
+            return logits[:, 0].float().cpu(), state
+        except Exception:
+            _log.exception("a step of %d rows failed: trying each alone", len(self.jobs))
+        read: list[tuple[Job, Tensor, StreamState]] = []
+        for row, job in enumerate(self.jobs):
+            try:
+                logits, state = self._model(tokens_B1[row : row + 1], self._state.select([row]))
+                read.append((job, logits[0, 0].float().cpu(), state))
+            except Exception as error:
+                job.end(error=error)
+        self.jobs = [job for job, _, _ in read]
+        if not read:
+            return torch.empty(0, self._model.config.vocab_size), self._state.select([])
+        return torch.stack([logits for _, logits, _ in read]), StreamState.concat(
+            [state for *_, state in read]
+        )
+
+    def _advance(self, jobs: Sequence[Job], logits_BV: Tensor, state: StreamState) -> list[int]:
+        """Choose each row's next token; end the texts that are over. Returns the rows that have a token to feed."""
+        staying = []
+        for row, job in enumerate(jobs):
+            try:
+                self.tokens_written += job.advance(logits_BV[row])
+            except Exception as error:
+                job.end(error=error)
+                continue
+            if job.feed is None:
+                job.end(state.select([row]), logits_BV[row].clone())
+            else:
+                staying.append(row)
+        return staying
 
 
 def _checked_ids(request: Request, model: LanguageModel) -> NDArray[np.int64]:

@@ -59,8 +59,9 @@ class Request:
     deadline: float | None = None
     """`time.monotonic()` at which the stream is ended with finish "timeout"; None for never."""
 
-    cache_scope: str = ""
-    """Only prompts of the same scope share what was read, so that nobody can find out by timing what others asked."""
+    owner: str = ""
+    """Whose it is. Owners share the rows evenly, and only prompts of one owner share what was read, so that nobody can find
+    out by timing what others asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

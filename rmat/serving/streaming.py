@@ -97,7 +97,7 @@ async def begin(
                     sampling=sampling,
                     max_new_tokens=max_new_tokens,
                     deadline=request.state.deadline,
-                    cache_scope=request.state.owner,
+                    owner=request.state.owner,
                     **settings,
                 )
                 for ids in prompts

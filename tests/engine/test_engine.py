@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from rmat.data.tokenizer import Tokenizer
-from rmat.engine.engine import Engine
+from rmat.engine.engine import Engine, has_room
 from rmat.engine.request import Full, Piece, Stopped, Stream
 from rmat.model import LanguageModel
 from tests.makers.engines import WAIT, alone, ask, calls_of, text_of
@@ -159,6 +160,90 @@ class TestFairness:
             streams = [engine.submit(ask(tokenizer, f"{n}", seed=n)) for n in range(8)]
             assert all(len(text_of(stream)) == 20 for stream in streams)
         assert max(rows for rows, _ in calls) == 3
+
+
+class TestOwners:
+    """One owner cannot make another wait, whatever it asks for."""
+
+    def test_rows_are_given_up_for_another_owner(
+        self, exact_model: LanguageModel, tokenizer: Tokenizer
+    ) -> None:
+        """What is parked goes on where it was: its text is the one that it would get alone."""
+        long = [ask(tokenizer, f"{n}", seed=n, max_new_tokens=150, owner="one") for n in range(6)]
+        with Engine(exact_model, tokenizer, max_rows=4) as engine, calls_of(exact_model) as calls:
+            many = [engine.submit(request) for request in long]
+            for stream in many[:4]:
+                first_piece(stream)
+            few = [engine.submit(ask(tokenizer, "abc", seed=n, owner="other")) for n in range(3)]
+            assert all(len(text_of(stream)) == 20 for stream in few)
+            assert all(stream.finish is None for stream in many)
+            for stream, request in zip(many, long, strict=True):
+                text_of(stream)
+                lone = alone(exact_model, tokenizer, request)
+                assert (stream.tokens, stream.finish) == (lone.tokens, lone.finish)
+                assert stream.state is not None and torch.equal(stream.state.position, lone.state.position)
+        assert max(rows for rows, _ in calls) == 4
+
+    def test_rows_are_shared_evenly(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        with Engine(model, tokenizer, max_rows=6) as engine:
+            streams: list[Stream] = []
+            for owner in ("one", "two", "three"):
+                request = ask(tokenizer, "abc", max_new_tokens=ENDLESS, owner=owner)
+                streams += [engine.submit(request) for _ in range(6)]
+            for first in (12, 13, 6, 7, 0, 1):
+                first_piece(streams[first])
+            before = [len(stream.tokens) for stream in streams]
+            first_piece(streams[0]), first_piece(streams[12])
+            steps = engine.stats()["steps"]
+            while engine.stats()["steps"] < steps + 5:
+                time.sleep(0.01)
+            grown = [len(stream.tokens) > length for stream, length in zip(streams, before, strict=True)]
+            assert [sum(grown[start : start + 6]) for start in (0, 6, 12)] == [2, 2, 2]
+
+    @pytest.mark.parametrize("end", ["cancelled", "timeout", "stopped"])
+    def test_a_parked_text_can_end(self, model: LanguageModel, tokenizer: Tokenizer, end: str) -> None:
+        endless = ask(tokenizer, "abc", max_new_tokens=ENDLESS, close_turn=True, owner="one")
+        engine = Engine(model, tokenizer, max_rows=2)
+        try:
+            soon = time.monotonic() + 1.0
+            deadline = soon if end == "timeout" else None
+            one = [first_piece(engine.submit(replace(endless, deadline=deadline))) for _ in range(2)]
+            other = first_piece(engine.submit(replace(endless, owner="other")))
+            assert engine.stats()["waiting"] == 1
+            if end == "cancelled":
+                one[1].cancel()
+            elif end == "stopped":
+                engine.stop(0.0)
+            text_of(one[1])
+            assert one[1].finish == end and one[1].closed and one[1].state is not None
+            read = one[1].prompt_tokens + one[1].completion_tokens + 1
+            assert one[1].state.position.tolist() == [read], "a session can be saved"
+            other.cancel()
+        finally:
+            engine.stop()
+
+    def test_prompts_are_read_in_turn_of_their_owners(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        long = [engine.submit(ask(tokenizer, letter * 20_000, owner="one")) for letter in "xyz"]
+        short = engine.submit(ask(tokenizer, "a" * 300, owner="other", max_new_tokens=1))
+        text_of(short)
+        read = engine.stats()["tokens_read"]
+        assert read < 301 * 2 + 3 * 32 * 4 and all(stream.finish is None for stream in long)
+
+    def test_the_queue_is_shared(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        endless = ask(tokenizer, "abc", max_new_tokens=ENDLESS, owner="one")
+        with Engine(model, tokenizer, max_rows=2, max_waiting=4) as engine:
+            for _ in range(2):
+                first_piece(engine.submit(endless))
+            for _ in range(4):
+                engine.submit(endless)
+            with pytest.raises(Full):
+                engine.submit(endless)
+            assert len(text_of(engine.submit(replace(endless, owner="other", max_new_tokens=20)))) == 20
+
+    def test_shares(self) -> None:
+        assert has_room({}, "a", 1) and not has_room({"a": 1}, "a", 1)
+        assert has_room({"a": 4}, "b", 4) and has_room({"a": 4, "b": 1}, "b", 4)
+        assert not has_room({"a": 4, "b": 2}, "b", 4) and not has_room({"a": 4, "b": 2}, "a", 4)
 
 
 class TestEnds:

@@ -67,7 +67,7 @@ class TestPrefixReuse:
         request = ask(tokenizer, SYSTEM)
         with Engine(model, tokenizer) as engine:
             for scope, hit in (("a", False), ("b", False), ("a", True), ("", False)):
-                stream = engine.submit(replace(request, cache_scope=scope))
+                stream = engine.submit(replace(request, owner=scope))
                 text_of(stream)
                 assert (stream.cached_tokens > 0) == hit
 
@@ -76,7 +76,7 @@ class TestPrefixReuse:
     ) -> None:
         request = ask(tokenizer, SYSTEM * 4)
         with Engine(model, tokenizer, prefill_tokens=16) as engine:
-            streams = [engine.submit(replace(request, cache_scope="x")) for _ in range(4)]
+            streams = [engine.submit(replace(request, owner="x")) for _ in range(4)]
             texts = {text_of(stream) for stream in streams}
             assert len(texts) == 1
             assert engine.stats()["tokens_read"] < 2 * len(request.ids)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rmat.data.tokenizer import Tokenizer
-from rmat.engine.batch import Batch
 from rmat.engine.engine import Engine
+from rmat.engine.job import Batch
 from rmat.engine.request import Stopped, Stream
 from rmat.model import LanguageModel, StreamState
 from tests.makers.engines import alone, ask, calls_of, text_of

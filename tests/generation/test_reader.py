@@ -108,7 +108,6 @@ def test_another_default_device_does_not_matter(model: LanguageModel) -> None:
 READERS = (
     "generation/reader.py",
     "engine/job.py",
-    "engine/batch.py",
     "evaluation/speed.py",
     "training/step.py",
 )
