@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Writes many texts at once with one model. `submit`, `stats` and what a `Stream` offers are for any thread.
 
-    From the start to `stop`, the model is in evaluation mode and must not be trained. As a context manager, the
-    engine is stopped at the end of the block without grace.
+    It reads without dropout, whatever mode the model is in. As a context manager, it is stopped at the end of the block
+    without grace.
 
     Args:
         model: on any device.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rmat.engine.prefix_cache import PrefixCache, cuts, prefix_keys
 from rmat.engine.request import Finish, Piece, Request, Stream, TokenLogprob
+from rmat.generation.reader import check_finite
 from rmat.generation.row import Row, TextCodec
 from rmat.generation.stream import check_start
 from rmat.model import LanguageModel, StreamState
@@ -139,6 +140,9 @@ class Job:
             self._send(self._row.show(token))
             self.feed = token
             return True
+        check_finite(
+            logits
+        )  # `draw` has looked at those that it draws from; nobody shall go on from broken ones
         ended = bool(self._row.tokens) and self._row.tokens[-1] == self._turn_end
         close = self._close_turn and not ended and not self.stream.closed
         self.feed = self._turn_end if close else None

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.engine.request import Piece, Request, Stream, TokenLogprob
+from rmat.generation.reader import NotFiniteError
 from rmat.generation.sampling import SamplingConfig
 from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
@@ -266,6 +267,9 @@ def _event(value: dict[str, Any]) -> str:
 
 def _require_answer(stream: Stream) -> None:
     """Raise ApiError where a stream ended without an answer."""
+    if isinstance(stream.error, NotFiniteError):
+        message = "the model's numbers are not finite: its weights or this session's state are damaged"
+        raise ApiError(500, message, code="not_finite")
     if stream.finish == "error":
         raise stream.error or RuntimeError("the engine failed")
     if stream.state is None:

@@ -322,11 +322,18 @@ class TestEnds:
         assert waiting.state is None
 
     def test_the_model_is_left_as_it_was(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        """Texts are written without dropout and noise, also of a model that another thread trains."""
+        request = ask(tokenizer, "abc")
+        expected = alone(model, tokenizer, request).text
         model.train()
         try:
             with Engine(model, tokenizer) as engine:
-                text_of(engine.submit(ask(tokenizer, "abc")))
-                assert not model.training
-            assert model.training
+                assert text_of(engine.submit(request)) == expected
+                assert model.training
         finally:
             model.eval()
+
+    def test_another_default_device_does_not_matter(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        expected = alone(model, tokenizer, ask(tokenizer, "abc")).text
+        with torch.device("meta"), Engine(model, tokenizer) as engine:
+            assert text_of(engine.submit(ask(tokenizer, "abc"))) == expected

@@ -15,6 +15,8 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.engine.job import Batch
 from rmat.engine.request import Stopped, Stream
+from rmat.generation.reader import NotFiniteError
+from rmat.generation.sampling import SamplingConfig
 from rmat.model import LanguageModel, StreamState
 from tests.makers.engines import alone, ask, calls_of, text_of
 
@@ -54,14 +56,20 @@ class TestOneRequest:
         assert bad.error.__traceback__ is None, "its frames would hold tensors"
         assert len(bad_text) == len(bad.tokens) == max(0, place - 30)
 
-    def test_numbers_that_are_none(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+    @pytest.mark.parametrize(
+        "options", [{}, {"max_new_tokens": 0}, {"sampling": SamplingConfig(temperature=0)}]
+    )
+    def test_numbers_that_are_none(
+        self, model: LanguageModel, tokenizer: Tokenizer, options: dict[str, Any]
+    ) -> None:
+        """They end the text, also where it is only read: nobody gets a state to go on from."""
         good = ask(tokenizer, "abc", max_new_tokens=30)
         with Engine(model, tokenizer) as engine:
             stream = engine.submit(good)
-            bad = engine.submit(replace(good, state=broken_state(model)))
+            bad = engine.submit(replace(good, state=broken_state(model), **options))
             text_of(bad)
             assert text_of(stream) == alone(model, tokenizer, good).text
-        assert bad.finish == "error"
+        assert bad.finish == "error" and bad.state is None and isinstance(bad.error, NotFiniteError)
 
     def test_a_failed_step_is_tried_again_for_each_row(
         self, model: LanguageModel, tokenizer: Tokenizer

@@ -51,14 +51,18 @@ def model(seed: int = 0) -> LanguageModel:
 
 @contextmanager
 def running_app(
-    folder: Path, *, seed: int = 0, engine: dict[str, Any] | None = None, **options: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    of: LanguageModel | None = None,
+    engine: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[FastAPI]:
-    """An app whose sessions are in `folder`, with `options` of `create_app` and of the engine."""
-    store_of = functools.cache(lambda owner: SessionStore(folder / owner))
-    with Engine(model(seed), tokenizer(), **(engine or {})) as running:
-        yield create_app(
-            running, store_of, model=model(seed), tokenizer=tokenizer(), model_name=NAME, **options
-        )
+    """An app of `model(seed)`, or of a model, whose sessions are in `folder`, with `options` of `create_app` and of the
+    engine."""
+    store_of, served = functools.cache(lambda owner: SessionStore(folder / owner)), of or model(seed)
+    with Engine(served, tokenizer(), **(engine or {})) as running:
+        yield create_app(running, store_of, model=served, tokenizer=tokenizer(), model_name=NAME, **options)
 
 
 @contextmanager

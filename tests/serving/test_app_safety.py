@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import json
 import logging
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
@@ -21,7 +23,7 @@ from rmat.serving.limits import LOOPBACK_HOSTS, Limits
 from rmat.serving.openai_types import ChatBody, CompletionBody
 from rmat.serving.page import FILE, page_routes
 from rmat.serving.session_routes import NameBody, ReadBody
-from tests.makers.servers import message, running_app, running_client, running_server
+from tests.makers.servers import message, model, running_app, running_client, running_server
 
 JSON = {"content-type": "application/json"}
 BODY = {"prompt": "x", "max_tokens": 2}
@@ -308,6 +310,21 @@ def test_what_goes_wrong_in_the_model_stays_inside(
         body = json.loads(answer.text.removeprefix("data: "))
         assert answer.headers["x-request-id"] in message(body) and body["error"]["type"] == "server_error"
         assert answer.status_code == (200 if stream else 500) and "secret" not in answer.text
+        assert client.get("/v1/sessions/a").status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_whose_numbers_broke_is_told_of(tmp_path: Path, stream: bool) -> None:
+    broken = copy.deepcopy(model())
+    torch.nn.init.constant_(broken.norm.weight, float("nan"))
+    with running_client(tmp_path, of=broken) as client:
+        for path, body in (
+            ("/v1/completions", {**BODY, "stream": stream, "temperature": 0}),
+            ("/v1/sessions", {"name": "a"}),
+        ):
+            answer = client.post(path, json=body)
+            told = message(json.loads(answer.text.removeprefix("data: ")))
+            assert "not finite" in told and answer.status_code == (200 if "data: " in answer.text else 500)
         assert client.get("/v1/sessions/a").status_code == 404
 
 
