@@ -9,7 +9,7 @@ from rmat.cli.loading import DEVICES
 from rmat.cli.parsing import Parser, add_command, add_json
 
 if TYPE_CHECKING:
-    from rmat.model.choices import Eviction
+    from rmat.model.config import Eviction
     from rmat.model.language_model import MemoryMode
 
 MEMORY_MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
-import math
-from typing import Any, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from rmat.model.choices import (
-    CHOICES,
-    MLP,
-    Eviction,
-    Fusion,
-    Gate,
-    GateGradient,
-    MemoryPosition,
-    MemoryRead,
-    Norm,
-    Projections,
-    Stream,
-    WriteFrom,
-    Writer,
-)
+from rmat.settings import check, choice, field_types, known_keywords, nearest, number, refuse, whole
 
-_POSITIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "segment_len", "chunk_len", "d_ff")
+Stream = Literal["full", "chunked", "memory"]
+Eviction = Literal["oldest", "weakest"]
+
 TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
 _LATER = {"memory_layers": None, "memory_read": "softmax", "eviction": "oldest"}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
 
 
+@known_keywords()
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of one model. Raises `ValueError` that names the field, its value and the remedy."""
 
     vocab_size: int
-    """Number of token ids V; tokens are integers in [0, V)."""
+    """Number of token ids V, at least 1; tokens are integers in [0, V)."""
     d_model: int
     """Width E of the residual stream."""
     n_layers: int
@@ -55,43 +44,52 @@ class ModelConfig:
     """Which of the paper's three attention streams a block has; any non-empty subset."""
     memory_layers: tuple[int, ...] | None = None
     """Blocks, counted from 0, that have the memory stream; None: all. The others have the local streams only."""
-    projections: Projections = "separate"
+    projections: Literal["separate", "shared"] = "separate"
     """Whether the local streams (full, chunked) own their query/key/value projections or share one set."""
-    writer: Writer = "mean"
-    """What a closed segment offers to the memory: its mean, learned pooling queries, selected tokens, or all."""
+    writer: Literal["mean", "pool", "select", "all"] = "mean"
+    """What a segment offers to the memory when it is complete: the mean of its token vectors, weighted means by learned
+    queries, the tokens with the best scores, or every token."""
     writes_per_segment: int = 1
-    """Candidates W that a segment offers at most; 1 for "mean", segment_len for "all"."""
+    """Most vectors W that a segment offers, from 1 to segment_len; 1 for "mean", segment_len for "all"."""
     n_slots: int = 32
-    """Slots M of a layer's memory bank."""
-    gate: Gate = "gru"
-    """Write gate: none, the paper's recurrent GRU gate, push (a write may be refused), or both."""
-    gate_gradient: GateGradient = "logit"
-    """How the scores of writes learn: through what log g adds to a slot's logit, or as if its value were times g."""
+    """Slots M of a layer's memory bank, at least writes_per_segment."""
+    gate: Literal["none", "gru", "push", "both"] = "gru"
+    """Write gate. "gru": a vector is mixed with the newest one in the bank, as in the paper. "push": a vector enters only
+    if sigmoid(score) > 1/2. "both", or "none"."""
+    gate_gradient: Literal["logit", "value"] = "logit"
+    """How the score of a write is trained: by the gradient of log g in its slot's attention logit, or by the gradient of
+    a factor g on its slot's value. The numbers computed are the same."""
     gate_bias: float = 1.0
-    """Score of a write at the start: above 0 tokens enter until useless, below by `gate_noise` alone until useful."""
+    """Bias of the score of a write at the start of training, any number. Above 0 most tokens enter at first; below 0 few
+    do, and `gate_noise` decides which are tried."""
     gate_noise: float = 0.0
-    """Standard deviation of the normal noise on the scores of writes in training: what is refused is tried at times."""
+    """Standard deviation, at least 0, of normal noise on the scores of writes in training. With noise, tokens near the
+    threshold are sometimes written, so that their scores get a gradient."""
     write_cost: float = 0.0
-    """What training pays for every token that enters a bank, times its g, in the unit of the loss."""
+    """Price of a write in training, at least 0: this times the sum of g over all written vectors is added to the loss."""
     write_budget: float = 0.0
-    """Share of a call's tokens that may enter for nothing: `write_cost` begins there, in full at twice that share."""
-    write_from: WriteFrom = "output"
-    """Whether candidates are taken from the block's input (parallel over segments) or its output (the paper)."""
-    memory_position: MemoryPosition = "none"
-    """What a slot's key learns about its place: nothing, its rank in the bank, or its age in segments."""
-    memory_read: MemoryRead = "softmax"
-    """How slots share a query: by softmax, or newest first, each taking its share of what the newer ones left."""
+    """Share of a call's tokens, at least 0, up to which writes are free. `write_cost` rises from there and is full at
+    twice that share. 0: every write has its price."""
+    write_from: Literal["input", "output"] = "output"
+    """Whether vectors for the memory are taken from the block's input (all segments in parallel) or from its output (one
+    segment after the other, the paper)."""
+    memory_position: Literal["none", "rank", "age"] = "none"
+    """What is added to a slot's key: nothing, a learned vector by its rank in the bank, or one by its age in segments."""
+    memory_read: Literal["softmax", "stick_breaking"] = "softmax"
+    """Weights of the slots for a query: softmax, or stick-breaking from the newest slot to the oldest (each takes the
+    sigmoid of its logit from what the newer ones left)."""
     eviction: Eviction = "oldest"
-    """What a full bank gives up: its oldest slot (first in, first out), or the oldest of those with the weakest gate."""
+    """Which slot a full bank drops: the oldest (first in, first out), or the oldest of those with the least g."""
     null_slot: bool = False
-    """A learned slot that lets a query find nothing."""
-    fusion: Fusion = "scalar"
-    """How the streams are mixed: a learned scalar, one per head, one per token and head, or one joint softmax."""
+    """Whether there is a learned slot beside the bank, which takes the weight of a query that finds nothing."""
+    fusion: Literal["scalar", "head", "token", "joint"] = "scalar"
+    """Weights of the streams: a learned number per stream, one per stream and head, a linear map of the token, or none
+    but one softmax over the keys of all streams."""
     rope_theta: float | tuple[float, ...] = 10000.0
-    """Base of the rotary frequencies: one for all query heads, or one per query head (equal inside a group)."""
-    norm: Norm = "layernorm"
-    """Pre-normalisation of both sub-layers and of the output."""
-    mlp: MLP = "gelu"
+    """Base of the rotary frequencies, above 1: one for all query heads, or one per query head (equal in a group)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before both sub-layers and before the output head."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
     """Feed-forward network."""
     d_ff: int
     """Hidden width F of the feed-forward network."""
@@ -100,7 +98,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     """Whether the output head uses the embedding matrix."""
     dropout: float = 0.0
-    """Probability of dropping a value of a sub-layer's output in training, in [0, 1)."""
+    """Probability, in [0, 1), that a value of a sub-layer's output is dropped in training."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.streams, (list, tuple)) or not all(isinstance(s, str) for s in self.streams):
@@ -109,43 +107,32 @@ class ModelConfig:
         if isinstance(self.memory_layers, list):
             object.__setattr__(self, "memory_layers", tuple(self.memory_layers))
         theta: Any = self.rope_theta
-        if isinstance(theta, (list, tuple)):
-            object.__setattr__(self, "rope_theta", tuple(float(t) if _is_number(t) else t for t in theta))
-        elif _is_number(theta):
-            object.__setattr__(self, "rope_theta", float(theta))  # 10000 and 10000.0 are one configuration
-        for name in (*_POSITIVE, "writes_per_segment", "n_slots"):
-            self._integer(name, 1)
-        for name in ("chunk_lookback", "conv_width"):
-            self._integer(name, 0)
-        for name in ("null_slot", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
+        several = isinstance(theta, (list, tuple))
+        bases = tuple(number("ModelConfig.rope_theta", t, above=1) for t in (theta if several else [theta]))
+        object.__setattr__(self, "rope_theta", bases if several else bases[0])
+        for name, kind in _kinds().items():
+            if kind is int:
+                check(self, "ModelConfig", name, whole, 0 if name in ("chunk_lookback", "conv_width") else 1)
+            elif kind is bool and not isinstance(getattr(self, name), bool):
                 self._refuse(name, "choose true or false")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                self._refuse(name, f"choose one of {', '.join(choices)}")
+            elif get_origin(kind) is Literal:
+                check(self, "ModelConfig", name, choice, get_args(kind))
         self._check_heads()
         self._check_streams()
         if self.has_memory:
             self._check_memory()
-        for name in ("gate_noise", "write_cost", "write_budget"):
-            if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < math.inf:
-                self._refuse(name, "choose a number of at least 0")
+        check(self, "ModelConfig", ("gate_noise", "write_cost", "write_budget"), number, 0)
         if self.write_budget and not self.write_cost:
             self._refuse("write_budget", "it says where write_cost begins: set that too, such as 0.001")
-        if not _is_number(self.gate_bias) or not math.isfinite(self.gate_bias):
-            self._refuse("gate_bias", "choose a number, such as 1.0")
-        if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
-            self._refuse("dropout", "choose a probability in [0, 1)")
+        check(self, "ModelConfig", "gate_bias", number)
+        check(self, "ModelConfig", "dropout", number, 0, below=1)
 
     def _check_heads(self) -> None:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             self._refuse("n_heads", f"d_model={self.d_model} must be n_heads times an even head width")
         if self.n_heads % self.n_kv_heads:
             self._refuse("n_kv_heads", f"choose a divisor of n_heads={self.n_heads}")
-        thetas = self.rope_theta if isinstance(self.rope_theta, tuple) else (self.rope_theta,)
-        if any(not _is_number(theta) or not 1.0 < theta < math.inf for theta in thetas):
-            self._refuse("rope_theta", "choose bases above 1")
-        if isinstance(self.rope_theta, tuple):
+        if isinstance(thetas := self.rope_theta, tuple):
             group = self.n_heads // self.n_kv_heads
             if len(thetas) != self.n_heads:
                 self._refuse("rope_theta", f"give one base, or n_heads={self.n_heads} of them")
@@ -190,13 +177,8 @@ class ModelConfig:
         if self.writes_per_segment > self.n_slots:
             self._refuse("writes_per_segment", f"choose at most n_slots={self.n_slots}, or more slots")
 
-    def _integer(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._refuse(name, f"choose an integer of at least {least}")
-
-    def _refuse(self, name: str, remedy: str) -> None:
-        raise ValueError(f"ModelConfig.{name}={getattr(self, name)!r} is not possible: {remedy}")
+    def _refuse(self, name: str, remedy: str) -> NoReturn:
+        refuse(f"ModelConfig.{name}", getattr(self, name), remedy)
 
     @property
     def head_dim(self) -> int:
@@ -255,8 +237,7 @@ class ModelConfig:
             raise ValueError(f"ModelConfig.from_dict takes a dict of fields, not {type(values).__name__}")
         refuse_unknown(values)
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in values]
-        if missing:
+        if missing := [name for name in required if name not in values]:
             raise ValueError(
                 f"ModelConfig lacks {', '.join(missing)}: give every field, or use ModelConfig.preset"
             )
@@ -271,7 +252,7 @@ class ModelConfig:
         """
         from rmat.model.presets import resolve
 
-        refuse_unknown(overrides)
+        refuse_unknown(overrides, also=("variant",))
         return cls(**resolve(size, variant, overrides))
 
     def fingerprint(self) -> str:
@@ -281,14 +262,15 @@ class ModelConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return field_types(ModelConfig)
 
 
-def refuse_unknown(values: dict[str, Any]) -> None:
-    """Raise `ValueError` with the nearest valid name when `values` has a key that is no field of `ModelConfig`."""
-    names = [field.name for field in dataclasses.fields(ModelConfig)]
+def refuse_unknown(values: dict[str, Any], also: Iterable[str] = ()) -> None:
+    """Raise `ValueError` with the nearest valid name when `values` has a key that is no field of `ModelConfig`; `also`
+    are names that were meant for the caller."""
     for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
-            raise ValueError(f"ModelConfig has no field {key!r}: did you mean {near[0]!r}?")
+        if key not in _kinds():
+            near = nearest(str(key), [*_kinds(), *also])
+            raise ValueError(f"ModelConfig has no field {key!r}: did you mean {near!r}?")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from rmat.model.block import Block
 from rmat.model.call import Call
-from rmat.model.choices import Eviction
-from rmat.model.config import ModelConfig
+from rmat.model.config import Eviction, ModelConfig
 from rmat.model.evaluating import is_training
 from rmat.model.initialization import initialize
 from rmat.model.layout import Layout
@@ -20,6 +19,7 @@ from rmat.model.parameters import linear, norm
 from rmat.model.slots import MemoryMode as MemoryMode
 from rmat.model.state import StreamState, initial_state
 from rmat.ops.fifo import take_rows
+from rmat.settings import known_keywords
 
 Schedule = Literal["auto", "parallel", "sequential"]
 
@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
             self.head = linear(config.d_model, config.vocab_size)
         initialize(self)
 
+    @known_keywords()
     def forward(
         self,
         tokens: Tensor,
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
             logits = torch.where(valid[..., None], logits, 0.0)
         return logits, state
 
+    @known_keywords()
     def hidden(
         self,
         tokens: Tensor,

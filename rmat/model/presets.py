@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
+
+from rmat.settings import nearest
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(vocab_size=1024, d_model=128, n_layers=4, n_heads=4, segment_len=128),
@@ -56,7 +57,7 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
     key/value heads with the heads, the feed-forward width with d_model. Raises `ValueError` on an unknown name."""
     for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            near = nearest(str(name), known)
             raise ValueError(f"no preset {kind} {name!r}: did you mean {near!r}? ({', '.join(known)} exist)")
     fields = {**SIZES[size], **VARIANTS[variant], **overrides}
     paper = variant == "paper"

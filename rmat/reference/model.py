@@ -1,19 +1,26 @@
-"""The whole model for one document, token by token: reads a model's parameters by name, computes with loops.
+"""The whole model for one document, token by token, from parameters by name: chapter one, with `loops.py`.
 
-Nothing of `rmat.model` runs here but the parameters' storage, so an error there cannot hide in the expectation.
+    x  = conv(norm(h))                     the block input
+    h' = h + W_o fuse(A_full(x), A_chunk(x), A_mem(x))
+    h" = h' + mlp(norm(h'))                the block output
+    bank <- writer and gate of x or h"     when a segment closes
+
+Nothing of `rmat.model` runs here but the configuration's arithmetic, so an error there cannot hide in the expectation.
 Layers may be computed one after the other because each reads and writes only its own bank.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rmat.model import LanguageModel, ModelConfig
+from rmat.model.config import ModelConfig
 from rmat.reference import loops as ref
 
-AGE_BUCKETS = 24
+AGE_PLACES = 24  # of memory_position="age"
+Parameters = Mapping[str, Tensor]
 
 
 @dataclass
@@ -25,15 +32,20 @@ class LayerMemory:
     pushed: list[int] = field(default_factory=list)
 
 
-def reference_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """Logits (T, V) of one document `tokens` (T,), differentiable with respect to the model's parameters."""
-    return reference_run(model, tokens)[0]
+def reference_logits(config: ModelConfig, parameters: Parameters, tokens: Tensor) -> Tensor:
+    """Logits (T, V) of one document `tokens` (T,), differentiable with respect to the parameters."""
+    return reference_run(config, parameters, tokens)[0]
 
 
-def reference_run(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[LayerMemory]]:
-    """Logits (T, V), and every layer's memory after the document's last token."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    config = model.config
+def reference_run(
+    config: ModelConfig, parameters: Parameters, tokens: Tensor
+) -> tuple[Tensor, list[LayerMemory]]:
+    """Logits (T, V), and every layer's memory after the document's last token.
+
+    Args:
+        parameters: by the names of `LanguageModel.named_parameters`, such as "blocks.0.memory.key.weight".
+        tokens: (T,) int64.
+    """
     h = torch.stack([parameters["embedding.weight"][token] for token in tokens.tolist()])
     memories = []
     for layer in range(config.n_layers):
@@ -45,7 +57,7 @@ def reference_run(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[La
     return torch.stack([head @ _norm(config, parameters, "norm", vector) for vector in h]), memories
 
 
-def _block(config: ModelConfig, own: dict[str, Tensor], h: Tensor) -> tuple[Tensor, LayerMemory]:
+def _block(config: ModelConfig, own: Parameters, h: Tensor) -> tuple[Tensor, LayerMemory]:
     x = torch.stack([_norm(config, own, "norm", vector) for vector in h])
     if config.conv_width:
         x = ref.causal_depthwise_convolution(x, own["convolution.weight"].flip(0).T)
@@ -63,7 +75,7 @@ def _block(config: ModelConfig, own: dict[str, Tensor], h: Tensor) -> tuple[Tens
     return torch.stack(outputs), memory
 
 
-def _norm(config: ModelConfig, own: dict[str, Tensor], name: str, vector: Tensor) -> Tensor:
+def _norm(config: ModelConfig, own: Parameters, name: str, vector: Tensor) -> Tensor:
     weight = own[f"{name}.weight"]
     if config.norm == "rmsnorm":
         return vector / torch.sqrt((vector * vector).mean() + 1e-6) * weight
@@ -71,7 +83,7 @@ def _norm(config: ModelConfig, own: dict[str, Tensor], name: str, vector: Tensor
     return centred / torch.sqrt((centred * centred).mean() + 1e-5) * weight + own[f"{name}.bias"]
 
 
-def _feedforward(config: ModelConfig, own: dict[str, Tensor], vector: Tensor) -> Tensor:
+def _feedforward(config: ModelConfig, own: Parameters, vector: Tensor) -> Tensor:
     if config.mlp == "swiglu":
         gate = own["feedforward.gate.weight"] @ vector
         return own["feedforward.down.weight"] @ (
@@ -84,9 +96,7 @@ def _feedforward(config: ModelConfig, own: dict[str, Tensor], vector: Tensor) ->
     )
 
 
-def _project(
-    config: ModelConfig, own: dict[str, Tensor], name: str, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _project(config: ModelConfig, own: Parameters, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def split(part: str, heads: int) -> Tensor:
         rows = [(own[f"{name}.{part}.weight"] @ vector).view(heads, config.head_dim) for vector in x]
         return torch.stack(rows)
@@ -96,7 +106,7 @@ def _project(
 
 def _attend(
     config: ModelConfig,
-    own: dict[str, Tensor],
+    own: Parameters,
     projected: dict[str, tuple[Tensor, Tensor, Tensor]],
     memory: LayerMemory,
     x: Tensor,
@@ -135,9 +145,7 @@ def _attend(
     return ref.fuse(parts, [_fusion_score(config, own, x[p], stream, head) for stream in range(len(parts))])
 
 
-def _fusion_score(
-    config: ModelConfig, own: dict[str, Tensor], vector: Tensor, stream: int, head: int
-) -> Tensor:
+def _fusion_score(config: ModelConfig, own: Parameters, vector: Tensor, stream: int, head: int) -> Tensor:
     if config.fusion == "scalar":
         return own["fusion.logits"][stream]
     if config.fusion == "head":
@@ -146,7 +154,7 @@ def _fusion_score(
     return (own["fusion.map.weight"][row] * vector).sum() + own["fusion.map.bias"][row]
 
 
-def _read_newest(config: ModelConfig, own: dict[str, Tensor], slots: list[ref.Entry], head: int) -> Tensor:
+def _read_newest(config: ModelConfig, own: Parameters, slots: list[ref.Entry], head: int) -> Tensor:
     bias = own["memory.read_bias"][head]
     rest = bias.new_zeros(config.head_dim)
     if config.null_slot:
@@ -155,7 +163,7 @@ def _read_newest(config: ModelConfig, own: dict[str, Tensor], slots: list[ref.En
 
 
 def _memory_entries(
-    config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, x: Tensor, p: int, head: int
+    config: ModelConfig, own: Parameters, memory: LayerMemory, x: Tensor, p: int, head: int
 ) -> list[ref.Entry]:
     query = (own["memory.query.weight"] @ x[p]).view(config.n_heads, config.head_dim)
     null = None
@@ -170,14 +178,12 @@ def _memory_entries(
         elif config.memory_position == "age":
             start = ref.segment_start(p, config.segment_len)
             offsets.append(
-                own["memory.place_key"][ref.age_bucket(start, slot.position, config.segment_len, AGE_BUCKETS)]
+                own["memory.place_key"][ref.age_bucket(start, slot.position, config.segment_len, AGE_PLACES)]
             )
     return ref.memory_entries(query, memory.slots, head, offsets=offsets, null=null)
 
 
-def _write(
-    config: ModelConfig, own: dict[str, Tensor], memory: LayerMemory, left: Tensor, start: int
-) -> None:
+def _write(config: ModelConfig, own: Parameters, memory: LayerMemory, left: Tensor, start: int) -> None:
     """What a closed segment pushes: `left` (S, E) are its vectors, `start` its first token."""
     scorer = None
     if config.scores_writes:

@@ -18,7 +18,7 @@ SAMPLED = sampled_cases(24)
 def test_logits_equal_the_reference(name: str) -> None:
     model = make_model(SAMPLED.get(name, name), seed=len(name))
     tokens = make_tokens(1, 4 * model.config.segment_len + 3, seed=7)
-    expected = reference_logits(model, tokens[0])
+    expected = reference_logits(model.config, dict(model.named_parameters()), tokens[0])
     for schedule in schedules_of(model.config):
         logits, _ = model(tokens, schedule=schedule)
         assert_close(logits[0], expected, f"logits of the {schedule} schedule")
@@ -29,7 +29,11 @@ def test_gradients_equal_the_reference(name: str) -> None:
     model = make_model(name, seed=3)
     tokens = make_tokens(1, 2 * model.config.segment_len + 5, seed=8)
     weights = torch.randn(tokens.shape[1], model.config.vocab_size, dtype=torch.float64)
-    expected = dict(gradients(model, (reference_logits(model, tokens[0]) * weights).sum()))
+    expected = dict(
+        gradients(
+            model, (reference_logits(model.config, dict(model.named_parameters()), tokens[0]) * weights).sum()
+        )
+    )
     for schedule in schedules_of(model.config):
         logits, _ = model(tokens, schedule=schedule)
         for parameter, gradient in gradients(model, (logits[0] * weights).sum()):

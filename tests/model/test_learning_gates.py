@@ -33,7 +33,11 @@ def test_gradients_equal_those_of_the_loops(case: str, gradient: str) -> None:
     model = make_model({"gate_gradient": gradient, **LEARNING[case]}, seed=5)
     tokens = make_tokens(1, 2 * model.config.segment_len + 4, seed=9)
     weights = torch.randn(tokens.shape[1], model.config.vocab_size, dtype=torch.float64)
-    expected = dict(gradients(model, (reference_logits(model, tokens[0]) * weights).sum()))
+    expected = dict(
+        gradients(
+            model, (reference_logits(model.config, dict(model.named_parameters()), tokens[0]) * weights).sum()
+        )
+    )
     scores = [name for name in expected if "writer.score" in name]
     assert scores and any(float(expected[name].abs().max()) > 1e-6 for name in scores), "nothing to compare"
     for schedule in schedules_of(model.config):
@@ -119,7 +123,7 @@ def test_noise_lets_shut_gates_open_now_and_then() -> None:
 @pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), "much", True])
 def test_impossible_noise_is_refused(noise: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"ModelConfig.gate_noise=.* is not possible: choose a number of at least 0"
+        ValueError, match=r"ModelConfig.gate_noise=.* is not possible: give a number of at least 0"
     ):
         config_of(gate_noise=noise)
 
