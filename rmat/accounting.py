@@ -24,8 +24,8 @@ class Accounting:
     state_bytes: int
     """Bytes of a row's state in float32, however much was read."""
     horizon_tokens: int | None
-    """How far back in tokens the memory (or, without one, local attention) surely reaches; None if it depends on the
-    content. What further blocks pass on from earlier tokens is not counted."""
+    """How far back in tokens the memory (or, without one, local attention) surely reaches; None if it
+    depends on the content. What further blocks pass on from earlier tokens is not counted."""
     horizon: str
     """The horizon in words."""
 
@@ -100,6 +100,6 @@ def _horizon(config: ModelConfig) -> tuple[int | None, str]:
         return None, "depends on content: a slot stays until n_slots later writes pass the gate"
     segments = config.n_slots // config.writes_per_segment
     return segments * config.segment_len, (
-        f"{segments * config.segment_len} tokens: {config.n_slots} slots / {config.writes_per_segment} writes "
-        f"= {segments} segments of {config.segment_len}"
+        f"{segments * config.segment_len} tokens: {config.n_slots} slots / {config.writes_per_segment} "
+        f"writes = {segments} segments of {config.segment_len}"
     )

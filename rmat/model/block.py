@@ -65,7 +65,8 @@ class Block(nn.Module):
     def _attend(
         self, x_BTE: Tensor, bank: Slots | None, state: LayerState, call: Call
     ) -> tuple[Tensor, dict[str, KeyValues]]:
-        """The streams of `config.streams`, fused: (B, T, H, D). Also the keys and values that are held afterwards."""
+        """The streams of `config.streams`, fused: (B, T, H, D). Also the keys and values that are held
+        afterwards."""
         local, held = {}, {}
         for name, projection in self.local.items():
             kept = "chunked" if name == "chunked" else "full"

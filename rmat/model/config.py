@@ -16,7 +16,8 @@ Eviction = Literal["oldest", "weakest"]
 
 TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
 _LATER = {"memory_layers": None, "memory_read": "softmax", "eviction": "oldest"}
-"""Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files load."""
+"""Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files
+load."""
 
 
 @known_keywords()
@@ -31,7 +32,8 @@ class ModelConfig:
     n_layers: int
     """Number of blocks."""
     n_heads: int
-    """Query heads H of every stream; divides d_model, and d_model / n_heads is even (rotary works on pairs)."""
+    """Query heads H of every stream; divides d_model, and d_model / n_heads is even (rotary works on
+    pairs)."""
     n_kv_heads: int
     """Key/value heads K of every stream; divides n_heads (grouped-query attention when smaller)."""
     segment_len: int
@@ -43,50 +45,56 @@ class ModelConfig:
     streams: tuple[Stream, ...] = ("full", "chunked", "memory")
     """Which of the paper's three attention streams a block has; any non-empty subset."""
     memory_layers: tuple[int, ...] | None = None
-    """Blocks, counted from 0, that have the memory stream; None: all. The others have the local streams only."""
+    """Blocks, counted from 0, that have the memory stream; None: all. The others have the local streams
+    only."""
     projections: Literal["separate", "shared"] = "separate"
     """Whether the local streams (full, chunked) own their query/key/value projections or share one set."""
     writer: Literal["mean", "pool", "select", "all"] = "mean"
-    """What a segment offers to the memory when it is complete: the mean of its token vectors, weighted means by learned
-    queries, the tokens with the best scores, or every token."""
+    """What a segment offers to the memory when it is complete: the mean of its token vectors, weighted means
+    by learned queries, the tokens with the best scores, or every token."""
     writes_per_segment: int = 1
     """Most vectors W that a segment offers, from 1 to segment_len; 1 for "mean", segment_len for "all"."""
     n_slots: int = 32
     """Slots M of a layer's memory bank, at least writes_per_segment."""
     gate: Literal["none", "gru", "push", "both"] = "gru"
-    """Write gate. "gru": a vector is mixed with the newest one in the bank, as in the paper. "push": a vector enters only
-    if sigmoid(score) > 1/2. "both", or "none"."""
+    """Write gate. "gru": a vector is mixed with the newest one in the bank, as in the paper. "push": a
+    vector enters only if sigmoid(score) > 1/2. "both", or "none"."""
     gate_gradient: Literal["logit", "value"] = "logit"
-    """How the score of a write is trained: by the gradient of log g in its slot's attention logit, or by the gradient of
-    a factor g on its slot's value. The numbers computed are the same."""
+    """How the score of a write is trained: by the gradient of log g in its slot's attention logit, or by the
+    gradient of a factor g on its slot's value. The numbers computed are the same."""
     gate_bias: float = 1.0
-    """Bias of the score of a write at the start of training, any number. Above 0 most tokens enter at first; below 0 few
-    do, and `gate_noise` decides which are tried."""
+    """Bias of the score of a write at the start of training, any number. Above 0 most tokens enter at first;
+    below 0 few do, and `gate_noise` decides which are tried."""
     gate_noise: float = 0.0
-    """Standard deviation, at least 0, of normal noise on the scores of writes in training. With noise, tokens near the
-    threshold are sometimes written, so that their scores get a gradient."""
+    """Standard deviation, at least 0, of normal noise on the scores of writes in training. With noise,
+    tokens near the threshold are sometimes written, so that their scores get a gradient."""
     write_cost: float = 0.0
-    """Price of a write in training, at least 0: this times the sum of g over all written vectors is added to the loss."""
+    """Price of a write in training, at least 0: this times the sum of g over all written vectors is added to
+    the loss."""
     write_budget: float = 0.0
-    """Share of a call's tokens, at least 0, up to which writes are free. `write_cost` rises from there and is full at
-    twice that share. 0: every write has its price."""
+    """Share of a call's tokens, at least 0, up to which writes are free. `write_cost` rises from there and
+    is full at twice that share. 0: every write has its price."""
     write_from: Literal["input", "output"] = "output"
-    """Whether vectors for the memory are taken from the block's input (all segments in parallel) or from its output (one
-    segment after the other, the paper)."""
+    """Whether vectors for the memory are taken from the block's input (all segments in parallel) or from its
+    output (one segment after the other, the paper)."""
     memory_position: Literal["none", "rank", "age"] = "none"
-    """What is added to a slot's key: nothing, a learned vector by its rank in the bank, or one by its age in segments."""
+    """What is added to a slot's key: nothing, a learned vector by its rank in the bank, or one by its age in
+    segments."""
     memory_read: Literal["softmax", "stick_breaking"] = "softmax"
-    """Weights of the slots for a query: softmax, or stick-breaking from the newest slot to the oldest (each takes the
-    sigmoid of its logit from what the newer ones left)."""
+    """Weights of the slots for a query: softmax, or stick-breaking from the newest slot to the oldest (each
+    takes the sigmoid of its logit from what the newer ones left)."""
     eviction: Eviction = "oldest"
-    """Which slot a full bank drops: the oldest (first in, first out), or the oldest of those with the least g."""
+    """Which slot a full bank drops: the oldest (first in, first out), or the oldest of those with the least
+    g."""
     null_slot: bool = False
-    """Whether there is a learned slot beside the bank, which takes the weight of a query that finds nothing."""
+    """Whether there is a learned slot beside the bank, which takes the weight of a query that finds
+    nothing."""
     fusion: Literal["scalar", "head", "token", "joint"] = "scalar"
-    """Weights of the streams: a learned number per stream, one per stream and head, a linear map of the token, or none
-    but one softmax over the keys of all streams."""
+    """Weights of the streams: a learned number per stream, one per stream and head, a linear map of the
+    token, or none but one softmax over the keys of all streams."""
     rope_theta: float | tuple[float, ...] = 10000.0
-    """Base of the rotary frequencies, above 1: one for all query heads, or one per query head (equal in a group)."""
+    """Base of the rotary frequencies, above 1: one for all query heads, or one per query head (equal in a
+    group)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before both sub-layers and before the output head."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
@@ -247,8 +255,8 @@ class ModelConfig:
     def preset(cls, size: str, variant: str = "recommended", **overrides: Any) -> ModelConfig:
         """A named size ("tiny", "small", "base", "large") in a named variant, with any field overridden.
 
-        Fields that hang together follow the overridden ones: with another segment_len, for example, a chunk_len
-        that is not given scales along (see `rmat/model/presets.py`).
+        Fields that hang together follow the overridden ones: with another segment_len, for example, a
+        chunk_len that is not given scales along (see `rmat/model/presets.py`).
         """
         from rmat.model.presets import resolve
 
@@ -256,7 +264,8 @@ class ModelConfig:
         return cls(**resolve(size, variant, overrides))
 
     def fingerprint(self) -> str:
-        """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is left out."""
+        """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is
+        left out."""
         plain = {k: v for k, v in self.to_dict().items() if k not in TRAINING_ONLY}
         values = {k: v for k, v in plain.items() if k not in _LATER or v != _LATER[k]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -268,8 +277,8 @@ def _kinds() -> dict[str, Any]:
 
 
 def refuse_unknown(values: dict[str, Any], also: Iterable[str] = ()) -> None:
-    """Raise `ValueError` with the nearest valid name when `values` has a key that is no field of `ModelConfig`; `also`
-    are names that were meant for the caller."""
+    """Raise `ValueError` with the nearest valid name when `values` has a key that is no field of
+    `ModelConfig`; `also` are names that were meant for the caller."""
     for key in values:
         if key not in _kinds():
             near = nearest(str(key), [*_kinds(), *also])

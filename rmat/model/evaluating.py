@@ -15,8 +15,9 @@ _reading: ContextVar[frozenset[int]] = ContextVar("rmat_reading", default=frozen
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Calls of `model` in this block, on this thread, use neither dropout nor noise on the scores of writes.
 
-    The module is not touched: another thread may train it at the same time. `model` may be a wrapper whose child is
-    the language model. Do not leave the block by a `yield`: what runs between the pieces would count as inside.
+    The module is not touched: another thread may train it at the same time. `model` may be a wrapper whose
+    child is the language model. Do not leave the block by a `yield`: what runs between the pieces would
+    count as inside.
     """
     models = {id(model), *map(id, model.children())}
     token = _reading.set(_reading.get() | models)
@@ -27,5 +28,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def is_training(model: nn.Module) -> bool:
-    """Whether a call of `model` uses dropout and noise: it is in training mode and not read by `evaluating`."""
+    """Whether a call of `model` uses dropout and noise: it is in training mode and not read by
+    `evaluating`."""
     return model.training and id(model) not in _reading.get()

@@ -19,8 +19,8 @@ OPEN = 1.0
 
 
 def table(config: ModelConfig) -> list[tuple[str, float, float]]:
-    """(pattern of names, mean, standard deviation); the first pattern that matches a name holds. A deviation of 0
-    makes a constant."""
+    """(pattern of names, mean, standard deviation); the first pattern that matches a name holds. A deviation
+    of 0 makes a constant."""
     width = config.d_model**-0.5
     residual = (2 * config.n_layers) ** -0.5  # every layer adds two terms to the residual stream
     return [
@@ -50,7 +50,8 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
 
 
 def initialize(model: LanguageModel) -> None:
-    """Draw every parameter from its row of the table. The convolution's tap on the token itself starts at 1."""
+    """Draw every parameter from its row of the table. The convolution's tap on the token itself starts at
+    1."""
     rows = table(model.config)
     for name, parameter in model.named_parameters():
         mean, deviation = next((mean, std) for pattern, mean, std in rows if fnmatch(name, pattern))
@@ -64,8 +65,8 @@ def initialize(model: LanguageModel) -> None:
 
 
 def _align_memory(model: LanguageModel) -> None:
-    """Let the first query head of every group ask in the terms of its key head: what a token stored is found by a token
-    like it from the first step on, and recall need not wait until two random projections meet."""
+    """Let the first query head of every group ask in the terms of its key head: what a token stored is found
+    by a token like it from the first step on, and recall need not wait until two random projections meet."""
     config = model.config
     group = config.n_heads // config.n_kv_heads
     for name, query in model.named_parameters():

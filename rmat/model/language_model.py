@@ -25,10 +25,12 @@ Schedule = Literal["auto", "parallel", "sequential"]
 
 
 class LanguageModel(nn.Module):
-    """A recurrent memory-augmented Transformer (arXiv 2507.00453) and everything that `ModelConfig` makes of it.
+    """A recurrent memory-augmented Transformer (arXiv 2507.00453) and everything that `ModelConfig` makes of
+    it.
 
-    `forward(tokens, state) -> (logits, state)` reads on from a state and returns the next; nothing is kept on the
-    module. One call of T tokens, T calls of one, and any split between give the same logits, state and gradients.
+    `forward(tokens, state) -> (logits, state)` reads on from a state and returns the next; nothing is kept
+    on the module. One call of T tokens, T calls of one, and any split between give the same logits, state
+    and gradients.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,14 +65,15 @@ class LanguageModel(nn.Module):
             state: what was read before; None starts every row afresh. It stays valid.
             resets: (B, T) bool, true where a new document starts; what came before it is forgotten.
             valid: (B, T) bool, false for padding anywhere in a row; it leaves the row's state untouched.
-            schedule: "parallel" reads all segments of a layer at once, "sequential" one after the other, "auto" picks
-                (`resolve_schedule` says why). A model that writes from the block output cannot be parallel.
+            schedule: "parallel" reads all segments of a layer at once, "sequential" one after the other,
+                "auto" picks (`resolve_schedule` says why). A model that writes from the block output cannot
+                be parallel.
             memory: "on"; or, to measure what the memory is worth: "zeroed" (every read finds an empty bank),
-                "frozen" (a full bank takes no more writes: it keeps the document's start), "shuffled" (row b reads
-                the bank of row b - 1).
+                "frozen" (a full bank takes no more writes: it keeps the document's start), "shuffled" (row b
+                reads the bank of row b - 1).
 
-        Returns: logits (B, T, V), zero at padding, and the state after the last token. Gradients flow through the
-        memory inside a call, and into earlier calls unless the state was detached.
+        Returns: logits (B, T, V), zero at padding, and the state after the last token. Gradients flow
+        through the memory inside a call, and into earlier calls unless the state was detached.
 
         Raises: `ValueError` that names what is wrong with an argument, its value and the remedy.
         """
@@ -93,8 +96,9 @@ class LanguageModel(nn.Module):
         schedule: Schedule = "auto",
         memory: MemoryMode = "on",
     ) -> tuple[Tensor, StreamState]:
-        """`forward` without the head: hidden vectors (B, T, E) for `logits`, and the state. For callers that need the
-        logits of few places only, as a large vocabulary makes the head the costliest part. Padding holds anything."""
+        """`forward` without the head: hidden vectors (B, T, E) for `logits`, and the state. For callers that
+        need the logits of few places only, as a large vocabulary makes the head the costliest part. Padding
+        holds anything."""
         state = self._check(tokens, state, resets, valid)
         name, _ = self.resolve_schedule(schedule)
         if memory not in get_args(MemoryMode):
@@ -133,8 +137,8 @@ class LanguageModel(nn.Module):
         recurrent = self.config.has_memory and self.config.write_from == "output"
         if schedule == "parallel" and recurrent:
             raise ValueError(
-                "schedule='parallel' is not possible with write_from='output': a segment's memory needs the outputs of "
-                "the one before; use schedule='auto', or a configuration with write_from='input'"
+                "schedule='parallel' is not possible with write_from='output': a segment's memory needs the "
+                "outputs of the one before; use schedule='auto', or a configuration with write_from='input'"
             )
         if schedule != "auto":
             return schedule, "asked for"
@@ -157,8 +161,8 @@ class LanguageModel(nn.Module):
         )
 
     def with_slots(self, n_slots: int | None = None, eviction: Eviction | None = None) -> LanguageModel:
-        """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in training; `eviction`
-        says what they give up when they are full. None leaves a choice as it is.
+        """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in
+        training; `eviction` says what they give up when they are full. None leaves a choice as it is.
 
         Raises `ValueError` if the configuration refuses the number, or if slots have learned places
         (memory_position="rank").
@@ -168,7 +172,8 @@ class LanguageModel(nn.Module):
         config = dataclasses.replace(self.config, n_slots=n_slots, eviction=eviction)
         if n_slots != self.config.n_slots and config.has_memory and config.memory_position == "rank":
             raise ValueError(
-                f"n_slots={n_slots} is not possible: memory_position='rank' has learned {self.config.n_slots} places"
+                f"n_slots={n_slots} is not possible: memory_position='rank' has learned "
+                f"{self.config.n_slots} places"
             )
         weight = self.embedding.weight
         # What a seeded program draws next stays the same.
@@ -275,8 +280,9 @@ class LanguageModel(nn.Module):
 def _compact(
     tokens: Tensor, resets: Tensor | None, valid: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Move every row's real tokens to its front. Returns tokens and resets of the longest row's length, the rows'
-    lengths (B,), and where each original place (B, T) went. Resets at padding are no document starts."""
+    """Move every row's real tokens to its front. Returns tokens and resets of the longest row's length, the
+    rows' lengths (B,), and where each original place (B, T) went. Resets at padding are no document
+    starts."""
     length = valid.sum(1)
     order = (~valid).long().argsort(dim=1, stable=True)[:, : max(int(length.max()), 1)]
     place = (valid.cumsum(1) - 1).clamp(min=0)

@@ -1,12 +1,14 @@
 """Where every token of a call stands: one idea for resets, padding, ragged rows and arbitrary splits.
 
-Segments and chunks are counted from the start of the document. From the rows' positions, their lengths and the
-document starts inside them follows, for every token, its segment and its offset there. Attention and memory work on
-the grid of segments (B, N, S); embeddings, feed-forward and head on the flat tokens (B, T). Where all rows stand at
-the same place and no document starts inside, the grid is a plain reshape. A call that adds little to one open segment
-does without the grid: its queries stay flat and see the held tokens through a mask (`streaming`).
+Segments and chunks are counted from the start of the document. From the rows' positions, their lengths and
+the document starts inside them follows, for every token, its segment and its offset there. Attention and
+memory work on the grid of segments (B, N, S); embeddings, feed-forward and head on the flat tokens (B, T).
+Where all rows stand at the same place and no document starts inside, the grid is a plain reshape. A call
+that adds little to one open segment does without the grid: its queries stay flat and see the held tokens
+through a mask (`streaming`).
 
-Coordinates: "flat" counts a row's tokens from 0 at the call's first; tokens held from before have negative ones.
+Coordinates: "flat" counts a row's tokens from 0 at the call's first; tokens held from before have negative
+ones.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Layout:
 
         Args:
             position: (B,) tokens of its document that each row has read before.
-            n_tokens: T. length: (B,) how many of them are the row's, the rest is padding behind them; None for all.
+            n_tokens: T. length: (B,) how many of them are the row's, the rest is padding behind them; None
+                for all.
             resets: (B, T) where a document starts; never at a row's first token, where position 0 says it.
         """
         starts, size = position.tolist(), config.segment_len
@@ -90,8 +93,8 @@ class Layout:
             ).tolist()
         n_segments = places["first"].shape[1]
         n_cells = min(size, -(-max(widest, 1) // config.chunk_len) * config.chunk_len)
-        # Streaming scores n_tokens queries against everything held and new without the causal shortcut; a grid row
-        # scores half of the square of its cells.
+        # Streaming scores n_tokens queries against everything held and new without the causal shortcut; a
+        # grid row scores half of the square of its cells.
         streaming = n_segments == 1 and 2 * n_tokens * (reach + n_tokens) < n_cells * n_cells
         return Layout(
             n_rows=len(starts),
@@ -134,51 +137,51 @@ class Layout:
         cell_BNS = self.cell_offset_BNS
         return (cell_BNS >= offset_BN1) & (cell_BNS < offset_BN1 + self.count[..., None])
 
-    def fold(self, x_BTE: Tensor) -> Tensor:
+    def fold(self, x: Tensor) -> Tensor:
         """Flat tokens (B, T, ...) to cells (B, N, S, ...); cells without a token hold anything finite."""
         if self.streaming:
-            return x_BTE[:, None]
+            return x[:, None]
         if self.uniform is not None:
             after = self.n_segments * self.n_cells - self.uniform - self.n_tokens
-            return _pad(x_BTE, self.uniform, after).reshape(
-                self.n_rows, self.n_segments, self.n_cells, *x_BTE.shape[2:]
+            return _pad(x, self.uniform, after).reshape(
+                self.n_rows, self.n_segments, self.n_cells, *x.shape[2:]
             )
-        return self.fold_held(x_BTE, 0, 0)
+        return self.fold_held(x, 0, 0)
 
-    def unfold(self, y_BNSE: Tensor) -> Tensor:
+    def unfold(self, x: Tensor) -> Tensor:
         """Cells (B, N, S, ...) back to flat tokens (B, T, ...)."""
         if self.streaming:
-            return y_BNSE[:, 0]
-        y_BXE = y_BNSE.reshape(self.n_rows, self.n_segments * self.n_cells, *y_BNSE.shape[3:])
+            return x[:, 0]
+        x = x.reshape(self.n_rows, self.n_segments * self.n_cells, *x.shape[3:])
         if self.uniform is not None:
-            return y_BXE[:, self.uniform : self.uniform + self.n_tokens]
+            return x[:, self.uniform : self.uniform + self.n_tokens]
         cell = self.segment * self.n_cells + self.position % self.segment_len
-        return take_rows(y_BXE, cell.clamp(max=y_BXE.shape[1] - 1))
+        return take_rows(x, cell.clamp(max=x.shape[1] - 1))
 
-    def fold_held(self, x_BXE: Tensor, n_held: int, before: int) -> Tensor:
-        """Held and new tokens (B, n_held + T, ...) to the cells of every segment and the `before` tokens ahead of it:
-        (B, N, before + S, ...). Not for streaming layouts."""
+    def fold_held(self, x: Tensor, n_held: int, before: int) -> Tensor:
+        """Held and new tokens (B, n_held + T, ...) to the cells of every segment and the `before` tokens
+        ahead of it: (B, N, before + S, ...). Not for streaming layouts."""
         if self.uniform is None:
-            cells = torch.arange(-before, self.n_cells, device=x_BXE.device)
-            index_BNS = (n_held + self.base[..., None] + cells).clamp(0, x_BXE.shape[1] - 1)
-            return take_rows(x_BXE, index_BNS)
+            cells = torch.arange(-before, self.n_cells, device=x.device)
+            index_BNS = (n_held + self.base[..., None] + cells).clamp(0, x.shape[1] - 1)
+            return take_rows(x, index_BNS)
         start = n_held - self.uniform - before
         stop = start + before + self.n_segments * self.n_cells
-        x_BXE = _pad(x_BXE[:, max(start, 0) : stop], max(-start, 0), max(stop - x_BXE.shape[1], 0))
-        shape = (self.n_rows, self.n_segments, self.n_cells, *x_BXE.shape[2:])
-        cells_BNSE = x_BXE[:, before:].reshape(shape)
+        x = _pad(x[:, max(start, 0) : stop], max(-start, 0), max(stop - x.shape[1], 0))
+        shape = (self.n_rows, self.n_segments, self.n_cells, *x.shape[2:])
+        own = x[:, before:].reshape(shape)
         if not before:
-            return cells_BNSE
-        ahead = x_BXE[:, : self.n_segments * self.n_cells].reshape(shape)[:, :, :before]
-        return torch.cat([ahead, cells_BNSE], dim=2)
+            return own
+        ahead = x[:, : self.n_segments * self.n_cells].reshape(shape)[:, :, :before]
+        return torch.cat([ahead, own], dim=2)
 
-    def hold(self, x_BXE: Tensor, n_held: int) -> Tensor:
-        """The last `n_held` of each row's held and new tokens (B, n_held + T, ...), padding left out, zero where the
-        document is not that long. A copy: a state must not keep the tensors of a call alive."""
+    def hold(self, x: Tensor, n_held: int) -> Tensor:
+        """The last `n_held` of each row's held and new tokens (B, n_held + T, ...), padding left out, zero
+        where the document is not that long. A copy: a state must not keep the tensors of a call alive."""
         if self.uniform is not None:
-            return x_BXE[:, x_BXE.shape[1] - n_held :].clone()
-        place = torch.arange(n_held, device=x_BXE.device)
-        held = take_rows(x_BXE, self.length[:, None] + place)
+            return x[:, x.shape[1] - n_held :].clone()
+        place = torch.arange(n_held, device=x.device)
+        held = take_rows(x, self.length[:, None] + place)
         of_document = place >= n_held - self.end[:, None]
         return torch.where(of_document.view(*of_document.shape, *[1] * (held.dim() - 2)), held, 0.0)
 
@@ -200,8 +203,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of at most one segment a row: (B, T) flat coordinates, (B,) lengths, (B,) rows that start a document (None:
-    whole, none)."""
+    """Tokens of at most one segment a row: (B, T) flat coordinates, (B,) lengths, (B,) rows that start a
+    document (None: whole, none)."""
 
     index: Tensor
     length: Tensor | None
@@ -209,7 +212,8 @@ class Piece:
 
 
 def _aligned(size: int, start: int, n_rows: int, n_tokens: int, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a layout whose rows all stand at `start`, with no document start and no padding: arithmetic only."""
+    """The tensors of a layout whose rows all stand at `start`, with no document start and no padding:
+    arithmetic only."""
     offset = start % size
     n = torch.arange((offset + n_tokens - 1) // size + 1, device=device)
     t = torch.arange(n_tokens, device=device)
@@ -271,7 +275,7 @@ def _ragged(
     }
 
 
-def _pad(x_BTE: Tensor, before: int, after: int) -> Tensor:
+def _pad(x: Tensor, before: int, after: int) -> Tensor:
     if not before and not after:
-        return x_BTE
-    return F.pad(x_BTE, (0, 0) * (x_BTE.dim() - 2) + (before, after))
+        return x
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (before, after))

@@ -1,6 +1,7 @@
-"""The gated FIFO memory: a bank of M slots per layer, written when a segment closes and read by the next ones.
+"""The gated FIFO memory: a bank of M slots per layer, written when a segment closes and read by the next
+ones.
 
-    write    z  = sigmoid(W_z h + U_z m + b_z)         the paper's gate; m: the newest vector before the segment
+    write    z  = sigmoid(W_z h + U_z m + b_z)         the paper's gate; m: the newest vector before
              m' = z * h + (1 - z) * m                  push m', drop the oldest slot
              g  = sigmoid(w . h + b)                   the selective gate: h enters only if g > 1/2
              or drop the oldest of those with the least g (eviction="weakest")
@@ -8,12 +9,12 @@
              r   = sum_i softmax(s)_i v_i              over [null slot | filled slots]
              r   = sum_i b_i prod_{j>i} (1 - b_j) v_i  or (memory_read="stick_breaking") newest first,
                                                        b_i = sigmoid(s_i + c)
-    learn    dr/dg_i through s_i, or (gate_gradient="value") as if slot i's value were g_i v_i and s_i did not depend
-             on g
+    learn    dr/dg_i through s_i                       or (gate_gradient="value") as if slot i's value were
+                                                       g_i v_i and s_i did not depend on g
 
-A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running count of
-entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one gather, no loop
-(eviction="weakest" chooses each segment's bank from the one before it).
+A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running
+count of entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one
+gather, no loop (eviction="weakest" chooses each segment's bank from the one before it).
 Paper: sections on the memory bank and the gated update; the push gate is ours (docs/decisions.md).
 """
 
@@ -39,7 +40,8 @@ AGE_PLACES = 24
 
 
 class RecurrentGate(nn.Module):
-    """z = sigmoid(W_z h + U_z m + b_z), m' = z * h + (1 - z) * m, in at least float32 (the paper's write gate)."""
+    """z = sigmoid(W_z h + U_z m + b_z), m' = z * h + (1 - z) * m, in at least float32 (the paper's write
+    gate)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,8 +88,8 @@ class Memory(nn.Module):
         Args:
             x_BTE: block inputs or outputs, by `config.write_from`.
 
-        Returns: the bank of every segment of the call, (B, N, M), and the new state. Where the memory is "frozen"
-        nothing enters a full bank.
+        Returns: the bank of every segment of the call, (B, N, M), and the new state. Where the memory is
+        "frozen" nothing enters a full bank.
         """
         layout = call.layout
         pending = self._absorb(x_BTE, state.pending, call)
@@ -166,8 +168,9 @@ class Memory(nn.Module):
             price_BNW = price_of_writes(config, entered_BNW, log_gate_BNW.detach(), n_tokens)
             log_gate_BNW.register_hook(lambda gradient: gradient + price_BNW)
         if offered.score is not None and config.gate_gradient == "value":
-            # Through the logit, any harmless token is worth attending while a query finds nothing: gates open, and
-            # what they let in evicts what was needed. Through the value, a gate learns from what its own slot says.
+            # Through the logit, any harmless token is worth attending while a query finds nothing: gates
+            # open, and what they let in evicts what was needed. Through the value, a gate learns from what
+            # its own slot says.
             one = (log_gate_BNW - log_gate_BNW.detach()).exp().flatten(1).to(value_BXKD.dtype)
             value_BXKD, log_gate_BNW = value_BXKD * one[..., None, None], log_gate_BNW.detach()
         source_BNW = call.layout.base[..., None] + offered.offset.view(shape)
@@ -175,7 +178,8 @@ class Memory(nn.Module):
         return Slots(key_BXKD, value_BXKD, log_gate, age, filled=torch.ones_like(age, dtype=torch.bool))
 
     def _windows(self, entered_BNW: Tensor, log_gate: Tensor, held: Slots, layout: Layout) -> Tensor:
-        """Where the slots before every segment and after the call come from, (B, N + 1, M): see `rmat.ops.fifo`."""
+        """Where the slots before every segment and after the call come from, (B, N + 1, M): see
+        `rmat.ops.fifo`."""
         if self.config.eviction == "oldest":
             return fifo_windows(entered_BNW, self.config.n_slots)
         document = layout.document
@@ -209,8 +213,8 @@ class Memory(nn.Module):
         return self.config.gate_noise if call.training else 0.0
 
     def keys(self, bank: Slots) -> tuple[Tensor, Tensor, Tensor]:
-        """What a query sees of a bank (B, N, M): keys and values (B, N, J, K, D), and the bias (B, N, J) of their
-        logits; J is M, or M + 1 with the null slot of a softmax in front."""
+        """What a query sees of a bank (B, N, M): keys and values (B, N, J, K, D), and the bias (B, N, J) of
+        their logits; J is M, or M + 1 with the null slot of a softmax in front."""
         key_BNJKD, value_BNJKD = bank.key, bank.value
         if self.config.memory_position == "rank":
             key_BNJKD = key_BNJKD + self.place_key.flip(0).to(key_BNJKD.dtype)
@@ -225,8 +229,8 @@ class Memory(nn.Module):
             return key_BNJKD, value_BNJKD, bias_BNJ
         if not self.config.null_slot:
             # Without a null slot an empty bank must read as zero, whatever an unfilled slot holds.
-            seen_BNJ = (bias_BNJ > MASKED / 2)[..., None, None]
-            return key_BNJKD, torch.where(seen_BNJ, value_BNJKD, 0.0), bias_BNJ
+            seen_BNJ = bias_BNJ > MASKED / 2
+            return key_BNJKD, torch.where(seen_BNJ[..., None, None], value_BNJKD, 0.0), bias_BNJ
         shape = (*bias_BNJ.shape[:2], 1, *self.null_key.shape)
         null_key, null_value = (x.to(key_BNJKD.dtype).expand(shape) for x in (self.null_key, self.null_value))
         key_BNJKD = torch.cat([null_key, key_BNJKD], dim=2)

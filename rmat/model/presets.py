@@ -1,4 +1,5 @@
-"""Named sizes and variants: the paper, what we recommend, and the baselines, all as values of `ModelConfig`."""
+"""Named sizes and variants: the paper, what we recommend, and the baselines, all as values of
+`ModelConfig`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """What a size fixes; about 1M, 30M, 137M and 1B parameters in the recommended variant."""
 
 PAPER_LAYERS = {"tiny": 3, "small": 4, "base": 8, "large": 11}
-"""Layers of the paper's variant: its own projections per stream make a layer larger, the size stays the same."""
+"""Layers of the paper's variant: its own projections per stream make a layer larger, the size stays the
+same."""
 
 SLOTS = {"tiny": 128, "small": 256, "base": 512, "large": 1024}
 """Memory slots of the selecting variant at each size."""
@@ -53,8 +55,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All fields of a preset. What is not overridden follows what is: chunks and writes scale with the segment,
-    key/value heads with the heads, the feed-forward width with d_model. Raises `ValueError` on an unknown name."""
+    """All fields of a preset. What is not overridden follows what is: chunks and writes scale with the
+    segment, key/value heads with the heads, the feed-forward width with d_model. Raises `ValueError` on an
+    unknown name."""
     for kind, name, known in (("size", size, SIZES), ("variant", variant, VARIANTS)):
         if name not in known:
             near = nearest(str(name), known)

@@ -48,7 +48,8 @@ class Rotary:
         return Rotary(config, torch.stack([angle_XHD.cos(), angle_XHD.sin()]), before)
 
     def at(self, position: Tensor | slice, n_heads: int) -> Angles:
-        """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), or a slice that serves every row.
+        """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), or a slice that serves every
+        row.
 
         Key heads take the angles of the query heads that share them.
         """

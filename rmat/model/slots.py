@@ -17,9 +17,11 @@ MemoryMode = Literal["on", "zeroed", "frozen", "shuffled"]
 
 @dataclass(frozen=True)
 class Slots:
-    """Slots, oldest first. The leading axes `...` are (B,) in a state and (B, N) as the segments of a call read them.
+    """Slots, oldest first. The leading axes `...` are (B,) in a state and (B, N) as the segments of a call
+    read them.
 
-    What is said of one slot (gate, age, filled) has the axes of `filled`; keys and values have further ones behind.
+    What is said of one slot (gate, age, filled) has the axes of `filled`; keys and values have further ones
+    behind.
     """
 
     key: Tensor

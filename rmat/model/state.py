@@ -1,4 +1,5 @@
-"""What a model carries from call to call: an immutable value whose size does not depend on how much was read."""
+"""What a model carries from call to call: an immutable value whose size does not depend on how much was
+read."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from rmat.model.config import ModelConfig
 from rmat.model.slots import Slots
 
 NEVER = -1.0e30
-"""Score of an empty place in the open segment: below every real score, and finite so that gradients stay finite."""
+"""Score of an empty place in the open segment: below every real score, and finite so that gradients stay
+finite."""
 
 PENDING = {"pending": 0.0, "pending_score": NEVER, "pending_offset": -1}
 """The tensors that writers keep of an open segment, and what their places hold while they are empty."""
@@ -30,12 +32,12 @@ TENSORS = {
     "pending_score": "wide",
     "pending_offset": "integer",
 }
-"""Every tensor that a layer may carry, by its name in files, and its type: the model's, that or float32 if it is
-narrower ("wide"), int64. All but the places of `PENDING` are zero before anything was read."""
+"""Every tensor that a layer may carry, by its name in files, and its type: the model's, that or float32 if
+it is narrower ("wide"), int64. All but the places of `PENDING` are zero before anything was read."""
 
 Pending = tuple[Tensor, ...]
-"""What a writer keeps of the open segment: vectors (B, P, E), their scores (B, P), their int64 offsets in the segment
-(B, P); as many of the three as the writer has use for (see `rmat/model/writers.py`)."""
+"""What a writer keeps of the open segment: vectors (B, P, E), their scores (B, P), their int64 offsets in
+the segment (B, P); as many of the three as the writer has use for (see `rmat/model/writers.py`)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class StreamState:
         return next(x.dtype for name, x in self.layers[0].tensors().items() if name.endswith("_key"))
 
     def openness(self) -> Tensor:
-        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without one."""
+        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without
+        one."""
         read = self.position.clamp(min=1).double()
         shares = [layer.memory.pushed / read for layer in self.layers if layer.memory is not None]
         return torch.stack(shares) if shares else read.new_empty(0, self.batch_size)
@@ -196,13 +199,15 @@ class StreamState:
         return self._map(lambda _, x: x.detach())
 
     def to(self, target: torch.device | str | torch.dtype) -> StreamState:
-        """The state on another device, or in another floating type (gates and sums stay in at least float32)."""
+        """The state on another device, or in another floating type (gates and sums stay in at least
+        float32)."""
         if not isinstance(target, torch.dtype):
             return self._map(lambda _, x: x.to(target))
         return self._map(lambda name, x: x.to(_type_of(name, target)))
 
     def reset(self, rows: Tensor) -> StreamState:
-        """A fresh document in the rows where `rows` (B,) bool is true: nothing of the old one is left in them."""
+        """A fresh document in the rows where `rows` (B,) bool is true: nothing of the old one is left in
+        them."""
 
         def clear(name: str, x: Tensor) -> Tensor:
             return torch.where(rows.view(-1, *[1] * (x.dim() - 1)), PENDING.get(name, 0), x)
@@ -218,8 +223,8 @@ class StreamState:
 
     @staticmethod
     def from_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> StreamState:
-        """Inverse of `tensors` for a model with `config`. Raises `ValueError` on a missing, additional or misshapen
-        one."""
+        """Inverse of `tensors` for a model with `config`. Raises `ValueError` on a missing, additional or
+        misshapen one."""
         position = tensors.get("position")
         if position is None or position.dim() != 1 or position.dtype != torch.int64:
             raise ValueError("no state: it has no int64 tensor 'position' of shape (rows,)")
@@ -236,13 +241,14 @@ class StreamState:
                 raise ValueError(
                     f"no state of this configuration: {name} is {tuple(tensor.shape)}, expected {shape}"
                 )
-        # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must go on
-        # exactly.
+        # Copies: a file's tensors lie at addresses at which kernels may round differently, and a state must
+        # go on exactly.
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         return _assembled(copies, config.n_layers, config.fingerprint())
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the format version and the configuration's fingerprint, whole or not at all.
+        """Write a safetensors file with the format version and the configuration's fingerprint, whole or not
+        at all.
         Raises `OSError` with one sentence where it cannot be written."""
         from rmat.storage import save_state
 
@@ -250,8 +256,9 @@ class StreamState:
 
     @staticmethod
     def load(path: str | Path, config: ModelConfig) -> StreamState:
-        """Read a file of `save`, on the CPU. Raises `ValueError` if it is damaged, of another format version, or of a
-        model with another configuration than `config`; `FileNotFoundError` if there is none."""
+        """Read a file of `save`, on the CPU. Raises `ValueError` if it is damaged, of another format
+        version, or of a model with another configuration than `config`; `FileNotFoundError` if there is
+        none."""
         from rmat.storage import load_state
 
         return load_state(path, config)[0]

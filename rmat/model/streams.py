@@ -26,8 +26,8 @@ from rmat.ops.attention import at_least_float32, attend, fold_chunks, rotate
 def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Tensor, least: Tensor) -> Tensor:
     """The rule of sight: whether a token sees another through any of the given local streams.
 
-    full: its own segment up to itself. chunked: its own chunk up to itself and `chunk_lookback` chunks before it.
-    Never a token of another document.
+    full: its own segment up to itself. chunked: its own chunk up to itself and `chunk_lookback` chunks
+    before it. Never a token of another document.
 
     Args:
         query, key: int64 offsets in the query's segment; a key before it has a negative one.
@@ -46,8 +46,8 @@ def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Ten
 class KeyRange:
     """Which keys one set of local projections lays before its queries in a call, and where both stand.
 
-    The same for every layer. Keys reach `before` tokens back from the segment's first cell, or from the call's first
-    token when streaming.
+    The same for every layer. Keys reach `before` tokens back from the segment's first cell, or from the
+    call's first token when streaming.
     """
 
     config: ModelConfig
@@ -96,7 +96,8 @@ class KeyRange:
         return self._masks[streams]
 
     def seen_in_chunks(self) -> Tensor:
-        """What the chunked stream sees where chunks are rows of their own: bool (R * S / C, 1, C, C or 2 C)."""
+        """What the chunked stream sees where chunks are rows of their own: bool (R * S / C, 1, C, C or 2
+        C)."""
         if (mask := self._masks.get(())) is None:
             chunk = self.config.chunk_len
             start = torch.arange(0, self.layout.n_cells, chunk, device=self.least.device)[None, :, None, None]
@@ -109,7 +110,8 @@ class KeyRange:
 
 @dataclass(frozen=True)
 class Local:
-    """Queries, keys and values of one set of projections, rotated and laid out for attention inside segments."""
+    """Queries, keys and values of one set of projections, rotated and laid out for attention inside
+    segments."""
 
     q_RSHD: Tensor
     k_RJKD: Tensor
@@ -154,7 +156,8 @@ def full_attention(local: Local) -> Tensor:
     layout, before = local.range.layout, local.range.before
     if layout.streaming:
         return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=local.range.seen("full"))
-    # The rule of sight on the segment's own cells; those before a row's first new token are filled from what is held.
+    # The rule of sight on the segment's own cells; those before a row's first new token are filled from what
+    # is held.
     out_RSHD = attend(local.q_RSHD, local.k_RJKD[:, before:], local.v_RJKD[:, before:], causal=True)
     return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
 
@@ -177,11 +180,12 @@ def chunked_attention(local: Local) -> Tensor:
 def joint_attention(local: Local, memory: tuple[Tensor, Tensor, Tensor, Tensor] | None) -> Tensor:
     """One softmax over the keys of all streams: (B, T, H, D).
 
-    Local logits need rotated queries, memory logits queries of their own: both stand side by side in a head of
-    double width, and a key is zero in the half that is not meant for it.
+    Local logits need rotated queries, memory logits queries of their own: both stand side by side in a head
+    of double width, and a key is zero in the half that is not meant for it.
 
     Args:
-        memory: query (B, T, H, D) and, per segment, keys, values (B, N, J, K, D) and bias (B, N, J) of the slots.
+        memory: query (B, T, H, D) and, per segment, keys, values (B, N, J, K, D) and bias (B, N, J) of the
+            slots.
     """
     layout, width = local.range.layout, local.q_RSHD.shape[3]
     mask_R1SJ = local.range.seen(*local.range.config.local_streams)
@@ -207,8 +211,8 @@ def joint_attention(local: Local, memory: tuple[Tensor, Tensor, Tensor, Tensor] 
 
 
 class Fusion(nn.Module):
-    """H = sum_i l_i A_i with l = softmax over streams: of a learned scalar each ("scalar", the paper), of one per
-    head ("head"), or of a linear map of the token that gives one per head ("token")."""
+    """H = sum_i l_i A_i with l = softmax over streams: of a learned scalar each ("scalar", the paper), of
+    one per head ("head"), or of a linear map of the token that gives one per head ("token")."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

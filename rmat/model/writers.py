@@ -1,7 +1,8 @@
 """Writers: what a segment leaves behind for the memory (the paper's h, and beyond it).
 
-A writer keeps a summary of the segment that is still open (`Pending`), takes up new tokens in any portions, and offers
-its candidates when the segment is complete. Rows here are segments: R = rows of the batch times segments of the call.
+A writer keeps a summary of the segment that is still open (`Pending`), takes up new tokens in any portions,
+and offers its candidates when the segment is complete. Rows here are segments: R = rows of the batch times
+segments of the call.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from rmat.ops.attention import at_least_float32
 from rmat.ops.fifo import take_rows
 
 RANK_STEPS = 256
-"""Scores are ranked in steps of 1/256, the earlier token first among equals: tokens that repeat the same text have the
-same score up to rounding, and rounding must not decide which of them is kept."""
+"""Scores are ranked in steps of 1/256, the earlier token first among equals: tokens that repeat the same
+text have the same score up to rounding, and rounding must not decide which of them is kept."""
 
 
 def ranked(score: Tensor) -> Tensor:
@@ -66,7 +67,8 @@ class Writer(nn.Module, ABC):
 
     @abstractmethod
     def absorb(self, pending: Pending, new: Tokens, noise: float = 0.0) -> Pending:
-        """The summary after further tokens of the same segments; `noise` is the deviation of what scores get."""
+        """The summary after further tokens of the same segments; `noise` is the deviation of what scores
+        get."""
 
     @abstractmethod
     def candidates(self, pending: Pending, dtype: torch.dtype, noise: float = 0.0) -> Candidates:
@@ -122,7 +124,8 @@ class PoolWriter(Writer):
 
 
 class SelectWriter(Writer):
-    """The W tokens x_t with the best scores, in time order. Keeps the best so far, with scores and offsets."""
+    """The W tokens x_t with the best scores, in time order. Keeps the best so far, with scores and
+    offsets."""
 
     def absorb(self, pending: Pending, new: Tokens, noise: float = 0.0) -> Pending:
         kept_RWE, kept_score, kept_offset = pending
@@ -176,9 +179,10 @@ def price_of_writes(
 ) -> Tensor:
     """The gradient of write_cost * sum(g) over what entered, (B, N, W).
 
-    Added to the gradient of log g and not to a loss: so it is, without a budget, the same however tokens are split
-    into calls, and the gates need not leave the model. With a budget it begins where more than that share of the
-    call's `n_tokens` (of segments that closed) entered: a constant price would in time close what is useful too.
+    Added to the gradient of log g and not to a loss: so it is, without a budget, the same however tokens are
+    split into calls, and the gates need not leave the model. With a budget it begins where more than that
+    share of the call's `n_tokens` (of segments that closed) entered: a constant price would in time close
+    what is useful too.
     """
     price_BNW = config.write_cost * torch.where(entered_BNW, log_gate_BNW.exp(), 0.0)
     if not config.write_budget:

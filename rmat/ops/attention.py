@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MASKED = -1.0e4
-"""Added to the logit of a key that must not be seen. exp(MASKED) is exactly 0 in every float type here, and being
-finite it keeps gradients finite where all keys of a query are masked."""
+"""Added to the logit of a key that must not be seen. exp(MASKED) is exactly 0 in every float type here, and
+being finite it keeps gradients finite where all keys of a query are masked."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -34,8 +34,9 @@ def attend(
         q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
         mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
         causal: query t sees the keys 0..t (T == J); excludes the mask.
-        key_bias: (B, J) added to every logit of its key; differentiable. It goes in as one more coordinate of the keys
-            against a constant one of the queries, because the fused kernels give no gradient to an additive mask.
+        key_bias: (B, J) added to every logit of its key; differentiable. It goes in as one more coordinate
+            of the keys against a constant one of the queries, because the fused kernels give no gradient to
+            an additive mask.
 
     Returns: (B, T, H, D), in the type of q.
     """
@@ -62,10 +63,11 @@ def attend(
 def stick_breaking(logits_BHTJ: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of keys that stand oldest first: w_i = b_i prod_{j>i} (1 - b_j) with b = sigmoid(logit).
 
-    The newest key takes its share first, so of two keys that fit a query alike the newer one wins, however many there
-    are (stick-breaking attention, arXiv 2410.17980, with age in the bank for distance).
+    The newest key takes its share first, so of two keys that fit a query alike the newer one wins, however
+    many there are (stick-breaking attention, arXiv 2410.17980, with age in the bank for distance).
 
-    Returns: w (B, H, T, J) and what no key took, prod_j (1 - b_j), (B, H, T); in at least float32, together 1.
+    Returns: w (B, H, T, J) and what no key took, prod_j (1 - b_j), (B, H, T); in at least float32. Together
+    1.
     """
     logits_BHTJ = at_least_float32(logits_BHTJ)
     missed_BHTJ = -F.softplus(logits_BHTJ)  # log(1 - b)
@@ -75,14 +77,10 @@ def stick_breaking(logits_BHTJ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_newest(
-    q_BTHD: Tensor,
-    k_BJKD: Tensor,
-    v_BJKD: Tensor,
-    key_bias: Tensor,
-    head_bias: Tensor,
-    rest: Tensor | None,
+    q_BTHD: Tensor, k_BJKD: Tensor, v_BJKD: Tensor, key_bias: Tensor, head_bias: Tensor, rest: Tensor | None
 ) -> Tensor:
-    """Stick-breaking attention: keys stand oldest first, logits are q . k / sqrt(D) + bias of k + bias of the head.
+    """Stick-breaking attention: keys stand oldest first, logits are q . k / sqrt(D) + bias of k + bias of
+    the head.
 
     Args:
         head_bias: (H,). rest: (K, D) value of what no key took; None: zero. The others as in `attend`.
@@ -104,7 +102,8 @@ def attend_newest(
 
 
 def _coordinates(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (B, J) as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into a second."""
+    """x (B, J) as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off
+    goes into a second."""
     high = x.to(dtype)
     if torch.promote_types(dtype, x.dtype) == dtype:
         return high[..., None]
@@ -130,7 +129,8 @@ def fold_chunks(
         q_RSHD: queries of R segments, S a multiple of `chunk`.
         k_RJKD, v_RJKD: keys and values, J = S + lookback * chunk: the chunk before the segment comes first.
 
-    Returns: queries (R * S / chunk, chunk, H, D); keys and values (R * S / chunk, (1 + lookback) * chunk, K, D).
+    Returns: queries (R * S / chunk, chunk, H, D); keys and values (R * S / chunk, (1 + lookback) * chunk, K,
+    D).
     """
     n_rows, n_cells = q_RSHD.shape[:2]
     n_chunks = n_cells // chunk
@@ -151,8 +151,8 @@ def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position
     Args:
         x_BTE: inputs. held_BLE: the L = width - 1 inputs before them.
         weight: (width, E); weight[j] multiplies the input j tokens back.
-        position: (B, T) int64 position in the document, which hides inputs of another document; None if every token has
-            width - 1 predecessors in its own.
+        position: (B, T) int64 position in the document, which hides inputs of another document; None if
+            every token has width - 1 predecessors in its own.
 
     Returns: (B, T, E).
     """

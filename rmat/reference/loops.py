@@ -1,12 +1,14 @@
 """Loop-level definitions of every mechanism of the model: slow, and meant to be obviously right.
 
-The fast functions of `rmat.ops` and the modules of `rmat.model` are tested against this file. Everything here works on
-one row and one document: a token is an index p >= 0 counted from the start of its document, a vector is a tensor of rank
-one, and a set of things to attend to is a Python list. There are no masks, no padding, no batches and no in-place writes.
+The fast functions of `rmat.ops` and the modules of `rmat.model` are tested against this file. Everything
+here works on one row and one document: a token is an index p >= 0 counted from the start of its document, a
+vector is a tensor of rank one, and a set of things to attend to is a Python list. There are no masks, no
+padding, no batches and no in-place writes.
 
-Letters: T tokens of the document read so far, S segment length, C chunk length, H query heads, K key/value heads
-(H divisible by K, query head h reads key/value head h // (H // K)), D head width, E model width, W writes per segment,
-M memory slots. Numbers are computed in the dtype of the inputs, which tests choose as float64.
+Letters: T tokens of the document read so far, S segment length, C chunk length, H query heads, K key/value
+heads (H divisible by K, query head h reads key/value head h // (H // K)), D head width, E model width, W
+writes per segment, M memory slots. Numbers are computed in the dtype of the inputs, which tests choose as
+float64.
 """
 
 import math
@@ -29,7 +31,8 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One place of the memory bank: key (K, D), value (K, D), log gate (a scalar, <= 0), source position (tokens)."""
+    """One place of the memory bank: key (K, D), value (K, D), log gate (a scalar, <= 0), source position
+    (tokens)."""
 
     key: Tensor
     value: Tensor
@@ -39,8 +42,8 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What a writer offers to the bank: vector (E,), its gate's score (a scalar, None without a scorer), its source
-    position (tokens from the start of the document)."""
+    """What a writer offers to the bank: vector (E,), its gate's score (a scalar, None without a scorer), its
+    source position (tokens from the start of the document)."""
 
     vector: Tensor
     score: Tensor | None
@@ -59,13 +62,15 @@ def segment_keys(p: int, segment_len: int) -> list[int]:
 
 
 def chunk_keys(p: int, chunk_len: int, lookback: int) -> list[int]:
-    """Tokens that token p sees through the chunked stream: its own chunk up to itself and `lookback` whole chunks
-    before it. Chunks are counted from the start of the document, so looking back may cross a segment's edge."""
+    """Tokens that token p sees through the chunked stream: its own chunk up to itself and `lookback` whole
+    chunks before it. Chunks are counted from the start of the document, so looking back may cross a
+    segment's edge."""
     return [s for s in range(p + 1) if 0 <= p // chunk_len - s // chunk_len <= lookback]
 
 
 def rotate(vector: Tensor, position: int, theta: float) -> Tensor:
-    """Rotary embedding of one vector (D,): coordinates i and i + D/2 turn by position * theta ** (-2 i / D) radians."""
+    """Rotary embedding of one vector (D,): coordinates i and i + D/2 turn by position * theta ** (-2 i / D)
+    radians."""
     half = vector.shape[0] // 2
     turned = []
     for i in range(2 * half):
@@ -77,7 +82,8 @@ def rotate(vector: Tensor, position: int, theta: float) -> Tensor:
 
 # Attention
 def read(entries: Sequence[Entry]) -> Tensor | None:
-    """Softmax over the logits, then the weighted sum of the values (D,); None where there is nothing to look at."""
+    """Softmax over the logits, then the weighted sum of the values (D,); None where there is nothing to look
+    at."""
     if not entries:
         return None
     largest = max(float(entry.logit.detach()) for entry in entries)
@@ -88,8 +94,8 @@ def read(entries: Sequence[Entry]) -> Tensor | None:
 
 
 def read_newest(entries: Sequence[Entry], rest: Tensor) -> Tensor:
-    """Stick-breaking over entries that stand oldest first: from the newest back, each takes its sigmoid(logit) of what is
-    left; what nobody took goes to the value `rest` (D,)."""
+    """Stick-breaking over entries that stand oldest first: from the newest back, each takes its
+    sigmoid(logit) of what is left; what nobody took goes to the value `rest` (D,)."""
     result, left = torch.zeros_like(rest), torch.ones_like(rest[0])
     for entry in reversed(entries):
         share = 1 / (1 + torch.exp(-entry.logit))
@@ -110,8 +116,9 @@ def local_entries(
 ) -> list[Entry]:
     """What query head `head` of token p finds at the tokens `seen`.
 
-    queries (T, H, D), keys and values (T, K, D). Queries and keys are rotated by their distance from the start of the
-    query's segment (negative for keys before it), so the same numbers come out at any age of the document.
+    queries (T, H, D), keys and values (T, K, D). Queries and keys are rotated by their distance from the
+    start of the query's segment (negative for keys before it), so the same numbers come out at any age of
+    the document.
     """
     group = head // (queries.shape[1] // keys.shape[1])
     origin = segment_start(p, segment_len)
@@ -131,10 +138,12 @@ def memory_entries(
     offsets: Sequence[Tensor] = (),
     null: Entry | None = None,
 ) -> list[Entry]:
-    """What query head `head` finds in the bank: softmax runs over [null slot | slots], logit q . k / sqrt(D) + log g.
+    """What query head `head` finds in the bank: softmax runs over [null slot | slots], logit q . k / sqrt(D)
+    + log g.
 
-    query (H, D); `slots` oldest first; `offsets`, if any, one (K, D) for each slot, added to its key (positions of the
-    memory); `null` is the slot that is always there, if the model has one. Keys are not rotated.
+    query (H, D); `slots` oldest first; `offsets`, if any, one (K, D) for each slot, added to its key
+    (positions of the memory); `null` is the slot that is always there, if the model has one. Keys are not
+    rotated.
     """
     entries = [] if null is None else [null]
     for index, slot in enumerate(slots):
@@ -146,13 +155,14 @@ def memory_entries(
 
 
 def slot_rank(index: int, n_filled: int) -> int:
-    """Rank of the slot at `index` (0 = oldest) of a bank of `n_filled` slots, counted from the newest (rank 0)."""
+    """Rank of the slot at `index` (0 = oldest) of a bank of `n_filled` slots, counted from the newest (rank
+    0)."""
     return n_filled - 1 - index
 
 
 def age_bucket(reader_start: int, position: int, segment_len: int, n_buckets: int) -> int:
-    """Bucket of a slot's age for a reader whose segment starts at `reader_start`: the age in segments, rounded up,
-    falls into buckets [1], [2, 3], [4 .. 7], ...; the last bucket takes everything older."""
+    """Bucket of a slot's age for a reader whose segment starts at `reader_start`: the age in segments,
+    rounded up, falls into buckets [1], [2, 3], [4 .. 7], ...; the last bucket takes everything older."""
     age = (reader_start - position + segment_len - 1) // segment_len
     return min(age.bit_length() - 1, n_buckets - 1)
 
@@ -167,8 +177,8 @@ def local_attention(
 ) -> Tensor:
     """A local stream over a whole document: queries (T, H, D), keys and values (T, K, D), result (T, H, D).
 
-    `sees(p)` lists the tokens that token p looks at: `segment_keys` for the full stream, `chunk_keys` for the chunked
-    one. `thetas` holds one rotary base for each query head.
+    `sees(p)` lists the tokens that token p looks at: `segment_keys` for the full stream, `chunk_keys` for
+    the chunked one. `thetas` holds one rotary base for each query head.
     """
     rows = []
     for p in range(queries.shape[0]):
@@ -182,9 +192,11 @@ def local_attention(
 
 
 def fuse(parts: Sequence[Tensor | None], scores: Sequence[Tensor]) -> Tensor:
-    """Weighted sum of the streams' results of one head: parts of (D,), scores scalars, weights softmax(scores).
+    """Weighted sum of the streams' results of one head: parts of (D,), scores scalars, weights
+    softmax(scores).
 
-    A stream that found nothing (None) adds zeros but keeps its weight: an empty bank does not change the others.
+    A stream that found nothing (None) adds zeros but keeps its weight: an empty bank does not change the
+    others.
     """
     largest = max(float(score.detach()) for score in scores)
     weights = [torch.exp(score - largest) for score in scores]
@@ -195,7 +207,8 @@ def fuse(parts: Sequence[Tensor | None], scores: Sequence[Tensor]) -> Tensor:
 
 # Around the attention
 def causal_depthwise_convolution(x: Tensor, taps: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y_p[e] = bias[e] + sum_j taps[e, j] x_{p - (w - 1 - j)}[e]; what lies before the document counts as zero.
+    """y_p[e] = bias[e] + sum_j taps[e, j] x_{p - (w - 1 - j)}[e]; what lies before the document counts as
+    zero.
 
     x (T, E), taps (E, w) with the current token's tap last, bias (E,); result (T, E).
     """
@@ -210,9 +223,11 @@ def causal_depthwise_convolution(x: Tensor, taps: Tensor, bias: Tensor | None = 
     return torch.stack(rows)
 
 
-# Writers: what a closed segment offers to the bank. `w` (S, E) are the segment's vectors, `start` its first token.
+# Writers: what a closed segment offers to the bank. `w` (S, E) are the segment's vectors, `start` its first
+# token.
 def score_of(vector: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Score of the write gate for one vector: vector (E,), weight (E,), bias a scalar; the gate is its sigmoid."""
+    """Score of the write gate for one vector: vector (E,), weight (E,), bias a scalar; the gate is its
+    sigmoid."""
     return (vector * weight).sum() + bias
 
 
@@ -230,7 +245,8 @@ def write_mean(w: Tensor, start: int, scorer: tuple[Tensor, Tensor] | None = Non
 def write_pool(
     w: Tensor, start: int, queries: Tensor, scorer: tuple[Tensor, Tensor] | None = None
 ) -> list[Candidate]:
-    """One candidate for each learned query (W, E): softmax over tokens of query . w / sqrt(E), the weighted sum."""
+    """One candidate for each learned query (W, E): softmax over tokens of query . w / sqrt(E), the weighted
+    sum."""
     candidates = []
     for query in queries:
         entries = [Entry(logit=(query * vector).sum() / math.sqrt(w.shape[1]), value=vector) for vector in w]
@@ -241,7 +257,8 @@ def write_pool(
 
 
 def write_select(w: Tensor, start: int, n_writes: int, scorer: tuple[Tensor, Tensor]) -> list[Candidate]:
-    """The `n_writes` best scored tokens in time order; scores of one step of 1/256 are equal, the earlier token wins."""
+    """The `n_writes` best scored tokens in time order; scores of one step of 1/256 are equal, the earlier
+    token wins."""
     candidates = [_scored(vector, start + offset, scorer) for offset, vector in enumerate(w)]
 
     def order(candidate: Candidate) -> tuple[int, int]:
@@ -258,7 +275,8 @@ def write_all(w: Tensor, start: int, scorer: tuple[Tensor, Tensor] | None = None
 
 # Gates and the bank
 def gate_is_open(candidate: Candidate, refuses: bool) -> bool:
-    """Whether a candidate enters the bank: where writes may be refused, its gate sigmoid(score) must exceed 1/2."""
+    """Whether a candidate enters the bank: where writes may be refused, its gate sigmoid(score) must exceed
+    1/2."""
     return not refuses or (candidate.score is not None and float(candidate.score.detach()) > 0)
 
 
@@ -270,7 +288,8 @@ def log_gate(candidate: Candidate) -> Tensor:
 
 
 def learn_through_value(slot: Slot) -> Slot:
-    """The slot whose gate learns from its value, not its logit: v * g / g', log g', where g' is g without gradient."""
+    """The slot whose gate learns from its value, not its logit: v * g / g', log g', where g' is g without
+    gradient."""
     held = slot.log_gate.detach()
     return replace(slot, value=slot.value * torch.exp(slot.log_gate - held), log_gate=held)
 
@@ -278,7 +297,8 @@ def learn_through_value(slot: Slot) -> Slot:
 def gru_gate(candidate: Tensor, previous: Tensor, w_z: Tensor, u_z: Tensor, b_z: Tensor) -> Tensor:
     """m' = z * c + (1 - z) * m with z = sigmoid(W_z c + U_z m + b_z).
 
-    candidate c (E,), previous m (E,), w_z and u_z (E, E), b_z (E,); z = 0 keeps the old vector, z = 1 replaces it.
+    candidate c (E,), previous m (E,), w_z and u_z (E, E), b_z (E,); z = 0 keeps the old vector, z = 1
+    replaces it.
     """
     z = 1 / (1 + torch.exp(-(w_z @ candidate + u_z @ previous + b_z)))
     return z * candidate + (1 - z) * previous
@@ -291,8 +311,8 @@ def strength(slot: Slot) -> int:
 
 
 def push(bank: Sequence[Slot], slot: Slot, n_slots: int, weakest: bool = False) -> list[Slot]:
-    """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out, or (`weakest`) the
-    oldest of those whose gate is weakest, which may be the one that came."""
+    """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out, or
+    (`weakest`) the oldest of those whose gate is weakest, which may be the one that came."""
     longer = [*bank, slot]
     if len(longer) > n_slots:
         longer.pop(min(range(len(longer)), key=lambda i: strength(longer[i])) if weakest else 0)

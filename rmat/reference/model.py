@@ -5,8 +5,8 @@
     h" = h' + mlp(norm(h'))                the block output
     bank <- writer and gate of x or h"     when a segment closes
 
-Nothing of `rmat.model` runs here but the configuration's arithmetic, so an error there cannot hide in the expectation.
-Layers may be computed one after the other because each reads and writes only its own bank.
+Nothing of `rmat.model` runs here but the configuration's arithmetic, so an error there cannot hide in the
+expectation. Layers may be computed one after the other because each reads and writes only its own bank.
 """
 
 import math
@@ -25,7 +25,8 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass
 class LayerMemory:
-    """One layer's bank during a document: slots oldest first, the newest gated vector, and what was pushed so far."""
+    """One layer's bank during a document: slots oldest first, the newest gated vector, and what was pushed
+    so far."""
 
     slots: list[ref.Slot] = field(default_factory=list)
     newest: Tensor | None = None
