@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmat.model import LanguageModel
+from rmat.settings import known_keywords
 from rmat.storage import TOKENIZER_FILE, load_model, model_folder
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Langua
     return model, tokenizer
 
 
+def _setting_names() -> list[str]:
+    from rmat.training.config import setting_names
+
+    return setting_names()
+
+
+@known_keywords(_setting_names)
 def train(config: RunConfig | None = None, *, resume: str | Path | None = None, reporter: Any = None) -> Path:
     """Train a model: the folder of the run, with the model in its folder `model`.
 
@@ -50,7 +58,8 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
         resume: folder of an interrupted run, which goes on where it was saved.
         reporter: told of the progress; None prints it to standard error.
 
-    Raises ValueError for a setting or data that cannot be used.
+    The caller's random numbers and torch's defaults stay as they are. Raises ValueError for a setting or data that
+    cannot be used, or where another process trains in the same folder; MemoryError where there is not enough memory.
     """
     from rmat.training.config import RunConfig
     from rmat.training.loop import train as run

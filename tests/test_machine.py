@@ -11,7 +11,7 @@ import torch
 
 from rmat import machine as environment
 from rmat.machine import describe_environment, git_commit, pick_device
-from rmat.training import rng
+from rmat.training import process
 
 
 def test_versions_machine_and_seed_are_named() -> None:
@@ -56,15 +56,15 @@ def draws() -> tuple[list[float], float, float]:
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
-    rng.seed_everything(1)
+    process.seed_everything(1)
     np.random.randn()
     random.gauss(0, 1)
-    kept = rng.capture()
+    kept = process.capture()
     first = draws()
-    rng.restore(*kept)
+    process.restore(*kept)
     assert draws() == first
-    rng.restore(*kept)
-    with rng.undisturbed():
+    process.restore(*kept)
+    with process.undisturbed():
         draws()
     assert draws() == first
 

@@ -97,7 +97,7 @@ OUTSIDE = {
     "tasks": {"torch", "numpy", "tokenizers"},
     "generation": {"torch", "numpy", "safetensors"},
     "evaluation": {"torch", "numpy"},
-    "training": {"torch", "numpy", "safetensors", "rich"},
+    "training": {"torch", "numpy", "safetensors", "rich", "filelock"},
     "api": {"torch"},
     "sessions": {"torch", "numpy", "safetensors", "filelock"},
     "engine": {"torch", "numpy"},

@@ -60,14 +60,9 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     of argparse may not; what follows `--` is no option."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     args, words = parser.parse_known_args(arguments[:end])
-    for word in words:
+    for number, word in enumerate(words, start=1):
         if word.startswith("-") and word != "-" and " " not in word:
-            options = [name for name in args.parser._option_string_actions if name.startswith("--")]
-            name = word.partition("=")[0]
-            longer = [option for option in options if option.startswith(name)]
-            args.parser.error(
-                f"there is no option {name!r}: did you mean {nearest(name, longer or options)!r}?"
-            )
+            args.parser.error(_no_option(args, word, "".join(words[number : number + 1])))
     words += arguments[end + 1 :]
     if args.words == "settings":
         args.settings = _settings(args.parser, words)
@@ -76,6 +71,22 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     if words and args.words != "settings":
         args.parser.error(f"one argument too many: {words[0]!r}{_pattern_hint(words[0])}")
     return args
+
+
+def _no_option(args: argparse.Namespace, word: str, following: str) -> str:
+    """What to write instead of the option `word`, which there is not."""
+    options = [name for name in args.parser._option_string_actions if name.startswith("--")]
+    name, _, value = word.partition("=")
+    longer = [option for option in options if option.startswith(name)]
+    if args.words == "settings" and not longer:
+        from rmat.training.config import setting_names
+
+        bare = name.lstrip("-").replace("-", "_")
+        near = nearest(bare, [*setting_names(), *(option.lstrip("-") for option in options)])
+        if f"--{near}" not in options:
+            value = value or (following if following[:1] not in ("", "-") else "VALUE")
+            return f"there is no option {name!r}: did you mean the setting {near}={value}?"
+    return f"there is no option {name!r}: did you mean {nearest(name, longer or options)!r}?"
 
 
 def _pattern_hint(word: str) -> str:

@@ -132,7 +132,7 @@ def _training(model: str) -> dict[str, Any] | None:
     """What the folder tells about training; None for a model folder."""
     from rmat.report.contents import training_contents
     from rmat.storage import run_folder
-    from rmat.training.metrics import JsonLines
+    from rmat.training.records import JsonLines
 
     folder = run_folder(model)
     if folder is None:

@@ -11,7 +11,7 @@ from typing import Any
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json, merge
 
-FAILED = 1
+FAILED, INTERRUPTED = 1, 130
 
 DESCRIPTION = """\
 Train a model and export it to DIR/model.
@@ -19,7 +19,7 @@ Train a model and export it to DIR/model.
 Settings are written section.field=value, for example train.lr=1e-3 data.tokenizer=bytes model.n_layers=6, and count
 more than options, which count more than --config. --print-config shows all of them, explained, without training.
 
-Ctrl-C (SIGINT) or SIGTERM finishes the step, saves and ends with status 0, without a result: --resume goes on."""
+Ctrl-C (SIGINT) or SIGTERM finishes the step, saves and ends with status 130, without a result: --resume goes on."""
 
 
 def add(commands: Any) -> None:
@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 0 also if the run was told to stop (it is saved and can be resumed), then without a result."""
+    """Train; 130 if the run was told to stop: it is saved and can be resumed, and has no result."""
     given = _given(args)
     if args.resume is not None and any(
         (args.preset, args.variant, args.start, args.data, args.out, args.config)
@@ -85,11 +85,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         folder = train(config, resume=resume)
-    except NonFiniteError as error:
+    except (NonFiniteError, MemoryError) as error:
         print(f"rmat: {error}", file=sys.stderr)
         return FAILED
     result = folder / "result.json"
-    if args.json and result.is_file():
+    if not result.is_file():
+        return INTERRUPTED
+    if args.json:
         print_json(json.loads(result.read_text(encoding="utf-8")))
     return 0
 

@@ -54,8 +54,9 @@ class Corpus:
         """Whether text is held out for validation."""
         return self.valid.n_bytes > 0
 
-    def lanes(self, batch_size: int, window: int, seed: int) -> Lanes:
+    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> Lanes:
         """Training windows without end."""
+        del accumulate  # windows are alike from the first to the last
         return Lanes(
             self.train,
             batch_size=batch_size,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -18,11 +20,41 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 
+class StandardError(io.StringIO):
+    """Standard error for what may be lost: where it is closed or nobody reads it any more, the work goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stream = sys.stderr
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As that of the stream behind."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Pass `text` on, or lose it."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have what was written seen, where that can be."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person looks."""
+        with suppress(ValueError, AttributeError):
+            return self._stream.isatty()
+        return False
+
+
 class Progress(AbstractContextManager["Progress"]):
     """Bars in bytes with the time left; says nothing at all when `shown` is False."""
 
     def __init__(self, shown: bool) -> None:
-        self._console = Console(stderr=True, quiet=not shown, soft_wrap=True)
+        self._console = Console(file=StandardError(), quiet=not shown, soft_wrap=True)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

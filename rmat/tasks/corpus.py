@@ -45,9 +45,10 @@ class TaskCorpus:
     has_valid: ClassVar[bool] = True
     """Rows to validate on are always at hand."""
 
-    def lanes(self, batch_size: int, window: int, seed: int) -> TaskLanes:
-        """Training rows without end."""
-        return TaskLanes(self._members("train"), self.data.specs, self.tokenizer, batch_size, window, seed)
+    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> TaskLanes:
+        """Training rows without end, of which an update takes `accumulate` batches."""
+        members = self._members("train")
+        return TaskLanes(members, self.data.specs, self.tokenizer, batch_size, window, seed, accumulate)
 
     def held_out(self, batch_size: int, window: int) -> HeldOutRows:
         """Rows with facts and filler of the validation split, as long as those of training become."""

@@ -42,6 +42,7 @@ class TaskLanes:
         batch_size: rows, B.
         window: tokens of the longest row.
         seed: of all rows.
+        accumulate: batches of one update; rows that grow do so by updates.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class TaskLanes:
         batch_size: int,
         window: int,
         seed: int,
+        accumulate: int = 1,
     ) -> None:
         self._members, self._tokenizer = list(members), tokenizer
         self._batch_size, self._window, self._seed = batch_size, window, seed
+        self._accumulate = accumulate
         shares = np.array([member.share for member in members], dtype=np.float64)
         self._edges = np.cumsum(shares / shares.sum())
         key = (list(specs), shares.tolist(), tokenizer.fingerprint, batch_size, window, seed)
@@ -84,7 +87,7 @@ class TaskLanes:
         """Batch `number`, from 0."""
         random = np.random.default_rng([self._seed, number])
         member = self._members[int(np.searchsorted(self._edges[:-1], random.random(), side="right"))]
-        length = member.draw_length(self._window, number, random.random())
+        length = member.draw_length(self._window, number // self._accumulate, random.random())
         rows = [member.task.row(random, length, self._tokenizer) for _ in range(self._batch_size)]
         return pad_rows(rows, self._tokenizer.special_id("document"))
 

@@ -127,7 +127,8 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `model_tensors` gave."""
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     missing = set(model_tensors(model)) - set(tensors)
-    assert not unexpected and not missing, f"checkpoint of another model: {unexpected} {missing}"
+    if unexpected or missing:
+        raise ValueError(f"the checkpoint is of another model: {sorted({*unexpected, *missing})} do not fit")
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,7 @@
 """One training run from top to bottom."""
 
+import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +15,15 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
 from rmat.tasks.corpus import HeldOutRows
 from rmat.tasks.lanes import TaskPosition
-from rmat.training import rng
-from rmat.training.config import RunConfig
-from rmat.training.counters import Interval
-from rmat.training.interrupt import stop_on_signal
-from rmat.training.optimizer import set_learning_rate
-from rmat.training.progress import Reporter, Terminal
+from rmat.training.config import RunConfig, TrainConfig
+from rmat.training.optimizer import learning_rate_factor, progress, set_learning_rate
+from rmat.training.process import own_defaults, undisturbed
+from rmat.training.progress import Reporter, Terminal, stop_on_signal
+from rmat.training.records import Interval
 from rmat.training.run import Run, open_run
-from rmat.training.schedule import learning_rate_factor, progress
 from rmat.training.step import StepResult, training_step
+
+_ALLOCATOR = re.compile("out of memory|allocate memory|Storage size calculation", re.IGNORECASE)
 
 
 class Evaluate(Protocol):
@@ -62,8 +64,13 @@ def train(
     checkpoint. SIGINT or SIGTERM finishes the step, saves and returns. Raises ValueError for settings or data
     that cannot be used and NonFiniteError if the numbers break down."""
     reporter = reporter or Terminal()
-    run = open_run(config, resume, reporter)
-    train_config, counters = run.config.train, run.counters
+    with undisturbed(), own_defaults(), open_run(config, resume, reporter) as run:
+        _train(run, evaluate, sample)
+        return run.folder
+
+
+def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
+    train_config, counters, reporter = run.config.train, run.counters, run.reporter
     _tell_arithmetic(run)
     if evaluate is not None and not run.corpus.has_valid:
         reporter.say("no text is held out for validation (data.valid_share): nothing is evaluated")
@@ -84,8 +91,9 @@ def train(
                 share = progress(counters.step, counters.elapsed, train_config)
                 lr = train_config.lr * learning_rate_factor(counters.step, share, train_config)
                 set_learning_rate(run.optimizers, lr)
-                batches, position = next(windows)
-                result = training_step(run.model, run.optimizers, batches, run.state, train_config)
+                with _memory_told(train_config):
+                    batches, position = next(windows)
+                    result = training_step(run.model, run.optimizers, batches, run.state, train_config)
 
                 run.state = result.state
                 counters.lanes = position.to_dict()
@@ -112,7 +120,7 @@ def train(
                 reporter.say(
                     f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume {run.folder}"
                 )
-                return run.folder
+                return
     finally:
         reporter.stopped()
     if evaluate is not None and counters.evaluated_step != counters.step:
@@ -120,13 +128,12 @@ def train(
         run.save()
     run.export()
     reporter.say(f"done: the model of step {counters.step:,}, the last, is in {run.folder / 'model'}")
-    return run.folder
 
 
 def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState | TaskPosition]]:
     """The batches of each update, on the device, and the position in the data after them."""
     config = run.config.train
-    lanes = run.corpus.lanes(config.batch_size, config.window, config.seed)
+    lanes = run.corpus.lanes(config.batch_size, config.window, config.seed, config.accumulate)
     stream: Iterator[tuple[Batch, LaneState | TaskPosition]] = lanes.resumed(run.counters.lanes)
     while True:
         batches = []
@@ -135,6 +142,20 @@ def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState | TaskPosition]]
             moved = (part.to(run.device) for part in (batch.tokens, batch.targets, batch.resets))
             batches.append(Batch(*moved))
         yield batches, after
+
+
+@contextlib.contextmanager
+def _memory_told(config: TrainConfig) -> Iterator[None]:
+    """Errors of allocators, which torch raises as RuntimeError, as a MemoryError of one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _ALLOCATOR.search(str(error)):
+            raise
+        raise MemoryError(
+            f"not enough memory for {config.batch_size} rows of {config.window} tokens: lower train.batch_size or "
+            "train.window, or take a smaller model"
+        ) from error
 
 
 def _tell_arithmetic(run: Run) -> None:
@@ -208,7 +229,7 @@ def _log_interval(run: Run, lr: float) -> None:
 def _evaluate(run: Run, evaluate: Evaluate) -> bool:
     """Score the model on the validation split; whether it is the best so far."""
     run.model.eval()
-    with rng.undisturbed(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         config = run.config.train
         held_out = run.corpus.held_out(config.batch_size, config.window)
         scores = evaluate(run.model, run.corpus.tokenizer, held_out, max_bytes=config.eval_bytes)
@@ -220,7 +241,7 @@ def _evaluate(run: Run, evaluate: Evaluate) -> bool:
 def _sample(run: Run, sample: Sample) -> None:
     """Let the model write a text and keep it."""
     run.model.eval()
-    with rng.undisturbed(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         text = sample(run.model, run.corpus.tokenizer)
     run.model.train()
     run.samples.append({"step": run.counters.step, "text": text})

@@ -1,10 +1,17 @@
-"""What a person sees while a model trains."""
+"""What a person sees while a model trains, and how the training is told to stop."""
 
-import sys
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from rmat.data.progress import StandardError
 
 
 class Reporter(Protocol):
@@ -49,7 +56,7 @@ class Terminal:
     """A reporter on standard error: a live bar on a terminal, one line a row elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = console or Console(file=StandardError(), highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -113,3 +120,39 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@dataclass
+class StopRequest:
+    """Whether someone asked the run to stop."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def stop_on_signal(say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Inside, the first SIGINT or SIGTERM sets `requested`; a second one acts as it would have without us.
+
+    Signals can only be caught in the main thread; in another one nothing is changed.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        request.requested = True
+        put_back()
+        say(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield request
+    finally:
+        put_back()

@@ -6,28 +6,46 @@ data.json           what was read: counts and hashes
 metrics.jsonl       rows of kind "train", "eval" and "skipped"
 samples.jsonl       text written by the model on the way
 checkpoints/        see `checkpoint`
+tokenizer.json      a copy, where data.tokenizer is a file
 model/              the model as it was at the end, with its tokenizer
 result.json         the outcome; there once the run is complete
+.lock               there while a process works in the folder
 """
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch.optim import Optimizer
 
+from rmat.data.config import DataConfig
 from rmat.data.corpus import Corpus, load_corpus
 from rmat.data.store import TokenStore
 from rmat.machine import describe_environment, pick_device
-from rmat.model import LanguageModel, StreamState
-from rmat.storage import remove_partial, replacing_folder, save_model, write_json
+from rmat.model import LanguageModel, ModelConfig, StreamState
+from rmat.model.config import TRAINING_ONLY
+from rmat.storage import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    load_model,
+    model_folder,
+    read_config,
+    remove_partial,
+    replacing,
+    replacing_folder,
+    save_model,
+    write_json,
+)
 from rmat.tasks.corpus import TaskCorpus, load_tasks
 from rmat.tasks.registry import is_task
-from rmat.training import rng
+from rmat.training import process
 from rmat.training.checkpoint import (
     Checkpoint,
     model_tensors,
@@ -37,11 +55,11 @@ from rmat.training.checkpoint import (
     write_checkpoint,
 )
 from rmat.training.config import RunConfig, check_resumable
-from rmat.training.counters import Counters
-from rmat.training.metrics import JsonLines
 from rmat.training.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
 from rmat.training.progress import Reporter
-from rmat.training.start import copy_weights, with_model_of_start
+from rmat.training.records import Counters, JsonLines
+
+MODEL_FOLDER, LOCK_FILE = "model", ".lock"
 
 
 @dataclass
@@ -66,7 +84,7 @@ class Run:
         """Write a checkpoint of this moment and drop those no longer kept."""
         self.metrics.sync()
         self.samples.sync()
-        rng_tensors, rng_values = rng.capture()
+        rng_tensors, rng_values = process.capture()
         tensors = {
             "model": model_tensors(self.model),
             "optimizer": optimizer_tensors(self.model, self.optimizers),
@@ -82,12 +100,10 @@ class Run:
     def begin(self) -> None:
         """Take the weights of the model that the run starts from, if there is one."""
         if self.config.start is not None:
-            copy_weights(self.config.start, self.model)
+            self.model.load_state_dict(load_model(self.config.start).state_dict())
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, or from the beginning if there is none."""
-        for folder in (self.folder, self.folder / "checkpoints"):
-            remove_partial(folder)
         checkpoint = newest_sound_checkpoint(self.folder / "checkpoints", self.reporter.say)
         if checkpoint is None:
             self.reporter.say("no checkpoint to continue from: starting at step 0")
@@ -98,7 +114,7 @@ class Run:
             if "stream" in checkpoint.tensors:
                 held = StreamState.from_tensors(self.model.config, checkpoint.tensors["stream"])
                 self.state = held.to(self.device)
-            rng.restore(checkpoint.tensors["rng"], checkpoint.values["rng"])
+            process.restore(checkpoint.tensors["rng"], checkpoint.values["rng"])
             self.counters = Counters.from_dict(checkpoint.values["counters"])
             self.reporter.say(f"continuing after step {self.counters.step:,}")
         self.metrics.cut_after(self.counters.step)
@@ -106,7 +122,7 @@ class Run:
 
     def export(self) -> dict[str, Any]:
         """Write model/ and result.json; the result."""
-        with replacing_folder(self.folder / "model") as partial:
+        with replacing_folder(self.folder / MODEL_FOLDER) as partial:
             save_model(self.model, partial, tokenizer=self.corpus.tokenizer)
         counters = self.counters
         result = {
@@ -122,11 +138,13 @@ class Run:
         return result
 
 
-def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Run:
-    """Make the folder of a new run, or open that of one to be continued; load the data and build the model.
+@contextlib.contextmanager
+def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Iterator[Run]:
+    """Claim the folder of a new run, or that of one to be continued, load the data and build the model. The folder
+    belongs to this process until the block is left.
 
-    Raises ValueError if there is nothing to resume, if the folder of a new run already holds one, or if the
-    configuration or the data of a resumed run is not what it was started with."""
+    Raises ValueError if there is nothing to resume, if the folder already holds a run or another process works in it,
+    or if the configuration or the data of a resumed run is not what it was started with."""
     if resume is not None:
         stored = RunConfig.load(resume)
         if config is not None and config.out is not None and Path(config.out).resolve() != resume.resolve():
@@ -137,33 +155,88 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         check_resumable(stored, config)
     elif config is None:
         raise ValueError("neither a configuration nor a run to resume was given: give one of them")
-    folder = Path(config.out) if config.out is not None else _new_folder(config)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder for the run")
-    if resume is None and (folder / "config.json").exists():
-        raise ValueError(
-            f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
-        )
-    if config.start is not None and resume is None:
+    elif config.start is not None:
         config = with_model_of_start(config)
     device, reason = pick_device(config.train.device)
-    corpus = load_tasks(config.data) if any(map(is_task, config.data.specs)) else load_corpus(config.data)
-    model_config = config.model_config(corpus.tokenizer.vocab_size)
+    with _claimed(config, new=resume is None) as folder:
+        yield _prepare(config, folder, resume is not None, device, reason, reporter)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
+
+@contextlib.contextmanager
+def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
+    """The folder of the run, which nobody else writes to inside the block; a new one that comes to nothing is removed."""
+    folder, made = _make_folder(config)
+    lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process trains in {folder}: wait until it is done, or give another folder"
+        ) from None
+    try:
+        if new and (folder / CONFIG_FILE).exists():
+            raise ValueError(
+                f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
+            )
+        if (folder / MODEL_FOLDER).is_symlink():
+            raise ValueError(
+                f"{folder / MODEL_FOLDER} is a link, and the finished model would replace the folder it points to: "
+                "remove the link, that folder stays"
+            )
+        for place in (folder, folder / "checkpoints"):
+            remove_partial(place)
+        yield folder
+    finally:
+        # Removed while held: whoever waits finds that the file has no name any more.
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+        if new and not (folder / CONFIG_FILE).exists():
+            for place in made:
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+
+
+def _make_folder(config: RunConfig) -> tuple[Path, list[Path]]:
+    """The folder of the run, and which folders had to be made, it and those above; without a name a new one under
+    `runs/`, which nobody else has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    first = Path(config.out or f"runs/{config.preset}-{config.variant}-{stamp}")
+    made = [place for place in (first, *first.parents) if not place.exists()]
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=config.out is not None)
+        except FileExistsError:
+            if config.out is not None:
+                raise ValueError(
+                    f"{folder} is a file or a link that leads nowhere: give a folder for the run"
+                ) from None
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+        else:
+            return folder, made if folder == first else [folder]
+
+
+def _prepare(
+    config: RunConfig, folder: Path, resumed: bool, device: torch.device, reason: str, reporter: Reporter
+) -> Run:
+    corpus = _load_data(config.data, folder)
+    model_config = config.model_config(corpus.tokenizer.vocab_size)
     environment = describe_environment(device, config.train.seed)
-    if resume is not None:
-        _check_same_data(folder, corpus)
+    data = _describe_data(corpus, config.data)
+    if resumed:
+        _check_same_data(folder, data)
         _warn_of_other_environment(folder, environment, reporter)
+    (folder / "checkpoints").mkdir(exist_ok=True)
     # Only now: a refused resume leaves a complete run complete.
     (folder / "result.json").unlink(missing_ok=True)
     write_json(folder / "environment.json", environment)
-    write_json(folder / "data.json", _describe_data(corpus))
-    # Last, because a folder counts as a run that can be resumed once it has this file.
-    write_json(folder / "config.json", config.to_dict())
+    write_json(folder / "data.json", data)
+    if _is_file(config.data.tokenizer):
+        with replacing(folder / TOKENIZER_FILE) as (partial,):
+            corpus.tokenizer.save(partial)
 
-    rng.seed_everything(config.train.seed)
+    process.seed_everything(config.train.seed)
     model = LanguageModel(model_config).to(device)
     run = Run(
         config=config,
@@ -178,19 +251,34 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         samples=JsonLines(folder / "samples.jsonl"),
         counters=Counters(),
     )
-    if resume is None:
-        run.begin()
-    else:
+    # Last, because a folder counts as a run that can be resumed once it has this file.
+    write_json(folder / CONFIG_FILE, config.to_dict())
+    if resumed:
         run.restore()
+    elif config.start is not None:
+        run.begin()
+        run.save()  # whoever resumes needs that model no more
     return run
 
 
-def _new_folder(config: RunConfig) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.preset}-{config.variant}-{stamp}"
+def _is_file(tokenizer: str) -> bool:
+    """Whether the setting `data.tokenizer` names a file or folder."""
+    return tokenizer != "bytes" and not tokenizer.startswith("bpe:")
 
 
-def _describe_data(corpus: Corpus | TaskCorpus) -> dict[str, Any]:
+def _load_data(data: DataConfig, folder: Path) -> Corpus | TaskCorpus:
+    """What the run reads, with the copy of its tokenizer, if it has one: the first may have gone."""
+    copy = folder / TOKENIZER_FILE
+    own = (
+        dataclasses.replace(data, tokenizer=str(copy))
+        if copy.is_file() and _is_file(data.tokenizer)
+        else data
+    )
+    return load_tasks(own) if any(map(is_task, data.specs)) else load_corpus(own)
+
+
+def _describe_data(corpus: Corpus | TaskCorpus, data: DataConfig) -> dict[str, Any]:
+    """JSON-able and equal for equal data, wherever the tokenizer was read."""
     if isinstance(corpus, TaskCorpus):
         return corpus.description
 
@@ -202,19 +290,19 @@ def _describe_data(corpus: Corpus | TaskCorpus) -> dict[str, Any]:
             "fingerprint": store.fingerprint,
         }
 
+    told = {"tokenizer": {**corpus.description["tokenizer"], "spec": data.tokenizer}}
     return {
         "tokenizer": corpus.tokenizer.fingerprint,
         "train": split(corpus.train),
         "valid": split(corpus.valid),
         "test": split(corpus.test),
-        "description": json.loads(json.dumps(corpus.description)),
+        "description": json.loads(json.dumps({**corpus.description, **told})),
     }
 
 
-def _check_same_data(folder: Path, corpus: Corpus | TaskCorpus) -> None:
+def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
     """Raise ValueError if the data is not what the run in `folder` was started on."""
     path = folder / "data.json"
-    now = _describe_data(corpus)
     for name, before in json.loads(path.read_text(encoding="utf-8")).items():
         if now.get(name) != before:
             raise ValueError(
@@ -225,8 +313,42 @@ def _check_same_data(folder: Path, corpus: Corpus | TaskCorpus) -> None:
 
 def _warn_of_other_environment(folder: Path, environment: dict[str, Any], reporter: Reporter) -> None:
     before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    changed = [name for name, value in environment.items() if before.get(name) != value]
+    changed = [name for name, value in environment.items() if before.get(name, value) != value]
     if changed:
         reporter.say(
             f"the environment differs from before ({', '.join(changed)}): results may not be the same bit for bit"
         )
+
+
+def with_model_of_start(config: RunConfig) -> RunConfig:
+    """The same run with the architecture and the tokenizer of the model that it starts from.
+
+    Of `config.model` only what acts in training and the banks (`LanguageModel.with_slots`) may differ. Raises FileNotFoundError if there is no model, ValueError if
+    it has no tokenizer or the settings ask for another architecture or tokenizer.
+    """
+    assert config.start is not None
+    folder = model_folder(config.start)
+    own = read_config(folder)
+    if config.model.get("gate_bias", own.gate_bias) != own.gate_bias:
+        raise ValueError(
+            "model.gate_bias is where gates of random weights start: leave it out, they go on as they are"
+        )
+    free = {*TRAINING_ONLY, "eviction"}
+    if own.memory_position != "rank":  # no weights belong to single slots
+        free.add("n_slots")
+    for name, value in config.model.items():
+        if name not in free and value != getattr(own, name):
+            raise ValueError(
+                f"model.{name} is {value!r} but the model in {folder} has {getattr(own, name)!r}, and its weights are for "
+                "that: leave it out"
+            )
+    model = ModelConfig.from_dict({**own.to_dict(), **config.model}).to_dict()
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ValueError(f"{folder} has no {TOKENIZER_FILE}: save the model with its tokenizer")
+    tokenizer = str(folder / TOKENIZER_FILE)
+    if config.data.tokenizer not in (DataConfig.tokenizer, tokenizer):
+        raise ValueError(
+            f"data.tokenizer is {config.data.tokenizer!r} but training starts from {folder}, which has its own: leave it out"
+        )
+    data = dataclasses.replace(config.data, tokenizer=tokenizer)
+    return dataclasses.replace(config, model=model, data=data)

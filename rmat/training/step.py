@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from rmat.data.lanes import IGNORED, Batch
 from rmat.model import LanguageModel, StreamState
 from rmat.training.config import TrainConfig
-from rmat.training.objective import next_token_loss
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,35 @@ def training_step(
     for optimizer in optimizers:
         optimizer.step()
     return StepResult(state, nats, scored, norm, None)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Sums over the scored positions of one call; divide by `count` for means."""
+
+    total: Tensor
+    """() float32, what is minimised: cross entropy plus the weighted z-loss, summed."""
+    nats: Tensor
+    """() float32, cross entropy alone, summed, without gradient."""
+    count: Tensor
+    """() int64, scored positions."""
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Objective:
+    """Cross entropy of `targets` under `logits`, in at least float32.
+
+    logits: (..., V) of any floating dtype; targets: (...) int64, `IGNORED` where nothing is scored.
+    z_loss: weight of the squared log-normaliser log(sum(exp(logits)))^2 at the scored positions (PaLM,
+    arXiv 2204.02311, section 5).
+    """
+    flat_targets = targets.flatten()
+    flat_logits = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
+    nats = functional.cross_entropy(flat_logits, flat_targets, ignore_index=IGNORED, reduction="sum")
+    scored = flat_targets != IGNORED
+    total = nats
+    if z_loss > 0:
+        total = nats + z_loss * flat_logits.logsumexp(-1).square().mul(scored).sum()
+    return Objective(total=total, nats=nats.detach(), count=scored.sum())
 
 
 def gradient_norm(model: nn.Module) -> float:

@@ -108,6 +108,23 @@ def test_a_resumed_run_takes_more_steps(rmat: Rmat, run_folder: Path, workplace:
     assert "train.lr" in rmat("train", "--resume", workplace / "longer", "train.lr=1").refused()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--lr", "3"], "there is no option '--lr': did you mean the setting train.lr=3?"),
+        (["--lr=3"], "there is no option '--lr': did you mean the setting train.lr=3?"),
+        (["--steps", "3"], "did you mean the setting train.steps=3?"),
+        (["--batch-size", "--json"], "did you mean the setting train.batch_size=VALUE?"),
+        (["--n_slots", "9"], "did you mean the setting model.n_slots=9?"),
+        (["--presett", "tiny"], "did you mean '--preset'?"),
+        (["--pre", "tiny"], "did you mean '--preset'?"),
+        (["lr=3"], "unknown setting 'lr': did you mean 'train.lr'?"),
+    ],
+)
+def test_a_setting_written_as_an_option_is_named(rmat: Rmat, words: list[str], sentence: str) -> None:
+    assert sentence in rmat("train", *words).refused()
+
+
 def test_ctrl_c_saves_and_the_run_can_go_on(rmat: Rmat, workplace: Path) -> None:
     folder = workplace / "interrupted"
     arguments = [
@@ -133,7 +150,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(rmat: Rmat, workplace: Path) -> None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and not out and "Traceback" not in err, err
+    assert process.returncode == 130 and not out and "Traceback" not in err, err
     assert f"--resume {folder}" in err
     assert f"--resume {folder}" in rmat("generate", folder, "x").refused()
     steps = int(max(path.name for path in (folder / "checkpoints").iterdir()).removeprefix("step-"))

@@ -18,8 +18,8 @@ from rmat.storage import load_model
 from rmat.training.checkpoint import list_checkpoints
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
-from rmat.training.metrics import JsonLines
 from rmat.training.progress import Silent
+from rmat.training.records import JsonLines
 
 TIMES = {"tokens_per_second", "elapsed", "seconds_left"}
 """Keys of metrics rows that no two runs share."""

@@ -51,6 +51,14 @@ def test_rows_of_a_batch_differ() -> None:
     assert len({tuple(row) for row in batch.tokens.tolist()}) == 8
 
 
+def test_rows_grow_by_updates_of_several_batches() -> None:
+    members = [Member(task=RECALL, shortest=10, grow=20)]
+    by_update = TaskLanes(members, ["recall:from=10,grow=20"], NUMBERS, 3, 40, 0, 4)
+    widths = [batch.tokens.shape[1] for batch in first(by_update, 160)]
+    assert all(width <= 10 + 30 * min(n // 4, 20) // 20 for n, width in enumerate(widths))
+    assert max(widths[:4]) == 10 and max(widths[20:40]) < 25 and max(widths[80:]) == 40
+
+
 def test_lengths_differ_between_batches_and_grow_to_the_window() -> None:
     widths = [batch.tokens.shape[1] for batch in first(recall_lanes(), 150)]
     assert min(widths) == 10 and max(widths) == 40 and len(set(widths)) > 25

@@ -11,8 +11,8 @@ from rmat.settings import field_types
 from rmat.training.checkpoint import list_checkpoints
 from rmat.training.config import TrainConfig
 from rmat.training.loop import train
-from rmat.training.metrics import JsonLines
 from rmat.training.progress import Silent
+from rmat.training.records import JsonLines
 from tests.makers.runs import evaluate, make_config, metrics, sample
 
 NEEDS: dict[str, Any] = {"decay_share": {"schedule": "wsd"}, "keep_last": {"checkpoint_every": 2}}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rmat.training.metrics import JsonLines
+from rmat.training.records import JsonLines
 
 
 def test_rows_after_the_checkpoint_are_cut_away(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from rmat.training.config import TrainConfig
-from rmat.training.schedule import learning_rate_factor, progress
+from rmat.training.optimizer import learning_rate_factor, progress
 
 
 def factor(step: int, config: TrainConfig) -> float:

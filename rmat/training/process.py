@@ -1,8 +1,8 @@
-"""The global random number generators, as values that can be kept and put back."""
+"""What a run shares with the process around it: the generators of random numbers, and torch's defaults."""
 
+import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def restore(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 
 
-@contextmanager
+@contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Whatever draws random numbers inside leaves the generators as they were."""
     kept = capture()
@@ -47,3 +47,21 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         restore(*kept)
+
+
+@contextlib.contextmanager
+def own_defaults() -> Iterator[None]:
+    """Inside, new tensors are float32 on the CPU and gradients are recorded, whatever the process's defaults are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    # Only where it is needed: this context sees every call of torch, which costs time.
+    elsewhere = torch.get_default_device().type != "cpu"
+    try:
+        with (
+            torch.device("cpu") if elsewhere else contextlib.nullcontext(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
