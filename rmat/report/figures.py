@@ -3,12 +3,15 @@ does."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rmat.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +80,9 @@ def drawing(path: str | Path, height: float = 4.6) -> Iterator[tuple[Figure, lis
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             unsaid = ("Date", "Creator") if file.suffix == ".svg" else ("Software",)
-            figure.savefig(file, metadata=dict.fromkeys(unsaid))
+            picture = io.BytesIO()
+            figure.savefig(picture, format=file.suffix[1:], metadata=dict.fromkeys(unsaid))
+            write_file(file, picture.getvalue())
 
 
 def looks(count: int) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ nothing to draw or matplotlib is missing. Bands and bars are the 95 % intervals 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from rmat.report.figures import (
     size_name,
     title_of,
 )
+from rmat.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,10 +186,11 @@ def write_table(cells: Iterable[Row], path: str | Path) -> Path:
     columns = list(dict.fromkeys(name for row in flat for name in row))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_file(path, table.getvalue())
     return path
 
 

@@ -3,7 +3,6 @@ says more."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel
 from rmat.report import plots
+from rmat.storage import to_json, write_file
 
 
 def write_result(
@@ -35,7 +35,7 @@ def write_result(
         **result,
     }
     path = folder / "result.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, to_json(record, indent=1) + "\n")
     lines = _lines(result)
     rows = (
         result["cells"]
