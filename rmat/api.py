@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from rmat.settings import known_keywords
 from rmat.storage import TOKENIZER_FILE, load_model, model_folder
 
 if TYPE_CHECKING:
+    from rmat.data.corpus import HeldOut, Rows
     from rmat.data.store import TokenStore
     from rmat.data.tokenizer import Tokenizer
-    from rmat.tasks.corpus import HeldOutRows
     from rmat.training.config import RunConfig
 
 SAMPLE_TOKENS = 120
@@ -77,29 +78,36 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
 
 
 def evaluate(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    store: TokenStore | HeldOutRows,
-    *,
-    max_bytes: int | None = None,
+    model: LanguageModel, tokenizer: Tokenizer, held_out: HeldOut, *, max_bytes: int | None = None
 ) -> dict[str, float]:
     """Scores on held-out text: bits per byte with the memory on and with every read finding it empty (without a
     memory the two are the same number). On held-out rows of a task: nats of a scored token, share of them right."""
-    from rmat.tasks.corpus import HeldOutRows
+    return held_out.score(_Scorer(model, tokenizer, max_bytes))
 
-    if isinstance(store, HeldOutRows):
+
+@dataclass(frozen=True)
+class _Scorer:
+    model: LanguageModel
+    tokenizer: Tokenizer
+    max_bytes: int | None
+
+    def documents(self, store: TokenStore) -> dict[str, float]:
+        from rmat.evaluation.perplexity import perplexity
+
+        def bits(**how: Any) -> float:
+            found = perplexity(
+                self.model, self.tokenizer, store, max_bytes=self.max_bytes, buckets=False, **how
+            )
+            return found.bits_per_byte
+
+        on = bits()
+        zeroed = bits(memory="zeroed") if self.model.config.has_memory else on
+        return {"bits_per_byte": on, "bits_per_byte_memory_zeroed": zeroed}
+
+    def rows(self, rows: Rows) -> dict[str, float]:
         from rmat.evaluation.rows import score_rows
 
-        return score_rows(model, store)
-    from rmat.evaluation.perplexity import perplexity
-
-    on = perplexity(model, tokenizer, store, max_bytes=max_bytes, buckets=False).bits_per_byte
-    zeroed = on
-    if model.config.has_memory:
-        zeroed = perplexity(
-            model, tokenizer, store, memory="zeroed", max_bytes=max_bytes, buckets=False
-        ).bits_per_byte
-    return {"bits_per_byte": on, "bits_per_byte_memory_zeroed": zeroed}
+        return score_rows(self.model, rows)
 
 
 def sample(model: LanguageModel, tokenizer: Tokenizer) -> str:

@@ -1,5 +1,7 @@
 """What a result depends on is written down, and the generators can be kept and put back."""
 
+import json
+import os
 import random
 import subprocess
 import sys
@@ -69,21 +71,31 @@ def test_random_numbers_go_on_where_they_were() -> None:
     assert draws() == first
 
 
-def without_home(program: str, **variables: str) -> str:
-    """What a program prints that has neither HOME nor an account."""
-    code = f"import os, pwd\ndef none(uid): raise KeyError(uid)\npwd.getpwuid = none\nfrom rmat.machine import *\n{program}"
+def test_without_a_home_the_named_folders_are_taken_and_others_asked_for() -> None:
+    """In a process of its own, which has no account either."""
+    code = """
+import json, os, pwd
+def none(uid): raise KeyError(uid)
+pwd.getpwuid = none
+from rmat.machine import *
+def told(act, **variables):
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "RMAT_CACHE", "RMAT_SESSIONS"):
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    try: return str(act())
+    except ValueError as error: return str(error)
+print(json.dumps([
+    told(cache_folder, XDG_CACHE_HOME="/c"), told(sessions_folder, XDG_DATA_HOME="/d"),
+    told(cache_folder, RMAT_CACHE="/e"), told(sessions_folder, RMAT_SESSIONS="/f"),
+    told(cache_folder), told(sessions_folder), told(lambda: expand("~/x")),
+]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
-
-
-def test_without_a_home_the_named_folders_are_taken_and_others_asked_for(tmp_path: Path) -> None:
-    both = "print(cache_folder(), sessions_folder())"
-    assert without_home(both, XDG_CACHE_HOME="/c", XDG_DATA_HOME="/d") == "/c/rmat /d/rmat/sessions"
-    assert without_home(both, RMAT_CACHE="/c", RMAT_SESSIONS="/d") == "/c /d"
-    for name, variable in (("cache_folder", "RMAT_CACHE"), ("sessions_folder", "RMAT_SESSIONS")):
-        told = without_home(f"try: {name}()\nexcept ValueError as error: print(error)")
-        assert "HOME is not set" in told and f"set HOME, or {variable} to a folder" in told
-    told = without_home("try: expand('~/x')\nexcept ValueError as error: print(error)")
-    assert told == "'~/x' begins with a home folder that is not known: give the whole path"
+    *folders, cache, sessions, home = json.loads(done.stdout)
+    assert folders == ["/c/rmat", "/d/rmat/sessions", "/e", "/f"]
+    assert "HOME is not set" in cache and "set HOME, or RMAT_CACHE to a folder" in cache
+    assert "HOME is not set" in sessions and "set HOME, or RMAT_SESSIONS to a folder" in sessions
+    assert home == "'~/x' begins with a home folder that is not known: give the whole path"

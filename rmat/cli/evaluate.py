@@ -12,7 +12,7 @@ from rmat.cli.output import human_bytes, prepare_files, print_json, print_table,
 from rmat.cli.parsing import add_command
 
 if TYPE_CHECKING:
-    from rmat.data.corpus import Corpus
+    from rmat.data.corpus import TextCorpus
     from rmat.data.store import JoinedStores, TokenStore
     from rmat.data.tokenizer import Tokenizer
     from rmat.model import LanguageModel
@@ -224,30 +224,22 @@ def _add_text_options(parser: Any) -> None:
 def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore | JoinedStores]:
     from rmat.data.config import DataConfig
     from rmat.data.corpus import load_corpus
-    from rmat.storage import model_folder, run_folder
+    from rmat.storage import run_folder
     from rmat.training.config import RunConfig
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     model = with_banks(model, args)
-    folder = model_folder(args.model)
     run = run_folder(args.model)
-    own = None if run is None else RunConfig.load(run).data
-    data = own or DataConfig()
+    data = DataConfig() if run is None else RunConfig.load(run).data
     if args.data:
         data = replace(data, specs=tuple(args.data), weights=None)
     if args.split == "all":
         data = replace(data, valid_share=0.0)
-    if data == own:
-        # Read as in training, so that its cache serves; another tokenizer means that the text has changed since.
-        corpus = load_corpus(data)
-        if corpus.tokenizer.fingerprint == tokenizer.fingerprint:
-            return model, tokenizer, _part(corpus, args.split)
-    corpus = load_corpus(replace(data, tokenizer=str(folder)))
-    return model, tokenizer, _part(corpus, args.split)
+    return model, tokenizer, _part(load_corpus(data, tokenizer=tokenizer), args.split)
 
 
-def _part(corpus: Corpus, split: str) -> TokenStore | JoinedStores:
+def _part(corpus: TextCorpus, split: str) -> TokenStore | JoinedStores:
     """A split, or for "all" every split there is: a source with parts of its own is split whatever valid_share says."""
     from rmat.data.store import JoinedStores
 

@@ -69,13 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from rmat.data.progress import Progress
     from rmat.evaluation.completion import completion, tokens_to_read
     from rmat.evaluation.next_line import choose_files
-    from rmat.storage import model_folder
 
     prepare_files(args)
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     model = with_banks(model, args)
-    data = DataConfig(specs=tuple(args.data or ("python-stdlib",)), tokenizer=str(model_folder(args.model)))
-    corpus = load_corpus(data)
+    data = DataConfig(specs=tuple(args.data or ("python-stdlib",)))
+    corpus = load_corpus(data, tokenizer=tokenizer)
     files = choose_files(
         corpus.train,
         corpus.test,

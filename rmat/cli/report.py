@@ -13,8 +13,8 @@ from rmat.cli.output import print_json, print_table
 from rmat.cli.parsing import add_command, add_json
 
 if TYPE_CHECKING:
+    from rmat.data.corpus import Reading
     from rmat.data.tokenizer import Tokenizer
-    from rmat.report.reading import Reading
 
 
 def add(commands: Any) -> None:
@@ -114,18 +114,16 @@ def _places(out: str) -> tuple[Path, Path]:
 def _reading(args: argparse.Namespace, tokenizer: Tokenizer) -> Reading:
     from rmat.data.config import DataConfig
     from rmat.report.reading import read_data, read_file
-    from rmat.storage import model_folder, run_folder
+    from rmat.storage import run_folder
     from rmat.training.config import RunConfig
 
     if args.text is not None:
         return read_file(args.text, tokenizer, args.max_tokens)
-    folder = model_folder(args.model)
     run = run_folder(args.model)
-    own = None if run is None else RunConfig.load(run).data
-    data = own or DataConfig()
+    data = DataConfig() if run is None else RunConfig.load(run).data
     if args.data:
         data = replace(data, specs=tuple(args.data), weights=None)
-    return read_data(data, args.split, tokenizer, folder, args.max_tokens, own=data == own)
+    return read_data(data, args.split, tokenizer, args.max_tokens)
 
 
 def _training(model: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""From a DataConfig to tokenised train, valid and test splits.
+"""What a run, an evaluation and a report ask of a corpus, and the one of text: from a DataConfig to tokenised splits.
 
 Every source is read once to learn what it holds; if the cache has tokens of the same content by the same
 tokenizer, that is all. Otherwise the tokenizer is trained where the configuration says so, and a second
@@ -11,14 +11,17 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rmat.data.config import DataConfig
 from rmat.data.documents import Document, encode_documents
-from rmat.data.lanes import Lanes
+from rmat.data.lanes import Batch, Lanes
 from rmat.data.progress import Progress
 from rmat.data.sources import LISTED_FILES, SPLITS, Scan, Source, scan_source
 from rmat.data.store import FORMAT, StoreWriter, TokenStore, build_once
@@ -35,8 +38,93 @@ BATCH_BYTES = 4 * 2**20
 """Documents are tokenised together until they hold so much text."""
 
 
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Documents to be read and shown, each by itself."""
+
+    name: str
+    """What it is, in words."""
+    names: tuple[str, ...]
+    documents: tuple[Ids, ...]
+    """(tokens,) int64 of each document."""
+    targets: tuple[Ids, ...] | None = None
+    """Of each token, what a task asks for after it, -100 for nothing; None: every token is followed by the next."""
+    separator: str = ""
+    """What stands between tokens where they are shown."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(map(len, self.documents))
+
+
+class Rows(Protocol):
+    """Held-out rows of a task."""
+
+    def batches(self, count: int, /) -> Iterator[Batch]: ...
+
+
+class Scorer(Protocol):
+    """How held-out data of either kind is scored."""
+
+    def documents(self, store: TokenStore, /) -> dict[str, float]: ...
+
+    def rows(self, rows: Rows, /) -> dict[str, float]: ...
+
+
+class HeldOut(Protocol):
+    """Data to validate on, of a kind that it knows."""
+
+    def score(self, scorer: Scorer, /) -> dict[str, float]: ...
+
+
+class Position(Protocol):
+    """Where training stands in the data."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Windows(Protocol):
+    """Batches of training without end, each with the position behind it."""
+
+    def resumed(self, values: Mapping[str, Any] | None, /) -> Iterator[tuple[Batch, Position]]: ...
+
+
+class Corpus(Protocol):
+    """Data to train on: text (`TextCorpus`) or synthetic tasks (`rmat.tasks.corpus.TaskCorpus`)."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether something is held out for validation."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON-able; equal for equal data, by which a resumed run knows it."""
+
+    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> Windows:
+        """Training batches without end, of which an update takes `accumulate`."""
+
+    def held_out(self, batch_size: int, window: int) -> HeldOut:
+        """What to validate on."""
+
+    def bits_per_byte(self, nats_per_token: float) -> float | None:
+        """Nats per token as bits per byte; None where tokens stand for no text."""
+
+    def summary(self, tokens: int) -> tuple[str, str]:
+        """What is read, and what `tokens` tokens of it are, in words."""
+
+    def reading(self, split: str, max_tokens: int) -> Reading:
+        """The first documents or rows of the train, valid or test split, about `max_tokens` in all. Raises ValueError if there is nothing."""
+
+
 @dataclass(frozen=True)
-class Corpus:
+class TextCorpus:
     """Tokenised splits and how they came about."""
 
     tokenizer: Tokenizer
@@ -73,6 +161,32 @@ class Corpus:
         del batch_size, window  # each is read as a whole
         return self.valid
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON-able; equal for equal data."""
+
+        def split(store: TokenStore) -> dict[str, Any]:
+            return {
+                "documents": len(store),
+                "tokens": store.n_tokens,
+                "bytes": store.n_bytes,
+                "fingerprint": store.fingerprint,
+            }
+
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "train": split(self.train),
+            "valid": split(self.valid),
+            "test": split(self.test),
+            "description": json.loads(json.dumps(self.description)),
+        }
+
+    def reading(self, split: str, max_tokens: int) -> Reading:
+        """The first documents of a split, the last one cut at `max_tokens` in all."""
+        store: TokenStore = getattr(self, split)
+        name = f"{', '.join(self.data.specs)}, {split} split"
+        return first_documents(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
+
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """Nats per token as bits per byte, by the bytes that a token of the training split stands for on average."""
         return nats_per_token / math.log(2) * self.train.n_tokens / max(self.train.n_bytes, 1)
@@ -87,7 +201,24 @@ class Corpus:
         )
 
 
-def load_corpus(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer | None = None) -> Corpus:
+def first_documents(name: str, documents: Iterable[tuple[str, Ids]], max_tokens: int) -> Reading:
+    """The first of (name, ids), the last one cut at `max_tokens` in all. Raises ValueError if there is no text."""
+    names: list[str] = []
+    kept: list[Ids] = []
+    left = max_tokens
+    for document_name, ids in documents:
+        if left < 2:
+            break
+        if len(ids) > 1:
+            names.append(document_name)
+            kept.append(ids[:left])
+            left -= len(kept[-1])
+    if not kept:
+        raise ValueError(f"there is no text in {name}: give another file, other data or another --split")
+    return Reading(name=name, names=tuple(names), documents=tuple(kept))
+
+
+def load_corpus(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer | None = None) -> TextCorpus:
     """The corpus of a configuration, from the cache if it is there.
 
     Args:
@@ -123,7 +254,7 @@ def load_corpus(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer
         stores = {split: TokenStore(folder / split) for split in SPLITS}
         for store in stores.values():
             store.require_tokenizer(used)
-        return Corpus(
+        return TextCorpus(
             tokenizer=used,
             train=stores["train"],
             valid=stores["valid"],

@@ -16,13 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmat.data.documents import EncodedDocument
 from rmat.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rmat.data.corpus import Scorer
 
 FORMAT = 1
 """Version of the layout on disk; another one is refused."""
@@ -115,6 +118,10 @@ class TokenStore:
     def lengths(self) -> NDArray[np.int64]:
         """(documents,) int64: tokens of each document."""
         return np.asarray(self._documents[:, TOKENS])
+
+    def score(self, scorer: Scorer) -> dict[str, float]:
+        """The scores of its documents."""
+        return scorer.documents(self)
 
     def document_bytes(self, index: int) -> int:
         """UTF-8 bytes of one document."""

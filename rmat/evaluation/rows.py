@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmat.data.corpus import Rows
 from rmat.data.lanes import IGNORED, Batch
 from rmat.generation.reader import Piece, scan
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
-from rmat.tasks.corpus import HeldOutRows
 
 VALIDATION_BATCHES = 4
 """Batches that a validation reads."""
@@ -55,9 +55,7 @@ def row_scores(model: LanguageModel, batch: Batch, *, memory: MemoryMode = "on")
     return RowScores(sum(nats), right, scored)
 
 
-def score_rows(
-    model: LanguageModel, rows: HeldOutRows, batches: int = VALIDATION_BATCHES
-) -> dict[str, float]:
+def score_rows(model: LanguageModel, rows: Rows, batches: int = VALIDATION_BATCHES) -> dict[str, float]:
     """`nats`: mean over scored tokens; `accuracy`: share of them right; `rows_right`: share of rows without a fault,
     among those with a scored token. Not a number where nothing is scored. The model's training mode is restored."""
     found = [row_scores(model, batch) for batch in rows.batches(batches)]

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmat.accounting import account
+from rmat.data.corpus import Reading
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import SPECIAL_TOKENS
 from rmat.model import LanguageModel, ModelConfig
 from rmat.report.memory_trace import READ, MemoryTrace
-from rmat.report.reading import Reading
 from rmat.report.series import Series
 from rmat.report.trace import LayerTrace, Trace
 

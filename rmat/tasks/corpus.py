@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast, get_args
+
+import numpy as np
 
 from rmat.data.config import DataConfig
+from rmat.data.corpus import Corpus, Reading, Scorer, load_corpus
 from rmat.data.lanes import Batch
 from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from rmat.tasks.haystack import Split
 from rmat.tasks.lanes import TaskLanes
 from rmat.tasks.numbered import numbered_tokenizer
 from rmat.tasks.registry import Member, is_task, parse_task
-from rmat.tasks.task import NumberedTask, TextTask
+from rmat.tasks.task import NumberedTask, Row, TextTask
 
 VALIDATION_SEED = 2**64 - 1
 """Rows to validate on are drawn from this seed: the same for every run, and of no training seed's numbers."""
+
+READING_SEED = 0
+"""Of the rows that a report shows."""
 
 TOKENIZER_TEXTS = 8 * 2**20
 """Characters of a task's text that a BPE vocabulary is trained on."""
@@ -34,6 +41,10 @@ class HeldOutRows:
     def batches(self, count: int) -> Iterator[Batch]:
         """The first `count` batches, the same each time."""
         return (batch for batch, _ in itertools.islice(self.lanes.batches(), count))
+
+    def score(self, scorer: Scorer) -> dict[str, float]:
+        """The scores of its rows."""
+        return scorer.rows(self)
 
 
 @dataclass(frozen=True)
@@ -67,13 +78,33 @@ class TaskCorpus:
         return f"{', '.join(self.data.specs)}: rows made as they are needed", "rows never seen before"
 
     @cached_property
-    def description(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """JSON-able; equal for equal data."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "tasks": list(self.data.specs),
             "vocab_size": self.tokenizer.vocab_size,
         }
+
+    def reading(self, split: str, max_tokens: int) -> Reading:
+        """Rows of each SPEC in turn, of the task's own length or as long as all that is to be read."""
+        assert split in get_args(Split)
+        members = self._members(cast(Split, split))
+        random, left = np.random.default_rng(READING_SEED), max_tokens
+        rows: list[Row] = []
+        for member in itertools.cycle(members):
+            row = member.task.row(random, member.length or max_tokens // len(members), self.tokenizer)
+            if rows and len(row.tokens) > left:
+                break
+            rows.append(row)
+            left -= len(row.tokens)
+        return Reading(
+            name=f"{', '.join(self.data.specs)}, {split} split",
+            names=tuple(f"row {k + 1}" for k in range(len(rows))),
+            documents=tuple(row.tokens for row in rows),
+            targets=tuple(row.targets for row in rows),
+            separator=" " if isinstance(members[0].task, NumberedTask) else "",
+        )
 
     def _members(self, split: Split) -> list[Member]:
         weights = self.data.weights or (1.0,) * len(self.data.specs)
@@ -85,8 +116,28 @@ class TaskCorpus:
         return members
 
 
-def load_tasks(data: DataConfig) -> TaskCorpus:
-    """The mixture of a configuration whose SPECs are all tasks.
+def load_data(data: DataConfig, *, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The corpus of a configuration, of text or of tasks; `tokenizer` takes the place of `data.tokenizer`.
+
+    Raises ValueError for data that cannot be used.
+    """
+    if any(map(is_task, data.specs)):
+        return load_tasks(data, tokenizer)
+    return load_corpus(data, tokenizer=tokenizer)
+
+
+def refuse_ambiguous(specs: Iterable[str]) -> None:
+    """Raises ValueError for a SPEC that names a task and a file or folder that is here."""
+    for spec in specs:
+        if is_task(spec) and Path(spec).exists():
+            raise ValueError(
+                f"{spec!r} is a synthetic task, and {Path(spec).absolute()} is there too: write './{spec}' to read that, "
+                f"or '{spec}:' for the task"
+            )
+
+
+def load_tasks(data: DataConfig, tokenizer: Tokenizer | None = None) -> TaskCorpus:
+    """The mixture of a configuration whose SPECs are all tasks, written with `tokenizer` if it is given.
 
     Raises ValueError where tasks are mixed with text, numbered tasks with text tasks, or a setting has no meaning.
     """
@@ -109,6 +160,14 @@ def load_tasks(data: DataConfig) -> TaskCorpus:
         raise ValueError(
             "data.specs mixes numbered tasks (recall, mqar) with text tasks: train on one kind at a time"
         )
+    if tokenizer is not None:
+        largest = max((task.vocab_size for task in numbered), default=0)
+        if largest > tokenizer.vocab_size:
+            raise ValueError(
+                f"{', '.join(data.specs)} has {largest} numbered tokens, the model's vocabulary {tokenizer.vocab_size} "
+                "entries: give a model that was trained on this task"
+            )
+        return TaskCorpus(data, tokenizer)
     if numbered:
         if data.tokenizer != DataConfig().tokenizer:
             raise ValueError(

@@ -9,12 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from rmat.data.lanes import Batch, LaneState
-from rmat.data.store import TokenStore
+from rmat.data.corpus import HeldOut, Position
+from rmat.data.lanes import Batch
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
-from rmat.tasks.corpus import HeldOutRows
-from rmat.tasks.lanes import TaskPosition
 from rmat.training.config import RunConfig, TrainConfig
 from rmat.training.optimizer import learning_rate_factor, progress, set_learning_rate
 from rmat.training.process import own_defaults, undisturbed
@@ -30,7 +28,7 @@ class Evaluate(Protocol):
     """Scores of a model on held-out documents or rows; the first of them is the one to be small."""
 
     def __call__(
-        self, model: LanguageModel, tokenizer: Tokenizer, store: TokenStore | HeldOutRows, *, max_bytes: int
+        self, model: LanguageModel, tokenizer: Tokenizer, held_out: HeldOut, *, max_bytes: int
     ) -> dict[str, float]: ...
 
 
@@ -130,11 +128,11 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
     reporter.say(f"done: the model of step {counters.step:,}, the last, is in {run.folder / 'model'}")
 
 
-def _windows(run: Run) -> Iterator[tuple[list[Batch], LaneState | TaskPosition]]:
+def _windows(run: Run) -> Iterator[tuple[list[Batch], Position]]:
     """The batches of each update, on the device, and the position in the data after them."""
     config = run.config.train
     lanes = run.corpus.lanes(config.batch_size, config.window, config.seed, config.accumulate)
-    stream: Iterator[tuple[Batch, LaneState | TaskPosition]] = lanes.resumed(run.counters.lanes)
+    stream = lanes.resumed(run.counters.lanes)
     while True:
         batches = []
         for _ in range(config.accumulate):

@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from torch.optim import Optimizer
 
 from rmat.data.config import DataConfig
-from rmat.data.corpus import Corpus, load_corpus
-from rmat.data.store import TokenStore
+from rmat.data.corpus import Corpus
+from rmat.data.tokenizer import load_tokenizer
 from rmat.machine import describe_environment, pick_device
 from rmat.model import LanguageModel, ModelConfig, StreamState
 from rmat.model.config import TRAINING_ONLY
@@ -43,8 +43,7 @@ from rmat.storage import (
     save_model,
     write_json,
 )
-from rmat.tasks.corpus import TaskCorpus, load_tasks
-from rmat.tasks.registry import is_task
+from rmat.tasks.corpus import load_data, refuse_ambiguous
 from rmat.training import process
 from rmat.training.checkpoint import (
     Checkpoint,
@@ -68,7 +67,7 @@ class Run:
 
     config: RunConfig
     folder: Path
-    corpus: Corpus | TaskCorpus
+    corpus: Corpus
     model: LanguageModel
     optimizers: list[Optimizer]
     device: torch.device
@@ -220,10 +219,12 @@ def _make_folder(config: RunConfig) -> tuple[Path, list[Path]]:
 def _prepare(
     config: RunConfig, folder: Path, resumed: bool, device: torch.device, reason: str, reporter: Reporter
 ) -> Run:
+    if not resumed:
+        refuse_ambiguous(config.data.specs)
     corpus = _load_data(config.data, folder)
     model_config = config.model_config(corpus.tokenizer.vocab_size)
     environment = describe_environment(device, config.train.seed)
-    data = _describe_data(corpus, config.data)
+    data = corpus.record
     if resumed:
         _check_same_data(folder, data)
         _warn_of_other_environment(folder, environment, reporter)
@@ -266,38 +267,11 @@ def _is_file(tokenizer: str) -> bool:
     return tokenizer != "bytes" and not tokenizer.startswith("bpe:")
 
 
-def _load_data(data: DataConfig, folder: Path) -> Corpus | TaskCorpus:
+def _load_data(data: DataConfig, folder: Path) -> Corpus:
     """What the run reads, with the copy of its tokenizer, if it has one: the first may have gone."""
     copy = folder / TOKENIZER_FILE
-    own = (
-        dataclasses.replace(data, tokenizer=str(copy))
-        if copy.is_file() and _is_file(data.tokenizer)
-        else data
-    )
-    return load_tasks(own) if any(map(is_task, data.specs)) else load_corpus(own)
-
-
-def _describe_data(corpus: Corpus | TaskCorpus, data: DataConfig) -> dict[str, Any]:
-    """JSON-able and equal for equal data, wherever the tokenizer was read."""
-    if isinstance(corpus, TaskCorpus):
-        return corpus.description
-
-    def split(store: TokenStore) -> dict[str, Any]:
-        return {
-            "documents": len(store),
-            "tokens": int(store.n_tokens),
-            "bytes": int(store.n_bytes),
-            "fingerprint": store.fingerprint,
-        }
-
-    told = {"tokenizer": {**corpus.description["tokenizer"], "spec": data.tokenizer}}
-    return {
-        "tokenizer": corpus.tokenizer.fingerprint,
-        "train": split(corpus.train),
-        "valid": split(corpus.valid),
-        "test": split(corpus.test),
-        "description": json.loads(json.dumps({**corpus.description, **told})),
-    }
+    own = copy.is_file() and _is_file(data.tokenizer)
+    return load_data(data, tokenizer=load_tokenizer(copy) if own else None)
 
 
 def _check_same_data(folder: Path, now: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from rmat.data.corpus import Ids, Reading
 from rmat.data.tokenizer import Tokenizer, byte_tokenizer
 from rmat.model import LanguageModel
 from rmat.report.contents import contents
-from rmat.report.reading import Ids, Reading
 from rmat.report.trace import trace
 
 BYTES = byte_tokenizer()

@@ -11,7 +11,7 @@ import torch
 from rmat.data.config import DataConfig
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from rmat.tasks.corpus import VALIDATION_SEED, TaskCorpus, load_tasks
+from rmat.tasks.corpus import VALIDATION_SEED, TaskCorpus, load_data, load_tasks, refuse_ambiguous
 from rmat.tasks.mqar import MqarTask
 from rmat.tasks.numbered import numbered_tokenizer
 from rmat.tasks.recall import RecallTask
@@ -174,13 +174,13 @@ def test_what_a_run_is_told_and_writes_down() -> None:
     assert corpus.has_valid and corpus.bits_per_byte(1.0) is None
     what, share = corpus.summary(1000)
     assert MQAR in what and "recall:pairs=2" in what and share == "rows never seen before"
-    assert json.loads(json.dumps(corpus.description)) == corpus.description
-    assert corpus.description == {
+    assert json.loads(json.dumps(corpus.record)) == corpus.record
+    assert corpus.record == {
         "tokenizer": corpus.tokenizer.fingerprint,
         "tasks": [MQAR, "recall:pairs=2"],
         "vocab_size": corpus.tokenizer.vocab_size,
     }
-    assert corpus_of(MQAR).description != corpus.description
+    assert corpus_of(MQAR).record != corpus.record
 
 
 @pytest.mark.parametrize("length", [6, 17, 64])
@@ -195,3 +195,19 @@ def test_a_row_of_recall_is_one_of_its_batches(length: int) -> None:
     assert [pairs[key] for key in row.tokens[asked].tolist()] == row.targets[asked].tolist()
     with pytest.raises(ValueError, match="leaves no question after 2 pairs; give at least 6"):
         task.row(np.random.default_rng(1), 5)
+
+
+def test_a_task_and_a_folder_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts" / "a.txt").write_text("text " * 200)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"'facts' is a synthetic task, and {tmp_path}/facts is there too: .*'\./facts'"
+    ):
+        refuse_ambiguous(["facts"])
+    refuse_ambiguous(["./facts", "facts:", "recall", "facts:from=100"])
+    data = DataConfig(specs=("./facts",), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    text = load_data(data)
+    assert text.bits_per_byte(1.0) is not None and text.reading("train", 50).names == ("a.txt",)
+    task = load_data(DataConfig(specs=("facts:",), tokenizer="bytes"))
+    assert task.bits_per_byte(1.0) is None and task.reading("valid", 400).targets is not None
