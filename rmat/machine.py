@@ -28,14 +28,15 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
 
 
 def cache_folder() -> Path:
-    """$RMAT_CACHE, else the folder `rmat` where this system keeps a user's caches. Raises ValueError if none is known."""
+    """$RMAT_CACHE, else the folder `rmat` where this system keeps a user's caches. Raises ValueError if none
+    is known."""
     named = os.environ.get("RMAT_CACHE")
     return expand(named) if named else _users("RMAT_CACHE", "cache")
 
 
 def sessions_folder() -> Path:
-    """$RMAT_SESSIONS, else the folder `rmat/sessions` where this system keeps a user's data. Raises ValueError if none
-    is known."""
+    """$RMAT_SESSIONS, else the folder `rmat/sessions` where this system keeps a user's data. Raises
+    ValueError if none is known."""
     named = os.environ.get("RMAT_SESSIONS")
     return expand(named) if named else _users("RMAT_SESSIONS", "data") / "sessions"
 
@@ -60,14 +61,16 @@ def _users(variable: str, kind: str) -> Path:
         folder = Path()
     if not folder.is_absolute():
         raise ValueError(
-            f"the user's {kind} folder is not known, because HOME is not set and the user has no account here: set HOME, "
+            f"the user's {kind} folder is not known, because HOME is not set and the user has no account "
+            "here: set HOME, "
             f"or {variable} to a folder"
         )
     return folder
 
 
 def describe_environment(device: torch.device | str, seed: int | None = None) -> dict[str, Any]:
-    """JSON-able description of what a run or a measurement depends on beside its settings: software, machine, seed."""
+    """JSON-able description of what a run or a measurement depends on beside its settings: software, machine,
+    seed."""
     device = torch.device(device)
     found = {
         "python": sys.version.split()[0],

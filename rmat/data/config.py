@@ -29,7 +29,8 @@ class DataConfig:
     """Share of training documents rearranged for fill-in-the-middle, 0 to 1; dialogues stay as they are."""
 
     context_rate: float = 0.0
-    """Share of training files that stand behind others of their folder, 0 to 1, as a repository is read first."""
+    """Share of training files that stand behind others of their folder, 0 to 1, as a repository is read
+    first."""
 
     cache_dir: str | None = None
     """Folder of tokenised data; None takes $RMAT_CACHE, else `rmat` in the user's cache folder."""
@@ -47,7 +48,8 @@ class DataConfig:
             )
         if not isinstance(self.specs, (tuple, list)):
             raise ValueError(
-                f"data.specs must be a tuple of SPECs, got {self.specs!r}; write for example ('python-stdlib',)"
+                f"data.specs must be a tuple of SPECs, got {self.specs!r}; write for example "
+                "('python-stdlib',)"
             )
         object.__setattr__(self, "specs", tuple(_as_text(spec) for spec in self.specs))
         for name in ("tokenizer", "cache_dir", "column"):
@@ -68,11 +70,13 @@ class DataConfig:
         for name, does in (("fim_rate", "rearranges"), ("context_rate", "gives neighbours to")):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(
-                    f"data.{name} must lie in 0..1, got {getattr(self, name)}; 0.5 {does} every second document"
+                    f"data.{name} must lie in 0..1, got {getattr(self, name)}; 0.5 {does} every second "
+                    "document"
                 )
         if not 0.0 <= self.valid_share <= 0.4:
             raise ValueError(
-                f"data.valid_share must lie in 0..0.4, got {self.valid_share}; 0.05 holds out 5 % for valid and 5 % for test"
+                f"data.valid_share must lie in 0..0.4, got {self.valid_share}; 0.05 holds out 5 % for valid "
+                "and 5 % for test"
             )
         if not self.column:
             raise ValueError("data.column is empty; name the text field of the records, for example 'text'")
@@ -86,7 +90,8 @@ class DataConfig:
         object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
         if len(self.weights) != len(self.specs):
             raise ValueError(
-                f"data.weights has {len(self.weights)} values for {len(self.specs)} data.specs; give one weight a SPEC"
+                f"data.weights has {len(self.weights)} values for {len(self.specs)} data.specs; give one "
+                "weight a SPEC"
             )
         if not all(isfinite(weight) and weight > 0 for weight in self.weights):
             raise ValueError(
@@ -100,7 +105,8 @@ class DataConfig:
             )
         if self.tokenizer.startswith("bpe:") and self.bpe_size is None:
             raise ValueError(
-                f"data.tokenizer {self.tokenizer!r} has no whole number after 'bpe:'; write for example 'bpe:1024'"
+                f"data.tokenizer {self.tokenizer!r} has no whole number after 'bpe:'; write for example "
+                "'bpe:1024'"
             )
 
     @property

@@ -1,4 +1,5 @@
-"""What a run, an evaluation and a report ask of a corpus, and the one of text: from a DataConfig to tokenised splits.
+"""What a run, an evaluation and a report ask of a corpus, and the one of text: from a DataConfig to tokenised
+splits.
 
 Every source is read once to learn what it holds; if the cache has tokens of the same content by the same
 tokenizer, that is all. Otherwise the tokenizer is trained where the configuration says so, and a second
@@ -51,9 +52,8 @@ class Reading:
     documents: tuple[Ids, ...]
     """(tokens,) int64 of each document."""
     targets: tuple[Ids, ...] | None = None
-    """Of each token, what a task asks for after it, -100 for nothing; None: every token is followed by the next."""
-    separator: str = ""
-    """What stands between tokens where they are shown."""
+    """Of each token, what a task asks for after it, -100 for nothing; None: every token is followed by the
+    next."""
 
     @property
     def n_tokens(self) -> int:
@@ -120,7 +120,8 @@ class Corpus(Protocol):
         """What is read, and what `tokens` tokens of it are, in words."""
 
     def reading(self, split: str, max_tokens: int) -> Reading:
-        """The first documents or rows of the train, valid or test split, about `max_tokens` in all. Raises ValueError if there is nothing."""
+        """The first documents or rows of the train, valid or test split, about `max_tokens` in all. Raises
+        ValueError if there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class TextCorpus:
         return first_documents(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
 
     def bits_per_byte(self, nats_per_token: float) -> float | None:
-        """Nats per token as bits per byte, by the bytes that a token of the training split stands for on average."""
+        """Nats per token as bits per byte, by the bytes that a token of the training split stands for on
+        average."""
         return nats_per_token / math.log(2) * self.train.n_tokens / max(self.train.n_bytes, 1)
 
     def summary(self, tokens: int) -> tuple[str, str]:
@@ -202,7 +204,8 @@ class TextCorpus:
 
 
 def first_documents(name: str, documents: Iterable[tuple[str, Ids]], max_tokens: int) -> Reading:
-    """The first of (name, ids), the last one cut at `max_tokens` in all. Raises ValueError if there is no text."""
+    """The first of (name, ids), the last one cut at `max_tokens` in all. Raises ValueError if there is no
+    text."""
     names: list[str] = []
     kept: list[Ids] = []
     left = max_tokens
@@ -309,8 +312,10 @@ def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, pro
                     advance(document.n_bytes)
     if lost > MOST_LOST * total:
         raise ValueError(
-            f"this tokenizer gives back other text than it is given ({lost:,} of {total:,} bytes differ, first in {first}), "
-            "so that bits per byte would be those of another text; use 'bytes', 'bpe:N' or a byte-level tokenizer.json"
+            f"this tokenizer gives back other text than it is given ({lost:,} of {total:,} bytes differ, "
+            f"first in {first}), "
+            "so that bits per byte would be those of another text; use 'bytes', 'bpe:N' or a byte-level "
+            "tokenizer.json"
         )
     stores = {split: writer.close() for split, writer in writers.items()}
     if not len(stores["train"]):
@@ -319,7 +324,8 @@ def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, pro
         )
     if not len(stores["valid"]) and any(scan.valid_share > 0 for scan in scans):
         raise ValueError(
-            f"no document left for validation in {[scan.source.spec for scan in scans]}; give more text or a larger "
+            f"no document left for validation in {[scan.source.spec for scan in scans]}; give more text or a "
+            "larger "
             "data.valid_share"
         )
 

@@ -55,12 +55,13 @@ _AROUND = {
 
 
 def read_file(path: Path) -> Document:
-    """The document in a file: the text of PDF and HTML (by suffix, or by how a PDF begins), any other file as UTF-8 text.
+    """The document in a file: the text of PDF and HTML (by suffix, or by how a PDF begins), any other file as
+    UTF-8 text.
 
     Code carries its name in front, as in training (`rmat.data.files.is_code`).
 
-    Raises ValueError, one sentence naming the file and what to do, for one that is missing, binary, empty, damaged,
-    encrypted, too large or without text, and where an optional package is not installed.
+    Raises ValueError, one sentence naming the file and what to do, for one that is missing, binary, empty,
+    damaged, encrypted, too large or without text, and where an optional package is not installed.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the files in it, such as {path}/*.md")

@@ -107,7 +107,8 @@ def is_code(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """The whole text of a UTF-8 file, line ends as they are.
 
-    Raises Unusable naming the file for one that is too large, unreadable, empty or not UTF-8 (with its byte offset).
+    Raises Unusable naming the file for one that is too large, unreadable, empty or not UTF-8 (with its byte
+    offset).
     """
     text = decode(read_raw(path), str(path))
     if not text.strip():
@@ -130,21 +131,23 @@ def read_raw(path: Path) -> bytes:
 
 
 def refuse_by_suffix(path: Path) -> None:
-    """Raises Unusable for a file whose suffix says that its text is not read: archives, word processors' files, ..."""
+    """Raises Unusable for a file whose suffix says that its text is not read: archives, word processors'
+    files, ..."""
     refused = _REFUSED.get(inner_suffix(path))
     if refused is not None:
         raise Unusable("no text by suffix", f"{path} is {refused}")
 
 
 def decode(raw: bytes, where: str, offset: int = 0) -> str:
-    """UTF-8 text of the bytes at `offset` of `where`, without a byte-order mark at the beginning; raises Unusable naming
-    the offset of the wrong byte."""
+    """UTF-8 text of the bytes at `offset` of `where`, without a byte-order mark at the beginning; raises
+    Unusable naming the offset of the wrong byte."""
     try:
         return raw.decode("utf-8").removeprefix("" if offset else "\ufeff")
     except UnicodeDecodeError as error:
         raise Unusable(
             "not UTF-8",
-            f"{where} is not valid UTF-8 at byte offset {offset + error.start}; convert it to UTF-8 or leave it out",
+            f"{where} is not valid UTF-8 at byte offset {offset + error.start}; convert it to UTF-8 or leave "
+            "it out",
         ) from None
 
 
@@ -202,7 +205,8 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether the file's first bytes, unpacked, hold a NUL; False where it cannot be read (reading it says why)."""
+    """Whether the file's first bytes, unpacked, hold a NUL; False where it cannot be read (reading it says
+    why)."""
     try:
         with open_file(path) as file:
             return b"\0" in file.read(PROBE_BYTES)
@@ -288,7 +292,8 @@ def walk_folder(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
 
 
 def walk_glob(pattern: str, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """(file, path below the pattern's fixed part) of each file that matches, whatever its suffix; each file once."""
+    """(file, path below the pattern's fixed part) of each file that matches, whatever its suffix; each file
+    once."""
     parts = _fixed_parts(pattern)
     fixed = Path(*parts)
     ignore = _Ignore(fixed)
@@ -302,8 +307,8 @@ def walk_glob(pattern: str, skipped: Skipped) -> Iterator[tuple[Path, str]]:
 
 
 def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
-    """Files below `folder` that match the parts of a pattern: as `glob.glob`, but `**` follows no links, which may lead
-    in a circle."""
+    """Files below `folder` that match the parts of a pattern: as `glob.glob`, but `**` follows no links,
+    which may lead in a circle."""
     if not parts:
         return
     head, rest = parts[0], parts[1:]

@@ -15,8 +15,9 @@ def rearrange(
 ) -> NDArray[np.int64]:
     """`header <|fim_suffix|> suffix <|fim_prefix|> prefix <|fim_middle|> middle` of a document.
 
-    The suffix comes first, so that the prefix's end is next to the middle and within reach of local attention; what
-    the suffix says must come through the memory. A dialogue, which has role tokens in it, stays as it is.
+    The suffix comes first, so that the prefix's end is next to the middle and within reach of local
+    attention; what the suffix says must come through the memory. A dialogue, which has role tokens in it,
+    stays as it is.
 
     The two cuts are drawn uniformly over the content's bytes and fall between characters, also inside a
     token, whose halves are then encoded anew: a person stops typing anywhere, not only where a token ends.
@@ -29,7 +30,8 @@ def rearrange(
         generator: draws the cuts.
 
     Returns:
-        (about tokens + 3,) int64; the tokens as they were if there is no text to cut or a special token in it.
+        (about tokens + 3,) int64; the tokens as they were if there is no text to cut or a special token in
+        it.
     """
     header, content = tokens[:n_header].astype(np.int64), tokens[n_header:].astype(np.int64)
     roles = [tokenizer.special_id(role) for role in ("system", "user", "assistant", "turn_end")]
@@ -46,7 +48,8 @@ def rearrange(
 def _cut(
     tokens: NDArray[np.int64], place: int, tokenizer: Tokenizer
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The tokens before and after byte `place`, or before and after the nearest place in front where a cut can be."""
+    """The tokens before and after byte `place`, or before and after the nearest place in front where a cut
+    can be."""
     ends = np.cumsum(tokenizer.byte_lengths[tokens])
     while True:
         index = int(np.searchsorted(ends, place, side="right"))

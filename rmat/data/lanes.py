@@ -120,7 +120,8 @@ class Lanes:
             )
         if fim_rate > 0 and tokenizer is not None and not tokenizer.concatenates:
             raise ValueError(
-                f"lanes: fim_rate {fim_rate} cuts texts, which this tokenizer cannot join: it puts a blank in front of each; "
+                f"lanes: fim_rate {fim_rate} cuts texts, which this tokenizer cannot join: it puts a blank "
+                "in front of each; "
                 "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
             )
         if not any(len(store) for store in self._stores):
@@ -161,7 +162,8 @@ class Lanes:
         """
         if state is not None and state.lanes != self._fingerprint:
             raise ValueError(
-                f"this data state belongs to lanes {state.lanes}, not {self._fingerprint}: data, tokenizer, seed, batch "
+                f"this data state belongs to lanes {state.lanes}, not {self._fingerprint}: data, tokenizer, "
+                "seed, batch "
                 "size, weights, fim_rate or context_rate have changed; resume with those of the run"
             )
         return self._batches(state)
@@ -232,7 +234,8 @@ class Lanes:
         return store, document - int(self._first[store])
 
     def _document(self, group: int, ordinal: int) -> NDArray[Any]:
-        """The tokens of that document, rearranged and behind its neighbours if the draws of (seed, epoch, document) say so."""
+        """The tokens of that document, rearranged and behind its neighbours if the draws of (seed, epoch,
+        document) say so."""
         store, index = self._locate(group, ordinal)
         tokens = self._stores[store].view(index)
         if self._fim_rate > 0:
@@ -284,7 +287,8 @@ class Neighbours:
     """Which documents of a store are files of one folder. Only documents that open with a file name count.
 
     Args:
-        store: where the documents are; two are neighbours if they came from one SPEC and their names have one folder.
+        store: where the documents are; two are neighbours if they came from one SPEC and their names have one
+        folder.
     """
 
     def __init__(self, store: TokenStore) -> None:
@@ -300,8 +304,8 @@ class Neighbours:
     def before(self, index: int, tokens: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
         """`tokens` of document `index` behind one to MOST_NEIGHBOURS others of its folder, drawn at random.
 
-        Every file keeps its header; the document token stands once, in front. A document without neighbours stays as
-        it is.
+        Every file keeps its header; the document token stands once, in front. A document without neighbours
+        stays as it is.
         """
         others = [
             other for other in self._members.get(self._folder.get(index, (-1, "")), []) if other != index

@@ -21,7 +21,8 @@ from rich.progress import Progress as Bars
 
 
 class StandardError(io.StringIO):
-    """Standard error for what may be lost: where it is closed or nobody reads it any more, the work goes on."""
+    """Standard error for what may be lost: where it is closed or nobody reads it any more, the work goes
+    on."""
 
     def __init__(self) -> None:
         super().__init__()

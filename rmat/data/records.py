@@ -1,6 +1,7 @@
 """Sources of many documents: texts and dialogues in JSONL, JSON, CSV and Parquet, Hugging Face data sets.
 
-A record that cannot be used is left out and counted with its file and line; a file in which none can be used is refused.
+A record that cannot be used is left out and counted with its file and line; a file in which none can be used
+is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ _ANSWERING = ("completion", "output", "response", "answer")
 
 _KNOWN = ("turns", "queries", *_CHATS, "system", *_ASKING, *_MORE, *_ANSWERING)
 
-_FORMS = "or give a dialogue: 'turns', 'messages', 'conversations', 'prompt' with 'completion', 'instruction' with 'output'"
+_FORMS = (
+    "or give a dialogue: 'turns', 'messages', 'conversations', 'prompt' with 'completion', "
+    "'instruction' with 'output'"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Query:
     question: str
     answer: str
     spans: tuple[tuple[int, int], ...]
-    """First and last turn, both inclusive and counted from 0, of each passage with evidence; none if it is all of it."""
+    """First and last turn, both inclusive and counted from 0, of each passage with evidence; none if it is
+    all of it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Conversation:
     queries: tuple[Query, ...] = ()
 
     def document(self) -> Document:
-        """The turns; behind them each question as a turn of the user and its answer as one of the assistant."""
+        """The turns; behind them each question as a turn of the user and its answer as one of the
+        assistant."""
         asked = [
             turn for query in self.queries for turn in (("user", query.question), ("assistant", query.answer))
         ]
@@ -85,7 +91,8 @@ class _Record:
 
 
 def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
-    """Documents of a file of records by its suffix, called `name:number` counted from 1 (of JSONL and CSV the line).
+    """Documents of a file of records by its suffix, called `name:number` counted from 1 (of JSONL and CSV the
+    line).
 
     Raises Unusable for a file that cannot be read or of which no record can be used: the first one's reason.
     """
@@ -98,7 +105,8 @@ def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterat
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
-    """The records of a .jsonl file that have `turns` and `queries`. Raises Unusable naming the file and the line."""
+    """The records of a .jsonl file that have `turns` and `queries`. Raises Unusable naming the file and the
+    line."""
     try:
         for record in _jsonl(path, ""):
             if isinstance(record.fields, Unusable):
@@ -114,7 +122,8 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def _documents(records: Iterable[_Record], name: str, column: str, skipped: Skipped) -> Iterator[Document]:
-    """Documents of the records that can be used; the others are counted, or the first of them raised if all are such."""
+    """Documents of the records that can be used; the others are counted, or the first of them raised if all
+    are such."""
     refused, first, any_good = Skipped(), None, False
     for record in records:
         called = f"{name}:{record.number}"
@@ -170,7 +179,8 @@ def _document(record: Mapping[str, Any], name: str, where: str, column: str) -> 
         keys = ", ".join(map(repr, record)) or "nothing"
         raise Unusable(
             "records without text",
-            f"{where} has no text in {column!r} (it has {keys}); name the text field with data.column, {_FORMS}",
+            f"{where} has no text in {column!r} (it has {keys}); name the text field with data.column, "
+            f"{_FORMS}",
         )
     return dialogue.document() if any(text for _, text in dialogue.turns) or dialogue.queries else None
 
@@ -278,7 +288,8 @@ _DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
 def _jsonl(path: Path, column: str) -> Iterator[_Record]:
-    """A record of every line that is not blank. Raises Unusable for a line that is no JSON object: the file is damaged."""
+    """A record of every line that is not blank. Raises Unusable for a line that is no JSON object: the file
+    is damaged."""
     del column
     offset = number = 0
     found = False
@@ -390,7 +401,8 @@ class _Growing:
 
 
 def _csv(path: Path, column: str) -> Iterator[_Record]:
-    """A record of every row below the header. Fields are split by the commonest of tab, comma and semicolon in it."""
+    """A record of every row below the header. Fields are split by the commonest of tab, comma and semicolon
+    in it."""
     with open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         header = text.readline(MAX_DOCUMENT_BYTES)
@@ -433,7 +445,8 @@ def _parquet(path: Path, column: str) -> Iterator[_Record]:
         from pyarrow import parquet
     except ImportError:
         raise ValueError(
-            f"reading {path} needs the pyarrow package, which is not installed; install it with: pip install pyarrow"
+            f"reading {path} needs the pyarrow package, which is not installed; install it with: pip install "
+            "pyarrow"
         ) from None
     try:
         file = parquet.ParquetFile(path)
@@ -461,7 +474,8 @@ def _parquet(path: Path, column: str) -> Iterator[_Record]:
 
 
 def _columns(where: str, names: list[str], column: str) -> list[str]:
-    """Which columns of a table to read. Raises Unusable if it has neither the text column nor those of a dialogue."""
+    """Which columns of a table to read. Raises Unusable if it has neither the text column nor those of a
+    dialogue."""
     if column in names and column != "text":
         return [column]
     found = [name for name in names if name == column or name in _KNOWN]
@@ -474,7 +488,8 @@ def _no_column(where: str, names: list[str], column: str) -> Unusable:
     listed = ", ".join(map(repr, names))
     return Unusable(
         "records without text",
-        f"{where} has no column {column!r} (it has {listed}); name the text column with data.column, {_FORMS}",
+        f"{where} has no column {column!r} (it has {listed}); name the text column with data.column, "
+        f"{_FORMS}",
     )
 
 
@@ -487,19 +502,22 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
         import datasets
     except ImportError:
         raise ValueError(
-            f"reading {spec} needs the datasets package, which is not installed; install it with: pip install datasets"
+            f"reading {spec} needs the datasets package, which is not installed; install it with: pip "
+            "install datasets"
         ) from None
     fields = spec.split(":")[1:]
     if not 1 <= len(fields) <= 3 or not all(fields):
         raise ValueError(
-            f"{spec!r} is not of the form hf:owner/name:split:column; write for example hf:owner/name:train:text"
+            f"{spec!r} is not of the form hf:owner/name:split:column; write for example "
+            "hf:owner/name:train:text"
         )
     name, split, column = [*fields, *("train", column)[len(fields) - 1 :]]
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the package and its many back ends share no base class of errors
         raise ValueError(
-            f"{spec} cannot be loaded ({type(error).__name__}: {error}); check its name, split and your connection"
+            f"{spec} cannot be loaded ({type(error).__name__}: {error}); check its name, split and your "
+            "connection"
         ) from None
     columns = _columns(spec, rows.column_names, column)
     records = (

@@ -1,7 +1,7 @@
 """A repository around a file: which files are its context, and in which order they are read.
 
-The nearest are read last, because what a memory loses first is what it read first: files that the target imports, then
-those of its own folder, then others, the closer the later.
+The nearest are read last, because what a memory loses first is what it read first: files that the target
+imports, then those of its own folder, then others, the closer the later.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ class ContextFile:
 def context_files(
     root: Path, skipped: Skipped, *, target: Path | None = None, text: str = "", max_bytes: int | None = None
 ) -> list[ContextFile]:
-    """The files of text and code below `root`, in the order in which they are read: the nearest to the target last.
+    """The files of text and code below `root`, in the order in which they are read: the nearest to the target
+    last.
 
     What .gitignore names, what is hidden, binary or a file of records is left out, and so is the target.
 
     Args:
         root: folder of the repository.
         skipped: told what is left out.
-        target: the file to be completed, which may be outside of `root` or not exist yet; None: at the root's top.
+        target: the file to be completed, which may be outside of `root` or not exist yet; None: at the root's
+        top.
         text: of the target, for its imports.
         max_bytes: take only so many bytes, see `within`; None for no limit.
 
@@ -74,8 +76,8 @@ def context_files(
 
 
 def within(sizes: Sequence[int], most: int | None) -> list[int]:
-    """Which of these files, the nearest last, fit into `most` bytes: taken from the nearest on, passing over what is too
-    large for what is left. None is no limit."""
+    """Which of these files, the nearest last, fit into `most` bytes: taken from the nearest on, passing over
+    what is too large for what is left. None is no limit."""
     if most is None:
         return list(range(len(sizes)))
     kept = []
@@ -87,7 +89,8 @@ def within(sizes: Sequence[int], most: int | None) -> list[int]:
 
 
 def target_name(root: Path, target: Path) -> str:
-    """The name of a file as its context names files: its path below `root`, or its own name if it lies elsewhere."""
+    """The name of a file as its context names files: its path below `root`, or its own name if it lies
+    elsewhere."""
     base, own = root.resolve(), target.resolve()
     return own.relative_to(base).as_posix() if base in own.parents else own.name
 
@@ -104,8 +107,8 @@ def context_texts(files: Iterable[ContextFile], skipped: Skipped) -> Iterator[tu
 def nearest_last(names: Sequence[str], target: str, text: str = "") -> list[str]:
     """`names` of files ordered from the farthest to the nearest of a `target` that has `text`.
 
-    Files that it imports are the nearest; then counts how many folders lie between, then whether the suffix is the
-    target's, then the name.
+    Files that it imports are the nearest; then counts how many folders lie between, then whether the suffix
+    is the target's, then the name.
     """
     imports = imported(text, target)
     folder, suffix = PurePosixPath(target).parent.parts, PurePosixPath(target).suffix
@@ -123,8 +126,9 @@ def nearest_last(names: Sequence[str], target: str, text: str = "") -> list[str]
 def imported(text: str, target: str) -> set[tuple[str, ...]]:
     """What `text` of the file `target` imports, as the last parts of paths without suffix.
 
-    Read by the form of the lines, because a file that is being written need not parse: Python's imports, and names in
-    quotes or angle brackets behind import, include, require or from. A name may stand for what is no file.
+    Read by the form of the lines, because a file that is being written need not parse: Python's imports, and
+    names in quotes or angle brackets behind import, include, require or from. A name may stand for what is no
+    file.
     """
     found: set[tuple[str, ...]] = set()
     folder = PurePosixPath(target).parent.parts

@@ -1,7 +1,7 @@
 """A SPEC, the documents it stands for, and which of them belong to train, valid and test.
 
-A source may have splits of its own; else a document's hash decides, or, where there are too few documents for that, the
-end of each is held out.
+A source may have splits of its own; else a document's hash decides, or, where there are too few documents for
+that, the end of each is held out.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Source:
         if glob.has_magic(str(path)):
             return self._files(walk_glob(str(path), self.skipped))
         raise ValueError(
-            f"nothing at {self.spec!r} (looked for {Path(os.path.abspath(path))}); give {STDLIB}, a file, a folder, a glob in quotes or hf:owner/name:split:column"
+            f"nothing at {self.spec!r} (looked for {Path(os.path.abspath(path))}); give {STDLIB}, a file, a "
+            "folder, a glob in quotes or hf:owner/name:split:column"
         )
 
     def _file(self, path: Path, name: str) -> Iterator[Document]:

@@ -141,7 +141,8 @@ class TokenStore:
         tokenizer.require_vocab_size(self.vocab_size, of=f"the store {self.folder}")
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise ValueError(
-                f"vocabulary mismatch: the tokens in {self.folder} were made by tokenizer {self.tokenizer_fingerprint}, "
+                f"vocabulary mismatch: the tokens in {self.folder} were made by tokenizer "
+                f"{self.tokenizer_fingerprint}, "
                 f"not by this one ({tokenizer.fingerprint}); tokenise the data with the model's own tokenizer"
             )
 

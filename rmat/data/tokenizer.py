@@ -47,8 +47,8 @@ class Tokenizer:
         backend: copied, then given the special tokens it lacks; its truncation, padding and BPE dropout are
             switched off.
 
-    Raises ValueError for one whose special tokens a text could forge, or whose decoder does not spell each token by
-    itself, so that its text could not be shown while it is written.
+    Raises ValueError for one whose special tokens a text could forge, or whose decoder does not spell each
+    token by itself, so that its text could not be shown while it is written.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -133,7 +133,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens become nothing, bytes that are no whole character become U+FFFD.
 
-        A special token begins a new text: a tokenizer that puts a blank in front of a text takes it off again there.
+        A special token begins a new text: a tokenizer that puts a blank in front of a text takes it off again
+        there.
         """
         self._check(ids)
         begins = [True, *(token in self._special for token in ids)]
@@ -147,32 +148,35 @@ class Tokenizer:
         return TokenStream(self)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """UTF-8 bytes that `ids` add to a text that goes on, perhaps ending inside a character; special tokens become
-        nothing. What a concatenation of ids adds is the concatenation of what they add."""
+        """UTF-8 bytes that `ids` add to a text that goes on, perhaps ending inside a character; special
+        tokens become nothing. What a concatenation of ids adds is the concatenation of what they add."""
         self._check(ids)
         return b"".join([self._inner[i] for i in ids])
 
     @cached_property
     def concatenates(self) -> bool:
-        """Whether a token is the same text at the beginning as inside a text, so that texts of tokens can be joined."""
+        """Whether a token is the same text at the beginning as inside a text, so that texts of tokens can be
+        joined."""
         return self._first == self._inner
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
         """Bytes of text that each id stands for, (vocab_size,) int64; 0 for special tokens.
 
-        Raises ValueError where that depends on the token before it: then only `byte_counts` sums to a text's bytes.
+        Raises ValueError where that depends on the token before it: then only `byte_counts` sums to a text's
+        bytes.
         """
         if not self.concatenates:
             raise ValueError(
-                "this tokenizer's tokens have other bytes at the beginning of a text than inside it, so that no table of "
+                "this tokenizer's tokens have other bytes at the beginning of a text than inside it, so that "
+                "no table of "
                 "them sums to the text's bytes; count with byte_counts"
             )
         return _lengths(self._inner)
 
     def byte_counts(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
-        """Bytes of text that each of `ids` (tokens,) stands for, (tokens,) int64; their sum is the bytes of `decode(ids)`
-        where it is whole characters. To count a part of a text give the token before it too."""
+        """Bytes of text that each of `ids` (tokens,) stands for, (tokens,) int64; their sum is the bytes of
+        `decode(ids)` where it is whole characters. To count a part of a text give the token before it too."""
         tokens = np.asarray(ids, dtype=np.int64)
         inner, first, special = self._counts
         begins = np.concatenate(([True], special[tokens[:-1]]))[: len(tokens)]
@@ -228,7 +232,8 @@ class Tokenizer:
 
     @cached_property
     def _first(self) -> list[bytes]:
-        """Bytes that each id stands for where a text begins with it: some tokenizers put a blank in front of a text."""
+        """Bytes that each id stands for where a text begins with it: some tokenizers put a blank in front of
+        a text."""
         table = list(self._inner)
         if not self._byte_level:
             self._ask_decoder(table, [])
@@ -264,13 +269,16 @@ class Tokenizer:
         for ids, text in zip(samples, self._backend.decode_batch(samples), strict=True):
             if self.decode(ids).lstrip() != text.lstrip():
                 raise ValueError(
-                    f"this tokenizer's decoder makes {text!r} of tokens that are {self.decode(ids)!r} one by one, so that "
-                    "its text cannot be shown while it is written; use a byte-level, SentencePiece or WordPiece one"
+                    f"this tokenizer's decoder makes {text!r} of tokens that are {self.decode(ids)!r} one by "
+                    "one, so that "
+                    "its text cannot be shown while it is written; use a byte-level, SentencePiece or "
+                    "WordPiece one"
                 )
 
 
 class TokenStream:
-    """The text of tokens that come one after the other: all pieces joined are `tokenizer.decode` of the tokens."""
+    """The text of tokens that come one after the other: all pieces joined are `tokenizer.decode` of the
+    tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -278,7 +286,8 @@ class TokenStream:
         self._begins = True
 
     def push(self, token: int) -> str:
-        """The text that is safe to show after `token`, which may be none: characters come when they are whole."""
+        """The text that is safe to show after `token`, which may be none: characters come when they are
+        whole."""
         self._tokenizer._check([token])
         table = self._tokenizer._first if self._begins else self._tokenizer._inner
         self._begins = token in self._tokenizer._special
@@ -309,7 +318,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise ValueError(
-            f"a byte-level BPE needs at least {smallest} entries (256 bytes and {len(SPECIAL_TOKENS)} special tokens), "
+            f"a byte-level BPE needs at least {smallest} entries (256 bytes and {len(SPECIAL_TOKENS)} "
+            "special tokens), "
             f"got {vocab_size}; write bpe:{smallest} or more, or 'bytes'"
         )
     backend = tokenizers.Tokenizer(models.BPE())
@@ -376,7 +386,8 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text holds a lone surrogate (half a character) at position {error.start}, which UTF-8 cannot "
+            f"the text holds a lone surrogate (half a character) at position {error.start}, which UTF-8 "
+            "cannot "
             "express; remove it"
         ) from None
 

@@ -35,6 +35,8 @@ class TextOfTokens(Protocol):
 
     def byte_counts(self, ids: NDArray[Any], /) -> NDArray[np.int64]: ...
 
+    def decode(self, ids: Sequence[int]) -> str: ...
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
 
     def special_id(self, name: str) -> int: ...
@@ -75,10 +77,10 @@ def contents(
                 {"name": name, "start": start, "tokens": int(length)}
                 for name, start, length in zip(reading.names, found.starts, lengths, strict=True)
             ],
-            "tokens": [text + reading.separator for text in texts(tokenizer, found.tokens.tolist())],
+            "tokens": texts(tokenizer, found.tokens.tolist()),
             "specials": {str(at): specials[int(found.tokens[at])] for at in at_special},
             "answers": {
-                str(at): tokenizer.decode_bytes([int(found.targets[at])]).decode("utf-8", "replace")
+                str(at): tokenizer.decode([int(found.targets[at])])
                 for at in (np.flatnonzero(asked) if is_task else ())
             },
             "bits": Series(found.bits, _BITS),

@@ -103,7 +103,6 @@ class TaskCorpus:
             names=tuple(f"row {k + 1}" for k in range(len(rows))),
             documents=tuple(row.tokens for row in rows),
             targets=tuple(row.targets for row in rows),
-            separator=" " if isinstance(members[0].task, NumberedTask) else "",
         )
 
     def _members(self, split: Split) -> list[Member]:
@@ -131,7 +130,8 @@ def refuse_ambiguous(specs: Iterable[str]) -> None:
     for spec in specs:
         if is_task(spec) and Path(spec).exists():
             raise ValueError(
-                f"{spec!r} is a synthetic task, and {Path(spec).absolute()} is there too: write './{spec}' to read that, "
+                f"{spec!r} is a synthetic task, and {Path(spec).absolute()} is there too: write './{spec}' "
+                "to read that, "
                 f"or '{spec}:' for the task"
             )
 
@@ -139,7 +139,8 @@ def refuse_ambiguous(specs: Iterable[str]) -> None:
 def load_tasks(data: DataConfig, tokenizer: Tokenizer | None = None) -> TaskCorpus:
     """The mixture of a configuration whose SPECs are all tasks, written with `tokenizer` if it is given.
 
-    Raises ValueError where tasks are mixed with text, numbered tasks with text tasks, or a setting has no meaning.
+    Raises ValueError where tasks are mixed with text, numbered tasks with text tasks, or a setting has no
+    meaning.
     """
     other = [spec for spec in data.specs if not is_task(spec)]
     if other:
@@ -164,14 +165,16 @@ def load_tasks(data: DataConfig, tokenizer: Tokenizer | None = None) -> TaskCorp
         largest = max((task.vocab_size for task in numbered), default=0)
         if largest > tokenizer.vocab_size:
             raise ValueError(
-                f"{', '.join(data.specs)} has {largest} numbered tokens, the model's vocabulary {tokenizer.vocab_size} "
+                f"{', '.join(data.specs)} has {largest} numbered tokens, the model's vocabulary "
+                f"{tokenizer.vocab_size} "
                 "entries: give a model that was trained on this task"
             )
         return TaskCorpus(data, tokenizer)
     if numbered:
         if data.tokenizer != DataConfig().tokenizer:
             raise ValueError(
-                f"data.tokenizer is {data.tokenizer!r} but {data.specs[0]!r} brings its own vocabulary: leave it out"
+                f"data.tokenizer is {data.tokenizer!r} but {data.specs[0]!r} brings its own vocabulary: "
+                "leave it out"
             )
         return TaskCorpus(data, numbered_tokenizer(max(task.vocab_size for task in numbered)))
     if data.bpe_size is None:

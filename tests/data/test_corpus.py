@@ -1,4 +1,5 @@
-"""From a configuration to splits: cached by content, split without leaks, described, refused in one sentence."""
+"""From a configuration to splits: cached by content, split without leaks, described, refused in one
+sentence."""
 
 import json
 import random
@@ -259,7 +260,8 @@ def test_a_full_disk_gives_a_sentence_and_leaves_nothing(tmp_path):
     """A limit on the size of files, as a disk without room has it for all of them together."""
     write_files(tmp_path / "d", {f"{n}.txt": f"{n} " * 400 for n in range(60)})
     program = (
-        "import resource, sys; from rmat.data.config import DataConfig; from rmat.data.corpus import load_corpus\n"
+        "import resource, sys; from rmat.data.config import DataConfig; from rmat.data.corpus import "
+        "load_corpus\n"
         "data = DataConfig(specs=(sys.argv[1],), tokenizer=sys.argv[2], cache_dir=sys.argv[3])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)\n"
         "try: load_corpus(data, progress=False)\n"
