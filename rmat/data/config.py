@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
-from rmat.settings import known_keywords
+from rmat.settings import check, known_keywords, number, refuse
 
 
 @known_keywords()
@@ -42,72 +41,32 @@ class DataConfig:
     """Share of documents held out for `valid`, and again for `test`, if a source has no own split."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.specs, str):
-            raise ValueError(
-                f"data.specs must be a tuple of SPECs, got the string {self.specs!r}; write ({self.specs!r},)"
-            )
-        if not isinstance(self.specs, (tuple, list)):
-            raise ValueError(
-                f"data.specs must be a tuple of SPECs, got {self.specs!r}; write for example "
-                "('python-stdlib',)"
-            )
-        object.__setattr__(self, "specs", tuple(_as_text(spec) for spec in self.specs))
-        for name in ("tokenizer", "cache_dir", "column"):
-            value = _as_text(getattr(self, name))
-            object.__setattr__(self, name, value)
-            if not isinstance(value, str) and (value is not None or name != "cache_dir"):
-                raise ValueError(f"data.{name} must be text, got {value!r}; write it in quotes")
-        for name in ("fim_rate", "context_rate", "valid_share"):
-            if not _is_number(getattr(self, name)):
-                raise ValueError(f"data.{name} must be a number, got {getattr(self, name)!r}; 0.05 is 5 %")
-        if not self.specs or not all(isinstance(spec, str) and spec for spec in self.specs):
-            raise ValueError(
-                f"data.specs must name at least one source, got {self.specs!r}; "
-                "write for example ('python-stdlib',) or ('folder/of/text',)"
-            )
+        if isinstance(self.specs, (str, Path)) or not isinstance(self.specs, (tuple, list)):
+            refuse("data.specs", self.specs, "give a tuple of SPECs, for example ('python-stdlib',)")
+        object.__setattr__(self, "specs", tuple(_text("data.specs", spec) for spec in self.specs))
+        if not self.specs:
+            refuse("data.specs", self.specs, "name at least one source, for example ('python-stdlib',)")
+        check(self, "data", ("tokenizer", "cache_dir", "column"), _text)
+        check(self, "data", ("fim_rate", "context_rate"), number, 0, 1, remedy=_SHARE)
+        check(self, "data", "valid_share", number, 0, 0.4, remedy="give a share from 0 to 0.4; 0.05 is 5 %")
         if self.weights is not None:
             self._check_weights()
-        for name, does in (("fim_rate", "rearranges"), ("context_rate", "gives neighbours to")):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"data.{name} must lie in 0..1, got {getattr(self, name)}; 0.5 {does} every second "
-                    "document"
-                )
-        if not 0.0 <= self.valid_share <= 0.4:
-            raise ValueError(
-                f"data.valid_share must lie in 0..0.4, got {self.valid_share}; 0.05 holds out 5 % for valid "
-                "and 5 % for test"
+        if self.tokenizer.startswith("bpe:") and self.bpe_size is None:
+            refuse(
+                "data.tokenizer", self.tokenizer, "give a whole number after 'bpe:', for example 'bpe:1024'"
             )
-        if not self.column:
-            raise ValueError("data.column is empty; name the text field of the records, for example 'text'")
-        self._check_tokenizer()
 
     def _check_weights(self) -> None:
-        if not isinstance(self.weights, (tuple, list)) or not all(map(_is_number, self.weights)):
-            raise ValueError(
-                f"data.weights must be positive numbers, got {self.weights!r}; write for example (1.0, 2.0)"
+        if not isinstance(self.weights, (tuple, list)):
+            refuse("data.weights", self.weights, "give positive numbers, for example (1.0, 2.0)")
+        positive = "give positive numbers; leave out a SPEC you do not want"
+        weights = tuple(number("data.weights", weight, above=0, remedy=positive) for weight in self.weights)
+        object.__setattr__(self, "weights", weights)
+        if len(weights) != len(self.specs):
+            remedy = (
+                f"these are {len(weights)} values for {len(self.specs)} data.specs; give one weight a SPEC"
             )
-        object.__setattr__(self, "weights", tuple(float(weight) for weight in self.weights))
-        if len(self.weights) != len(self.specs):
-            raise ValueError(
-                f"data.weights has {len(self.weights)} values for {len(self.specs)} data.specs; give one "
-                "weight a SPEC"
-            )
-        if not all(isfinite(weight) and weight > 0 for weight in self.weights):
-            raise ValueError(
-                f"data.weights must be positive numbers, got {self.weights}; leave out a SPEC you do not want"
-            )
-
-    def _check_tokenizer(self) -> None:
-        if not self.tokenizer:
-            raise ValueError(
-                "data.tokenizer is empty; write 'bytes', 'bpe:1024' or the path of a tokenizer.json"
-            )
-        if self.tokenizer.startswith("bpe:") and self.bpe_size is None:
-            raise ValueError(
-                f"data.tokenizer {self.tokenizer!r} has no whole number after 'bpe:'; write for example "
-                "'bpe:1024'"
-            )
+            refuse("data.weights", weights, remedy)
 
     @property
     def bpe_size(self) -> int | None:
@@ -116,9 +75,12 @@ class DataConfig:
         return int(size) if kind == "bpe" and size.isdecimal() else None
 
 
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+_SHARE = "give a share from 0 to 1; 0.5 is every second document"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _text(name: str, value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        refuse(name, value, "give text that is not empty")
+    return value
