@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ LOGITS_KEY = "rmat.next_logits"
 
 ASSETS = Path(__file__).parent / "assets"
 """Models that come with the package, each in a folder of its name."""
+
+_NAMES: WeakKeyDictionary[LanguageModel, str] = WeakKeyDictionary()
 
 
 class NotWritten(OSError):
@@ -83,10 +86,12 @@ def replacing(*paths: str | Path, mode: int = 0o666) -> Iterator[tuple[Path, ...
     try:
         with _sentence(paths[0]):
             for target in targets:
-                # Created exclusively, so that no two writers ever share it.
-                partial = _partial(target)
-                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-                written.append(partial)
+                # Created exclusively, so that no two writers ever share it; in a folder of its own, since safetensors
+                # leaves a file of a name that nobody knows beside it when it is killed.
+                folder = _partial(target)
+                folder.mkdir(mode=0o700)
+                written.append(folder / target.name)
+                os.close(os.open(written[-1], os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
             modes = [
                 (target if target.exists() else partial).stat().st_mode & 0o777
                 for target, partial in zip(targets, written, strict=True)
@@ -102,7 +107,7 @@ def replacing(*paths: str | Path, mode: int = 0o666) -> Iterator[tuple[Path, ...
                     flush(folder)
     finally:
         for partial in written:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -132,7 +137,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def remove_partial(folder: Path) -> None:
     """Remove what writers that were killed left in `folder`. The caller knows that nobody writes there now."""
     for left in folder.glob(".*.partial"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; neither need be there."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_file(path: str | Path, content: str | bytes, mode: int = 0o666) -> None:
@@ -216,7 +226,14 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Langua
     with torch.no_grad():
         for name, tensor in _tensors(model).items():
             tensor.copy_(stored[name])
+    path = folder.resolve()
+    _NAMES[model] = path.parent.name if path.name == "model" else path.name
     return model.eval()
+
+
+def model_name(model: LanguageModel) -> str | None:
+    """Name of the folder that the model was loaded from, of the run's where it is a run's; None if it was not loaded."""
+    return _NAMES.get(model)
 
 
 def model_folder(path: str | Path) -> Path:
@@ -390,7 +407,8 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 def _partial(target: Path) -> Path:
     """A name beside `target` that nothing has."""
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.partial")
+    name = target.name if len(os.fsencode(target.name)) < 200 else target.name[:40]
+    return target.with_name(f".{name}.{secrets.token_hex(6)}.partial")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from rmat.cli.loading import add_model, add_sampling, add_session, load_with_tokenizer, sampling
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
+from rmat.cli.sessions import add_wait, hold_session, unfinished
 
 DESCRIPTION = """\
 Answer a question from a session that `rmat read` or `rmat chat` made. Nothing is read again, so that the time to answer
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     add_model(parser)
     add_session(parser, required=True, help="name of the session to ask")
     parser.add_argument("--keep", action="store_true", help="add question and answer to the session")
+    add_wait(parser)
     add_sampling(parser)
     add_json(parser)
 
@@ -42,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
     from rmat.sessions.store import SessionStore
 
     store = SessionStore(args.sessions)
-    store.info(args.session)  # before the model is loaded: there is such a session
     question = _question(args)
-    model, tokenizer = load_with_tokenizer(args.model, args.device)
-    with store.lock(args.session) if args.keep else contextlib.nullcontext():
+    with hold_session(store, args.session, args.wait) if args.keep else contextlib.nullcontext():
+        info = store.info(args.session)  # before the model is loaded: there is such a session
+        if told := unfinished(info):
+            print(f"rmat: the answer comes out of {told}", file=sys.stderr)
+        model, tokenizer = load_with_tokenizer(args.model, args.device)
         conversation = Conversation(model, tokenizer, store.load(args.session, model))
         started = time.perf_counter()
         reply = conversation.say(question, **sampling(args))

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from rmat.cli.output import human_bytes, print_table
+from rmat.data.documents import Turn
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
-from rmat.sessions.conversation import FORGETTABLE, Conversation, Turn
-from rmat.sessions.store import Session, SessionStore
+from rmat.sessions.conversation import FORGETTABLE, Conversation
+from rmat.sessions.file import Session
+from rmat.sessions.store import SessionStore
 from rmat.settings import nearest
 
 LOCK_SECONDS = 3
@@ -175,7 +177,7 @@ class Chat:
         return result
 
     def _stored(self, name: str) -> Session | None:
-        return self._store.load(name, self._model) if self._store.exists(name) else None
+        return self._store.find(name, self._model)
 
     def _take_up(self, name: str, session: Session | None) -> None:
         self._conversation = Conversation(self._model, self._conversation.tokenizer, session)
@@ -193,8 +195,7 @@ class Chat:
     def _require_free(self, name: str) -> None:
         if not name:
             raise ValueError("the name is missing: /help shows how commands are written")
-        if self._store.exists(name):
-            raise ValueError(f"there is a session {name!r} already: take another name")
+        self._store.require_free(name)
 
     def _save(self, name: str) -> None:
         if not name and self._name is None:

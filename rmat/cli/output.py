@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rmat.model import LanguageModel
@@ -29,8 +30,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # where no line is too long: one line a row
+        console.width = 10**6
     console.print(table)
     if caption:
         console.print(caption, markup=False)

@@ -19,6 +19,10 @@ ROLES = ("system", "user", "assistant")
 """Dialogue roles with a special token of their own; every other role speaks as a named user."""
 
 
+Turn = tuple[str, str]
+"""(role, text) of one turn of a dialogue."""
+
+
 @dataclass(frozen=True)
 class Special:
     """A special token's place in a document, by its name without brackets."""
@@ -66,7 +70,7 @@ def code_document(name: str, text: str) -> Document:
     return Document(name=name, parts=(Special("file_name"), f"{name}\n", text), n_header=2)
 
 
-def dialogue_document(name: str, turns: Iterable[tuple[str, str]]) -> Document:
+def dialogue_document(name: str, turns: Iterable[Turn]) -> Document:
     """A conversation of (role, text) turns, each between its role's token and the turn-end token.
 
     `system`, `user` and `assistant` (in any case) have tokens; any other role becomes a user whose text

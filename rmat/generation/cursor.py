@@ -160,7 +160,8 @@ class _CursorSampler(Sampler):
         if self._left:
             spelled = _spellings(self._tokenizer)
             agrees = [bool(s) and (s.startswith(self._left) or self._left.startswith(s)) for s in spelled]
-            logits = logits[: len(agrees)].detach().cpu().masked_fill(~torch.tensor(agrees), float("-inf"))
+            disagrees = ~torch.tensor(agrees, device="cpu")
+            logits = logits[: len(agrees)].detach().cpu().masked_fill(disagrees, float("-inf"))
         token = super().draw(logits)
         if self._left:
             self._left = self._left[len(_spellings(self._tokenizer)[token]) :]

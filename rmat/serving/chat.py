@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
+from rmat.data.documents import Turn
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.bodies import StrictRoute
@@ -15,7 +16,7 @@ from rmat.serving.errors import ApiError
 from rmat.serving.openai_types import ChatBody, ChatCompletion, Message, answered
 from rmat.serving.service import Service, service_of
 from rmat.serving.streaming import Form, finish, finite, respond, token_text
-from rmat.sessions.conversation import Turn, encode_turns, open_turn
+from rmat.sessions.conversation import encode_turns, open_turn
 
 DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""

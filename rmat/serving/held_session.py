@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
 from rmat.model import LanguageModel
 from rmat.serving.errors import ApiError
+from rmat.sessions.file import ReadDocument, Session
 from rmat.sessions.store import (
     DamagedSession,
-    Session,
+    OtherModel,
     SessionBusy,
     SessionExists,
     SessionStore,
@@ -20,6 +22,9 @@ from rmat.sessions.store import (
 )
 
 T = TypeVar("T")
+
+NO_RETRY = {"x-should-retry": "false"}
+"""For errors that stay; else OpenAI's clients repeat a request after any 409 and 507."""
 
 
 class HeldSession:
@@ -31,10 +36,12 @@ class HeldSession:
 
     session: Session | None
     """What the store had under the name; None if nothing."""
+    documents: Sequence[ReadDocument] | None
+    """Those of the session to be saved, where a document is read; None where something else is."""
 
     def __init__(self, store: SessionStore, name: str, model: LanguageModel) -> None:
         self.name = name
-        self.session = None
+        self.session, self.documents = None, None
         self._store = store
         self._model = model
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rmat-session")
@@ -42,12 +49,18 @@ class HeldSession:
         self._released = False
 
     @staticmethod
-    async def take(store: SessionStore, name: str, model: LanguageModel, seconds: float) -> HeldSession:
-        """Wait for the lock, at most `seconds`, and load the session if there is one. Raises ApiError."""
+    async def take(
+        store: SessionStore, name: str, model: LanguageModel, seconds: float, *, anew: bool = False
+    ) -> HeldSession:
+        """Wait for the lock, at most `seconds`, and load the session if there is one, or have the name free for one
+        that is begun `anew`. Raises ApiError."""
         held = HeldSession(store, name, model)
         try:
             await held._do(lambda: held._locks.enter_context(store.lock(name, timeout=seconds)))
-            held.session = await held._do(lambda: store.load(name, model) if store.exists(name) else None)
+            if anew:
+                await held._do(lambda: store.require_free(name))
+            else:
+                held.session = await held._do(lambda: store.find(name, model))
         except BaseException:
             held.release()
             raise
@@ -85,12 +98,20 @@ def _told(work: Callable[[], T]) -> T:
     except UnknownSession as error:
         raise ApiError(404, str(error), param="session", code="unknown_session") from None
     except SessionExists as error:
-        raise ApiError(409, str(error), param="name", code="session_exists") from None
+        raise ApiError(409, str(error), param="name", code="session_exists", headers=NO_RETRY) from None
     except SessionBusy:
-        message = "another request uses this session: wait for its answer, or fork the session"
+        message = (
+            "another request uses this session: wait for its answer, or fork the session as it was saved last"
+        )
         raise ApiError(409, message, param="session", code="session_busy", retry_after=1) from None
     except DamagedSession:
-        message = "the session's file is damaged and was put aside: begin another session"
-        raise ApiError(409, message, param="session", code="session_damaged") from None
+        message = "the session's file is damaged: delete the session, or create one of its name anew"
+        raise ApiError(410, message, param="session", code="session_damaged") from None
     except ValueError as error:
-        raise ApiError(400, str(error), param="session") from None
+        code = "other_model" if isinstance(error, OtherModel) else None
+        raise ApiError(400, str(error), param="session", code=code) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = "the server's disk is full: nothing was saved, the session is as it was before"
+        raise ApiError(507, message, param="session", code="disk_full", headers=NO_RETRY) from None

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.model import ModelConfig
-from rmat.sessions.store import Session
+from rmat.sessions.file import Session
 
 TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
 """Tokens around the one a slot comes from that are shown with it."""

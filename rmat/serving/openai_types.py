@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rmat.generation.sampling import SamplingConfig
+from rmat.sessions.store import NAME_PATTERN
 
 MAX_TOKEN_IDS = 2**20
 """Longest prompt given as token ids."""
@@ -17,9 +18,7 @@ MAX_TOKEN_IDS = 2**20
 MAX_MESSAGES = 2**14
 """Most messages of a conversation, and parts of a message."""
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-SessionName = Annotated[str, Field(pattern=NAME_PATTERN)]
+SessionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

@@ -46,9 +46,10 @@ class Service:
         """The sessions of whoever asks."""
         return self.store_of(request.state.owner)
 
-    async def hold(self, request: HttpRequest, name: str) -> HeldSession:
-        """The session `name` of whoever asks, for this request alone. Raises ApiError."""
-        return await HeldSession.take(self.store(request), name, self.model, self.limits.session_seconds)
+    async def hold(self, request: HttpRequest, name: str, *, anew: bool = False) -> HeldSession:
+        """The session `name` of whoever asks, for this request alone; `anew`, one to begin. Raises ApiError."""
+        seconds = self.limits.session_seconds
+        return await HeldSession.take(self.store(request), name, self.model, seconds, anew=anew)
 
     async def encode(self, work: Callable[[], Sequence[Sequence[int]]]) -> list[tuple[int, ...]]:
         """Token ids of the prompts that `work` makes, in a thread and not too many. Raises ApiError."""

@@ -17,6 +17,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rmat.data.documents import Turn
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.engine.request import Piece, Request, Stream, TokenLogprob
 from rmat.generation.reader import NotFiniteError
@@ -25,7 +26,6 @@ from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
 from rmat.serving.openai_types import WritingBody
 from rmat.serving.service import Service, service_of
-from rmat.sessions.conversation import Turn
 from rmat.sessions.file import session_after
 
 GRACE_SECONDS = 10.0
@@ -161,7 +161,8 @@ class Answers:
         turns = () if self.turns is None else (*self.turns, ("assistant", text))
         assert stream.state is not None and stream.next_logits is not None
         ids = [*self.ids, *stream.tokens, *([self.turn_end] if stream.closed else [])]
-        await held.save(session_after(held.session, stream.state, stream.next_logits, ids, turns))
+        before, state, logits = held.session, stream.state, stream.next_logits
+        await held.save(session_after(before, state, logits, ids, turns, held.documents))
         held.release()
 
     async def collect(self, request: HttpRequest) -> tuple[list[str], list[list[TokenLogprob]]]:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmat.data.documents import ROLES, Document, dialogue_document, encode_documents, text_document
+from rmat.data.documents import ROLES, Document, Turn, dialogue_document, encode_documents, text_document
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation.reader import piece_length, read_row
 from rmat.generation.stream import check_tokenizer, generate
 from rmat.model import LanguageModel, StreamState
-from rmat.sessions.file import session_after
-from rmat.sessions.store import Session
+from rmat.sessions.file import ReadDocument, Session, session_after
 
 FORGETTABLE = 16
 """Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
-
-Turn = tuple[str, str]
-"""(role, text)."""
 
 
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
@@ -75,6 +72,50 @@ class Conversation:
         """
         self._read(_content(self.tokenizer, text_document("", text)), progress)
 
+    def read_documents(
+        self, documents: Sequence[Document], *, progress: Callable[[int], None] | None = None
+    ) -> list[int]:
+        """Read documents, one behind the other, as `read_document` does; an interrupted reading can go on.
+
+        Args:
+            documents: of text or code.
+            progress: told of every piece read, in UTF-8 bytes, once the session holds it; of what an interrupted
+                reading had read at first, in one.
+
+        Returns: tokens of each. Interrupted, the session holds what was read until then. Where nothing else was read
+        since, a call with the same documents goes on from there, also in another process that took the session up;
+        what it comes to is, bit for bit, what an uninterrupted reading comes to.
+        """
+        progress = progress or (lambda n_bytes: None)
+        entries, before = self._begun(documents)
+        if any(entry.bytes_read for entry in entries):
+            progress(sum(entry.bytes_read for entry in entries))
+        for number, document in enumerate(documents):
+            if entries[number].complete:
+                continue
+            ids, done = _content(self.tokenizer, document), entries[number].tokens
+            if self.session.tokens_read - done > 1 and not document.n_header:
+                ids = np.concatenate((self.tokenizer.encode("\n\n"), ids))
+            if not len(ids):
+                entries[number] = replace(entries[number], complete=True)
+            for part, logits, state in self._pieces(ids[done:]):
+                n_bytes = int(self.tokenizer.byte_counts(part).sum())
+                entry, done = entries[number], done + len(part)
+                entries[number] = replace(
+                    entry,
+                    tokens=done,
+                    bytes_read=min(
+                        entry.bytes, entry.bytes_read + n_bytes
+                    ),  # a blank line before is none of it
+                    complete=done == len(ids),
+                )
+                reading = 0 if all(entry.complete for entry in entries) else len(entries)
+                self._session = session_after(
+                    self.session, state, logits, part, (), (*before, *entries), reading
+                )
+                progress(n_bytes)
+        return [entry.tokens for entry in entries]
+
     def read_document(self, document: Document, *, progress: Callable[[int], None] | None = None) -> int:
         """Read a document as in training, code behind its name; a blank line separates text from what was read before.
 
@@ -84,11 +125,12 @@ class Conversation:
 
         Returns: tokens read. Interrupted, it leaves the session as it was.
         """
-        ids = _content(self.tokenizer, document)
-        if self.session.tokens_read > 1 and not document.n_header:
-            ids = np.concatenate((self.tokenizer.encode("\n\n"), ids))
-        self._read(ids, progress)
-        return len(ids)
+        before = self.session
+        try:
+            return self.read_documents([document], progress=progress)[0]
+        except BaseException:
+            self._session = before
+            raise
 
     def add(self, turns: Sequence[Turn]) -> None:
         """Read finished (role, text) turns, such as a system turn, without answering."""
@@ -126,17 +168,32 @@ class Conversation:
             self._session = self._earlier.pop()
         return forgotten
 
+    def _begun(self, documents: Sequence[Document]) -> tuple[list[ReadDocument], tuple[ReadDocument, ...]]:
+        """How far the reading of `documents` is, which may have been interrupted, and the documents before it."""
+        entries = [ReadDocument.unread(document) for document in documents]
+        n_before = len(self.session.documents) - self.session.reading
+        earlier, begun = self.session.documents[:n_before], self.session.documents[n_before:]
+        if begun and [entry.sha256 for entry in begun] == [entry.sha256 for entry in entries]:
+            return list(begun), earlier
+        return entries, self.session.settled_documents
+
     def _read(
         self, ids: NDArray[Any], progress: Callable[[int], None] | None, turns: Sequence[Turn] = ()
     ) -> None:
-        state, logits = self._state(), self.session.next_logits
-        piece = piece_length(self.model)
-        for start in range(0, len(ids), piece):
-            part = ids[start : start + piece]
-            logits, state = read_row(self.model, part.tolist(), state)
+        state, logits = self.session.state, self.session.next_logits
+        for part, logits, state in self._pieces(ids):  # noqa: B007 (the last ones are used)
             if progress is not None:
                 progress(int(self.tokenizer.byte_counts(part).sum()))
         self._session = session_after(self.session, state, logits, ids, turns)
+
+    def _pieces(self, ids: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor, StreamState]]:
+        """Read `ids` from the session on: each piece with the logits (V,) and the state behind it."""
+        state = self._state()
+        piece = piece_length(self.model)
+        for start in range(0, len(ids), piece):
+            part = ids[start : start + piece]
+            logits, state = read_row(self.model, part, state)
+            yield part, logits, state
 
     def _state(self) -> StreamState:
         """The session's state on the model's device."""

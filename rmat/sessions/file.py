@@ -1,9 +1,9 @@
 """One session on disk: a safetensors file that says what it is and whether it is whole.
 
 Its metadata has two entries. `rmat` is JSON in ASCII: format, version, and the fields of `Header`; `sha256` is that
-of the JSON text. This much holds for every version, so that a file of a later one can be told from a damaged one. The
-JSON names the digest of the tensors: those of the state, `next_logits` (V,) float32, `tail` (n,) int32 and
-`turns` (bytes,) uint8, the JSON of the turns.
+of the JSON text. This much holds for every version, so that a file of a later one can be told from a damaged one.
+The JSON names the digest of the tensors: those of the state, `next_logits` (V,) float32, `tail` (n,) int32 and
+`turns` (bytes,) uint8, the JSON of the turns. Version 1 had no `model_name`, `documents` and `reading`.
 """
 
 from __future__ import annotations
@@ -11,28 +11,62 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from rmat.data.documents import Document, Turn
 from rmat.model import ModelConfig, StreamState
-from rmat.storage import digest
+from rmat.storage import digest, write_tensors
 
-FORMAT, FORMAT_VERSION = "rmat-session", 1
+FORMAT, FORMAT_VERSION = "rmat-session", 2
 
 TAIL_TOKENS = 8192
 """Of the tokens read, so many of the newest are kept as tokens."""
 
 KEPT_TURNS = 100
 """Of the turns of a chat, so many of the newest are kept as text."""
+
+KEPT_DOCUMENTS = 100
+"""Of the documents read, so many of the newest are named; more only during a reading of more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadDocument:
+    """What is known of a document that was read, wholly or in part."""
+
+    name: str
+    bytes: int
+    """UTF-8 bytes of its text."""
+    sha256: str
+    """Of its name and content, in hexadecimal digits; where it was read in parts, of the last."""
+    tokens: int = 0
+    """Tokens of it that were read."""
+    bytes_read: int = 0
+    complete: bool = False
+    """Whether all of it was read."""
+
+    @staticmethod
+    def unread(document: Document) -> ReadDocument:
+        """A document of which nothing was read yet."""
+        return ReadDocument(name=document.name, bytes=document.n_bytes, sha256=document.digest.hex())
+
+
+_DOCUMENT_FIELDS = {
+    "name": str,
+    "bytes": int,
+    "sha256": str,
+    "tokens": int,
+    "bytes_read": int,
+    "complete": bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +81,21 @@ class Session:
     """Tokens since the session began, read and written."""
     tail: tuple[int, ...] = ()
     """The newest token ids; a store keeps the last `TAIL_TOKENS`. They show which words a memory slot holds."""
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Turn, ...] = ()
     """(role, text) of a chat, to be shown when it is taken up again; a store keeps the last `KEPT_TURNS`."""
+    documents: tuple[ReadDocument, ...] = ()
+    """The documents read, oldest first; `session_after` keeps the last `KEPT_DOCUMENTS`."""
+    reading: int = 0
+    """So many of the last documents belong to a reading that is not over and can go on; 0 where there is none."""
     created: float | None = None
     """Unix time in seconds of the first save; None before it."""
     used: float | None = None
     """Unix time in seconds of the last use before this load; None before the first save."""
+
+    @property
+    def settled_documents(self) -> tuple[ReadDocument, ...]:
+        """`documents` without those of an interrupted reading of which nothing was read."""
+        return tuple(each for each in self.documents if each.complete or each.tokens)
 
 
 def session_after(
@@ -60,10 +103,18 @@ def session_after(
     state: StreamState,
     next_logits: Tensor,
     ids: Sequence[int] | NDArray[Any],
-    turns: Sequence[tuple[str, str]] = (),
+    turns: Sequence[Turn] = (),
+    documents: Sequence[ReadDocument] | None = None,
+    reading: int = 0,
 ) -> Session:
-    """The session once `ids` more are read, and so is `turns`; `before` is None where nothing was read yet."""
+    """The session once `ids` more are read, and so is `turns`; `before` is None where nothing was read yet.
+
+    `documents` and `reading` are those of the new session. Without `documents`, the ids are no document: they end a
+    reading that was interrupted.
+    """
     before = before or Session(state=state, next_logits=next_logits, tokens_read=0)
+    if documents is None:
+        documents = before.settled_documents
     return dataclasses.replace(
         before,
         state=state.to("cpu"),
@@ -71,6 +122,8 @@ def session_after(
         tokens_read=before.tokens_read + len(ids),
         tail=(*before.tail, *map(int, ids[-TAIL_TOKENS:]))[-TAIL_TOKENS:],
         turns=(*before.turns, *turns)[-KEPT_TURNS:],
+        documents=tuple(documents)[-max(KEPT_DOCUMENTS, reading) :],
+        reading=reading,
     )
 
 
@@ -91,6 +144,11 @@ class Header:
     """Unix time in seconds."""
     sha256: str
     """`digest` of the tensors."""
+    model_name: str | None = None
+    """What the model was called when the session was saved."""
+    documents: tuple[ReadDocument, ...] = ()
+    reading: int = 0
+    """See `Session`."""
 
 
 def pack(session: Session) -> dict[str, Tensor]:
@@ -99,7 +157,7 @@ def pack(session: Session) -> dict[str, Tensor]:
     tensors = {
         **session.state.tensors(),
         "next_logits": session.next_logits.float(),
-        "tail": torch.tensor(session.tail[-TAIL_TOKENS:], dtype=torch.int32),
+        "tail": torch.tensor(session.tail[-TAIL_TOKENS:], dtype=torch.int32, device="cpu"),
         "turns": torch.frombuffer(bytearray(turns), dtype=torch.uint8),
     }
     return {
@@ -131,12 +189,14 @@ def unpack(header: Header, tensors: dict[str, Tensor], config: ModelConfig, used
         tokens_read=header.tokens_read,
         tail=tuple(tail.tolist()),
         turns=turns,
+        documents=header.documents,
+        reading=header.reading,
         created=header.created,
         used=used,
     )
 
 
-def unpack_turns(encoded: Tensor) -> tuple[tuple[str, str], ...]:
+def unpack_turns(encoded: Tensor) -> tuple[Turn, ...]:
     """(role, text) of every turn in the tensor `turns`. Raises `Damage` if it is something else."""
     try:
         return tuple((str(role), str(text)) for role, text in json.loads(encoded.numpy().tobytes()))
@@ -145,13 +205,10 @@ def unpack_turns(encoded: Tensor) -> tuple[tuple[str, str], ...]:
 
 
 def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
-    """Write a file that only its owner can read; when this returns it is on the disk, and not before."""
+    """Write a file that only its owner can read, whole on the disk or not at all. Raises as `storage.replacing`."""
     text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(header)})
-    data = save(tensors, {"rmat": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    metadata = {"rmat": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_tensors(path, tensors, metadata, mode=0o600)
 
 
 def read_header(path: Path) -> Header:
@@ -192,18 +249,31 @@ def _header(metadata: dict[str, str]) -> Header:
         version = int(fields.pop("version"))
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise Damage(f"its description cannot be read: {error}") from None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"the session has format version {version}, this rmat reads {FORMAT_VERSION}: "
+            f"the session has format version {version}, this rmat reads 1 to {FORMAT_VERSION}: "
             "use the version of rmat that saved it"
         )
-    kinds: dict[str, type | tuple[type, ...]] = {
+    kinds: dict[str, Any] = {
         "model": str,
         "tokens_read": int,
         "turns": int,
         "created": (int, float),
         "sha256": str,
     }
-    if set(fields) != set(kinds) or not all(isinstance(fields[name], kind) for name, kind in kinds.items()):
+    if version > 1:
+        kinds |= {"model_name": (str, NoneType), "documents": list, "reading": int}
+    documents = fields.get("documents", ())
+    if not _has(fields, kinds) or not all(_has(each, _DOCUMENT_FIELDS) for each in documents):
         raise Damage("its description lacks something or has something else")
+    fields["documents"] = tuple(ReadDocument(**each) for each in documents)
     return Header(**fields)
+
+
+def _has(fields: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether `fields` is a dict with exactly the keys of `kinds`, and values of those types."""
+    return (
+        isinstance(fields, dict)
+        and set(fields) == set(kinds)
+        and all(isinstance(fields[name], kind) for name, kind in kinds.items())
+    )

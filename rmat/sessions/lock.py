@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,7 +18,7 @@ _HELD: ContextVar[MappingProxyType[Path, FileLock]] = ContextVar("held", default
 
 
 class SessionBusy(ValueError):
-    """Another process or thread uses the session."""
+    """Another process or thread uses the session; the message says which process, where that is known."""
 
 
 @contextlib.contextmanager
@@ -42,8 +44,11 @@ def take(path: Path, name: str, timeout: float) -> Iterator[None]:
         lock.acquire(timeout=timeout)
     except Timeout:
         raise SessionBusy(
-            f"session {name!r} is in use by another process or request: wait until that is over, or take another session"
+            f"session {name!r} is in use by {_holder(path)}: wait until that is over, or fork its last save with "
+            f"`rmat sessions fork {name} NEW-NAME`"
         ) from None
+    with contextlib.suppress(OSError):
+        path.write_text(_this_process(), encoding="utf-8")
     _HELD.set(MappingProxyType({**_HELD.get(), path: lock}))
     try:
         yield
@@ -53,3 +58,18 @@ def take(path: Path, name: str, timeout: float) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who wrote the lock file."""
+    with contextlib.suppress(OSError, ValueError):
+        if told := path.read_text(encoding="utf-8"):
+            return told
+    return "another process or request"
+
+
+def _this_process() -> str:
+    """Such as `process 4711 (rmat chat)`."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    words = [program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:2]]
+    return f"process {os.getpid()} ({' '.join(word for word in words if word.isalpha())})"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import rmat as rmat_package
+from rmat.sessions.store import SessionStore
 from tests.cli.conftest import Rmat, in_new_process
+from tests.makers.sessions import same
 
 SHORT = ("--max-new-tokens", "12", "--seed", "5")
 SESSION = ("--session", "card")
@@ -96,14 +100,25 @@ def test_reading_on_and_anew(rmat: Rmat, endless: Path, card: Path, notes: Path)
     assert "no session 'other' to read on in: leave out --append" in nothing
 
 
-def test_another_program_may_begin_the_session_first(
-    rmat: Rmat, endless: Path, card: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_session_in_use_is_told_at_once(
+    rmat: Rmat, endless: Path, card: Path, notes: Path, sessions: Path
 ) -> None:
-    """While the model is loaded, or the lock is waited for."""
-    before, seen = card.read_bytes(), iter([False, True])
-    monkeypatch.setattr("rmat.sessions.store.SessionStore.exists", lambda store, name: next(seen))
-    assert "there is a session 'card' already" in rmat("read", endless, notes, *SESSION).refused()
-    assert card.read_bytes() == before
+    """Who uses it, before the model is loaded; with --wait, it is waited for."""
+    store = SessionStore(sessions)
+    in_use = f"session 'card' is in use by process {os.getpid()}"
+    for arguments in (
+        ("read", "none", notes, *SESSION, "--append"),
+        ("ask", "none", *SESSION, "Why?", "--keep"),
+    ):
+        with store.lock("card"):
+            assert in_use in in_new_process(arguments, cwd=sessions).refused()
+            waited = in_new_process([*arguments, "--wait", "0.1"], cwd=sessions)
+        assert waited.status == 2
+        assert f"{in_use}" in waited.err and "; waiting for 0.1 seconds\n" in waited.err
+        assert "give seconds" in rmat(*arguments, "--wait", "-1").refused()
+    with store.lock("card"):
+        asked = in_new_process(["ask", endless, *SESSION, "Why?", *SHORT], cwd=sessions)
+    assert asked.status == 0 and asked.out
 
 
 def test_one_bad_document_and_nothing_is_read(
@@ -119,11 +134,16 @@ def test_one_bad_document_and_nothing_is_read(
     assert not list(sessions.glob("*.safetensors"))
 
 
-def test_an_interrupted_reading_saves_nothing(endless: Path, sessions: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text("the text goes on. " * 1_000_000)
-    command = [sys.executable, "-m", "rmat", "read", endless, "long.txt", *SESSION]
-    process = subprocess.Popen(
-        [str(word) for word in command],
+SAVES_ALL = (
+    "import sys, rmat.cli.read as read, rmat.cli.main as main; read.SAVE_SECONDS = 0; sys.exit(main.main())"
+)
+
+
+def started(endless: Path, tmp_path: Path, *more: str, code: str = SAVES_ALL) -> subprocess.Popen[str]:
+    """A reading of `long.txt` in a process of its own."""
+    command = [sys.executable, "-c", code, "read", str(endless), "long.txt", *SESSION, *more]
+    return subprocess.Popen(
+        command,
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -131,16 +151,95 @@ def test_an_interrupted_reading_saves_nothing(endless: Path, sessions: Path, tmp
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    lock = sessions / "locks" / "card.lock"
+
+
+def wait_for(path: Path) -> None:
     give_up = time.monotonic() + 120
-    while not lock.exists() and time.monotonic() < give_up:  # held from the first token to the last
-        time.sleep(0.05)
-    time.sleep(0.5)
+    while not path.exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_a_killed_reading_goes_on(rmat: Rmat, endless: Path, sessions: Path, tmp_path: Path) -> None:
+    """With the same command, and to the same bits; other documents do not pass for it."""
+    (tmp_path / "long.txt").write_text("the text goes on. " * 6_000)
+    process = started(endless, tmp_path)
+    wait_for(sessions / "card.safetensors")
+    process.kill()
+    process.communicate()
+    store = SessionStore(sessions)
+    info = store.info("card")
+    assert info.reading == 1 and 4096 <= info.documents[0].bytes_read < 108_000
+    shown = rmat("sessions", "show", "card")
+    assert "an interrupted reading of long.txt: " in shown.out
+    (tmp_path / "other.txt").write_text("other")
+    refused = rmat("read", endless, tmp_path / "other.txt", *SESSION).refused()
+    assert "session 'card' holds an interrupted reading of long.txt: " in refused
+    asked = rmat("ask", endless, *SESSION, "Why?", *SHORT)
+    assert asked.status == 0 and "the answer comes out of an interrupted reading" in asked.err
+    result = rmat("read", endless, tmp_path / "long.txt", *SESSION, "--json").json
+    assert 4096 <= result["resumed_tokens"] < result["tokens"] == 108_000
+    assert rmat("read", endless, tmp_path / "long.txt", "--session", "whole").status == 0
+    model, _ = rmat_package.load(endless)
+    assert same(store.load("card", model), store.load("whole", model))
+    assert store.info("card").documents == store.info("whole").documents and not store.info("card").reading
+    assert (
+        "there is a session 'card' already"
+        in rmat("read", endless, tmp_path / "long.txt", *SESSION).refused()
+    )
+
+
+def test_ctrl_c_keeps_what_was_read(rmat: Rmat, endless: Path, sessions: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("the text goes on. " * 1_000_000)
+    process = started(endless, tmp_path)
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    assert re.fullmatch(r"\d+% of 17.17 MiB read and saved, about \d+ s left\n", told)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "")
-    assert err == "rmat: interrupted: nothing was saved, session 'card' was not made\n"
-    assert not list(sessions.glob("*.safetensors"))
+    assert (process.returncode, out) == (130, "")
+    assert re.fullmatch(
+        r"rmat: interrupted: an interrupted reading of long.txt: \d+% of 17.17 MiB are read, "
+        "which the same command goes on with",
+        err.splitlines()[-1],
+    )
+    assert SessionStore(sessions).info("card").reading == 1
+
+
+def test_ctrl_c_before_anything_was_read(endless: Path, card: Path, tmp_path: Path) -> None:
+    before = card.read_bytes()
+    (tmp_path / "long.txt").write_text("the text goes on. " * 1_000)
+    code = (
+        "import sys, rmat.cli.main as main, rmat.sessions.conversation as conversation\n"
+        "def read(*_): raise KeyboardInterrupt\n"
+        "conversation.Conversation._pieces = read; sys.exit(main.main())"
+    )
+    for more, left in (("--replace",), "card' is as it was"), (("--session", "new"), "new' was not made"):
+        process = started(endless, tmp_path, *more, code=code)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert err == f"rmat: interrupted before anything was read: session '{left}\n"
+    assert card.read_bytes() == before and not (card.parent / "new.safetensors").exists()
+
+
+def test_a_damaged_card_is_refused_until_it_is_begun_anew(
+    rmat: Rmat, endless: Path, card: Path, notes: Path
+) -> None:
+    whole = bytearray(card.read_bytes())
+    whole[-1] ^= 1
+    card.write_bytes(whole)
+    for _ in range(2):
+        assert "'card' is damaged" in rmat("ask", endless, *SESSION, "Why?", *SHORT).refused()
+        assert "'card' is damaged" in rmat("read", endless, notes, *SESSION, "--append").refused()
+    assert rmat("read", endless, notes, *SESSION, "--replace").status == 0
+    assert rmat("ask", endless, *SESSION, "Why?", *SHORT).status == 0
+    assert [path.read_bytes() for path in (card.parent / "quarantine").iterdir()] == [whole]
+
+
+def test_a_name_that_differs_by_case_is_refused_before_the_work(
+    rmat: Rmat, endless: Path, card: Path, notes: Path
+) -> None:
+    assert "there is a session 'card' already" in rmat("read", "none", notes, "--session", "Card").refused()
 
 
 def test_questions_leave_the_session_as_it_is(rmat: Rmat, endless: Path, card: Path) -> None:

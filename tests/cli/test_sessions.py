@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rmat.cli.sessions import human_age
+from rmat.sessions.file import ReadDocument
 from rmat.sessions.store import SessionStore
 from tests.cli.conftest import Rmat, in_new_process
 from tests.makers.sessions import make_model, make_session
@@ -54,7 +55,11 @@ def test_list(rmat: Rmat, store: SessionStore) -> None:
         "used": info.used,
         "model": info.model,
         "bytes": info.nbytes,
+        "model_name": None,
+        "documents": [],
+        "reading": 0,
     }
+    assert result["damaged"] == []
 
 
 def test_an_empty_list(rmat: Rmat, tmp_path: Path) -> None:
@@ -97,6 +102,9 @@ def test_changes(rmat: Rmat, store: SessionStore) -> None:
 def test_expire(rmat: Rmat, store: SessionStore) -> None:
     here: tuple[Any, ...] = ("--sessions", store.folder)
     assert rmat("sessions", "expire", "--max-age-days", "9", *here).out == "deleted nothing\n"
+    tried = ("sessions", "expire", "--max-age-days", "2.5", "--dry-run")
+    assert rmat(*tried, *here).out == "would delete c\n"
+    assert rmat(*tried, *here, "--json").json == {"would_delete": ["c"]} and names(store) == ["a", "b", "c"]
     assert rmat("sessions", "expire", "--max-age-days", "2.5", *here).out == "deleted c\n"
     assert rmat("sessions", "expire", "--max-count", "1", *here, "--json").json == {"deleted": ["b"]}
     assert rmat("sessions", "expire", "--max-bytes", "1", *here).out == "deleted a\n"
@@ -115,6 +123,37 @@ def test_mistakes_are_one_sentence(rmat: Rmat, store: SessionStore) -> None:
     (store.folder / "a.safetensors").write_bytes(b"")
     assert "'a' is damaged" in rmat("sessions", "show", "a", *here).refused()
     assert names(store) == ["b", "c"]
+    listed = rmat("sessions", "list", *here)
+    assert "\n1 damaged session, to delete or to begin anew: a\n" in listed.out
+    assert rmat("sessions", "list", *here, "--json").json["damaged"] == ["a"]
+    with store.lock("b"):
+        in_use = in_new_process(["sessions", "delete", "b", *map(str, here)], cwd=store.folder.parent)
+    assert f"'b' is in use by process {os.getpid()}" in in_use.refused()
+
+
+def test_what_a_card_is_of(rmat: Rmat, store: SessionStore) -> None:
+    model = make_model()
+    documents = (
+        ReadDocument(name="a [b].txt", bytes=2000, sha256="0", tokens=1990, bytes_read=2000, complete=True),
+        ReadDocument(name="x" * 90 + "\n\x1b.md", bytes=1000, sha256="1", tokens=100, bytes_read=100),
+        ReadDocument(name="c.txt", bytes=400, sha256="2"),
+    )
+    store.save("card", replace(make_session(model), documents=documents, reading=2), model)
+    listed = rmat("sessions", "list", "--sessions", store.folder).out.splitlines()
+    assert len(listed) == 1 + 4 + 1, "one line a row"
+    row = next(line for line in listed if line.startswith("card"))
+    assert "a [b].txt and 2 more" in row and row.endswith(store.info("card").model)
+    shown = rmat("sessions", "show", "card", "--sessions", store.folder).out.splitlines()
+    (start,) = (number for number, line in enumerate(shown) if line.startswith("document "))
+    assert [line.split()[-3:] for line in shown[start + 1 : start + 4]] == [
+        ["2,000", "2,000", "1,990"],
+        ["1,000", "100", "100"],
+        ["400", "0", "0"],
+    ]
+    assert "a [b].txt" in shown[start + 1] and "x" * 90 + "\ufffd\ufffd.md" in shown[start + 2]
+    assert shown[start + 4].endswith("and 1 more: 7% of 1.367 KiB are read")
+    found = rmat("sessions", "show", "card", "--sessions", store.folder, "--json").json
+    assert [each["bytes_read"] for each in found["documents"]] == [2000, 100, 0] and found["reading"] == 2
 
 
 def test_as_a_user_runs_it(store: SessionStore, tmp_path: Path) -> None:

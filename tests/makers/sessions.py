@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from rmat.model import LanguageModel, ModelConfig
-from rmat.sessions.store import Session, SessionStore
+from rmat.sessions.file import Session
+from rmat.sessions.store import SessionStore
 
 
 def make_model(seed: int = 0, vocab_size: int = 265) -> LanguageModel:

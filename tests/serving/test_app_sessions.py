@@ -1,16 +1,28 @@
+import errno
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
+from openai import OpenAI
 from starlette.testclient import TestClient
 
 from rmat.serving.auth import Keys
 from rmat.serving.limits import Limits
 from rmat.sessions.store import SessionStore
-from tests.makers.servers import message, model, running_client, tokenizer
+from tests.makers.servers import (
+    NAME,
+    message,
+    model,
+    running_app,
+    running_client,
+    running_server,
+    tokenizer,
+)
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 
@@ -159,12 +171,125 @@ def test_a_session_of_other_weights_is_refused(client: TestClient, tmp_path: Pat
         assert answer.status_code == 400 and "read by the model" in message(answer.json())
 
 
-def test_a_damaged_session_is_told_without_where_it_lies(client: TestClient, tmp_path: Path) -> None:
+def test_a_damaged_session_is_refused_until_it_is_deleted_or_created_anew(
+    client: TestClient, tmp_path: Path
+) -> None:
+    """With a status that clients do not repeat, and never an empty session in its place."""
+    file = tmp_path / "public" / "a.safetensors"
+    chat = {"session": "a", "messages": [{"role": "user", "content": "x"}]}
+    for anew in (False, True):
+        ok(client.post("/v1/sessions", json={"name": "a"}), 201)
+        file.write_bytes(b"no session")
+        for _ in range(2):
+            for method, path, body in [
+                ("POST", "/v1/completions", {"prompt": "x", "session": "a"}),
+                ("POST", "/v1/chat/completions", chat),
+                ("POST", "/v1/sessions/a/read", {"text": "x"}),
+                ("POST", "/v1/sessions/a/fork", {"name": "b"}),
+                ("GET", "/v1/sessions/a", None),
+                ("GET", "/v1/sessions/a/memory", None),
+            ]:
+                answer = client.request(method, path, **({} if body is None else {"json": body}))
+                assert answer.status_code == 410 and "damaged" in message(answer.json()), path
+                assert answer.json()["error"]["code"] == "session_damaged"
+                assert str(tmp_path) not in answer.text
+        assert file.read_bytes() == b"no session"
+        assert ok(client.get("/v1/sessions"))["damaged"] == ["a"]
+        if not anew:
+            ok(client.delete("/v1/sessions/a"))
+    assert ok(client.post("/v1/sessions", json={"name": "a"}), 201)["tokens_read"] == 1
+    assert ok(client.post("/v1/chat/completions", json={**chat, "max_tokens": 1}))
+    assert ok(client.get("/v1/sessions"))["damaged"] == []
+    assert [path.read_bytes() for path in (tmp_path / "public" / "quarantine").iterdir()] == [b"no session"]
+
+
+def test_openai_asks_a_damaged_session_once(tmp_path: Path) -> None:
+    with (
+        running_app(tmp_path) as app,
+        running_server(app) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=3) as client,
+    ):
+        client.completions.create(model=NAME, prompt="x", max_tokens=1, extra_body={"session": "a"})
+        (tmp_path / "public" / "a.safetensors").write_bytes(b"no session")
+        with pytest.raises(openai.APIStatusError, match="damaged"):
+            client.completions.create(model=NAME, prompt="x", max_tokens=1, extra_body={"session": "a"})
+        counted = app.state.metrics.text().decode()
+        assert re.findall(r'rmat_requests_total{.*status="410"} (\S+)', counted) == ["1.0"], counted
+
+
+def test_a_full_disk_is_told_and_not_asked_again(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ok(client.post("/v1/sessions", json={"name": "a"}), 201)
-    (tmp_path / "public" / "a.safetensors").write_bytes(b"no session")
-    answer = client.post("/v1/completions", json={"prompt": "x", "session": "a"})
-    assert answer.status_code == 409 and "damaged" in message(answer.json())
-    assert str(tmp_path) not in answer.text
+    before = (tmp_path / "public" / "a.safetensors").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        for path, body in (
+            ("/v1/sessions/a/read", {"text": "x"}),
+            ("/v1/completions", {"prompt": "x", "session": "a", "max_tokens": 1}),
+            ("/v1/sessions/a/fork", {"name": "b"}),
+            ("/v1/sessions", {"name": "c"}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 507 and "disk is full" in message(answer.json()), path
+            assert answer.headers["x-should-retry"] == "false" and str(tmp_path) not in answer.text
+    assert names(client) == {"a"} and (tmp_path / "public" / "a.safetensors").read_bytes() == before
+    assert ok(client.post("/v1/sessions/a/read", json={"text": "x"}))
+
+
+def test_what_can_be_known_before_is_refused_before_the_work(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that differs by case, another model's session: nothing is read by the engine."""
+    ok(client.post("/v1/sessions", json={"name": "Notes"}), 201)
+
+    def submit(*_: object) -> None:
+        raise AssertionError("work was done")
+
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    with running_client(tmp_path, seed=1) as other:
+        monkeypatch.setattr("rmat.engine.engine.Engine.submit", submit)
+        for asked, name, status, code in (
+            (client, "notes", 409, "session_exists"),
+            (other, "Notes", 400, "other_model"),
+        ):
+            for path, body in (
+                ("/v1/completions", {"prompt": "x", "session": name}),
+                ("/v1/chat/completions", {**chat, "session": name}),
+                (f"/v1/sessions/{name}/read", {"text": "x"}),
+            ):
+                answer = asked.post(path, json=body)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+                assert status != 409 or answer.headers["x-should-retry"] == "false"
+        assert client.post("/v1/sessions", json={"name": "NOTES"}).status_code == 409
+        seen = [ok(each.get("/v1/sessions"))["data"][0] for each in (client, other)]
+    assert [(entry["usable"], entry["model"]) for entry in seen] == [(True, "tiny"), (False, None)]
+
+
+def test_a_session_in_use_can_be_forked_as_it_was_saved_last(client: TestClient, tmp_path: Path) -> None:
+    ok(client.post("/v1/completions", json={"prompt": TEXT, "session": "a", "max_tokens": 0}))
+    with SessionStore(tmp_path / "public").lock("a"):
+        assert ok(client.post("/v1/sessions/a/fork", json={"name": "b"}), 201)["tokens_read"] == 1 + len(TEXT)
+    with SessionStore(tmp_path / "public").lock("c"):
+        assert client.post("/v1/sessions/a/fork", json={"name": "c"}).status_code == 409
+
+
+def test_documents_that_were_read_are_named(client: TestClient) -> None:
+    ok(client.post("/v1/sessions", json={"name": "a"}), 201)
+    for text, name in (("x\u00e4", "one.txt"), ("yy", "two.txt"), ("zzz", "two.txt"), ("w", None)):
+        named = {} if name is None else {"name": name}
+        ok(client.post("/v1/sessions/a/read", json={"text": text, **named}))
+    documents = [
+        {"name": "one.txt", "bytes": 3, "bytes_read": 3, "tokens": 3},
+        {"name": "two.txt", "bytes": 5, "bytes_read": 5, "tokens": 5},
+    ]
+    assert ok(client.get("/v1/sessions/a"))["documents"] == documents
+    assert ok(client.get("/v1/sessions"))["data"][0]["documents"] == documents
+    assert client.post("/v1/sessions/a/read", json={"text": "x", "name": ""}).status_code == 400
 
 
 def test_the_memory_shows_where_slots_come_from(client: TestClient, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """A conversation reads what training showed, keeps what it said, and holds its place as a value."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from rmat.data.documents import code_document, dialogue_document, encode_documents, text_document
+from rmat.data.documents import Document, code_document, dialogue_document, encode_documents, text_document
 from rmat.data.tokenizer import Tokenizer, train_bpe
 from rmat.generation.reader import read_row as read
 from rmat.model import LanguageModel
 from rmat.sessions.conversation import FORGETTABLE, Conversation, encode_turns, open_turn
-from rmat.sessions.store import KEPT_TURNS, TAIL_TOKENS, Session
+from rmat.sessions.file import KEPT_DOCUMENTS, KEPT_TURNS, TAIL_TOKENS, Session
+from rmat.sessions.store import SessionStore
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. "
 
@@ -106,6 +109,91 @@ def test_an_interrupted_reading_leaves_no_trace(talk: Conversation) -> None:
     with pytest.raises(KeyboardInterrupt):
         talk.read(TEXT * 100, progress=interrupt)
     assert talk.session is before
+
+
+def interrupted(talk: Conversation, documents: list[Document], after: int) -> None:
+    """Read documents, and be interrupted when so many bytes were read."""
+    read_bytes = 0
+
+    def progress(n_bytes: int) -> None:
+        nonlocal read_bytes
+        read_bytes += n_bytes
+        if read_bytes >= after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.read_documents(documents, progress=progress)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_reading_goes_on_bit_for_bit(
+    begun: bool, model: LanguageModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Between any two pieces, in another process that took the session up."""
+    documents = [
+        text_document("a", TEXT * 120),
+        code_document("b.py", "x = 1\n" * 900),
+        text_document("c", TEXT),
+    ]
+    whole, store = Conversation(model, tokenizer), SessionStore(tmp_path)
+    talk = Conversation(model, tokenizer)
+    if begun:
+        for each in (whole, talk):
+            each.read_document(text_document("before", "earlier"))
+    counts, total = whole.read_documents(documents), sum(document.n_bytes for document in documents)
+    told: list[int] = []
+    for after in (1, 5000, 9000, 12_000):
+        interrupted(talk, documents, after)
+        assert talk.session.reading == 3
+        assert sum(each.bytes_read for each in talk.session.documents[-3:]) < total
+        store.save("x", talk.session, model)
+        talk = Conversation(model, tokenizer, store.load("x", model))
+    assert talk.read_documents(documents, progress=told.append) == counts
+    assert total <= sum(told) <= total + 4 and told[0] > 12_000, "what was read before is told first, in one"
+    one, other = whole.session, talk.session
+    assert (one.tokens_read, one.tail, one.documents) == (other.tokens_read, other.tail, other.documents)
+    assert one.reading == other.reading == 0 and all(each.complete for each in one.documents)
+    assert torch.equal(one.next_logits, other.next_logits)
+    states = one.state.tensors(), other.state.tensors()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_interrupted_reading_is_over_once_something_else_is_read(talk: Conversation) -> None:
+    documents = [text_document("a", TEXT * 120), text_document("b", TEXT)]
+    interrupted(talk, documents, 1)
+    begun = talk.session
+    assert begun.reading == 2 and [each.tokens for each in begun.documents] == [4096, 0]
+    assert len(answer(talk, "What is it about?", max_new_tokens=3)) == 3
+    assert talk.session.reading == 0
+    assert [(each.name, each.bytes_read, each.complete) for each in talk.session.documents] == [
+        ("a", 4096, False)
+    ]
+    other = Conversation(talk.model, talk.tokenizer, begun)
+    assert other.read_documents(documents[::-1]) == [len(TEXT) + 2, len(TEXT) * 120 + 2]
+    assert [each.name for each in other.session.documents] == ["a", "b", "a"] and not other.session.reading
+
+
+def test_a_single_document_is_read_whole_or_not_at_all(talk: Conversation) -> None:
+    before = talk.session
+
+    def interrupt(n_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.read_document(text_document("a", TEXT * 120), progress=interrupt)
+    assert talk.session is before
+
+
+def test_the_last_documents_are_named(talk: Conversation) -> None:
+    for number in range(KEPT_DOCUMENTS + 5):
+        talk.read_document(text_document(str(number), "x"))
+    assert [each.name for each in talk.session.documents] == [str(n) for n in range(5, KEPT_DOCUMENTS + 5)]
+
+
+def test_another_default_device_changes_nothing(talk: Conversation) -> None:
+    expected = answer(talk.fork())
+    with torch.device("meta"):
+        assert answer(Conversation(talk.model, talk.tokenizer)) == expected
 
 
 def test_the_session_is_a_value_of_one_size(talk: Conversation) -> None:

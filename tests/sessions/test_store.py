@@ -117,6 +117,11 @@ def test_names_that_differ_by_case_only_are_refused(model: LanguageModel, store:
     ):
         with pytest.raises(SessionExists, match="'Notes'"):
             call()
+    for find in (lambda: store.find("notes", model), lambda: store.require_free("notes")):
+        with pytest.raises(SessionExists, match="'Notes'"):
+            find()
+    store.require_free("other")
+    assert store.find("other", model) is None and same(store.find("Notes", model), session)
     assert not store.exists("notes")
     with pytest.raises(UnknownSession, match="did you mean 'Notes'"):
         store.load("notes", model)
@@ -151,7 +156,30 @@ def test_a_list_passes_over_what_is_no_session(model: LanguageModel, store: Sess
     assert not store.exists("link") and not store.exists("folder") and store.exists("damaged")
     with pytest.raises(DamagedSession):
         store.info("damaged")
-    assert [path.name for path in store.quarantined] == ["damaged.1.safetensors"]
+    assert store.damaged == ["damaged"]
+
+
+def test_nothing_but_a_file_is_replaced(model: LanguageModel, store: SessionStore, tmp_path: Path) -> None:
+    """Found out before anything is read into the session, too."""
+    store.save("x", make_session(model), model)
+    (tmp_path / "elsewhere").write_bytes(b"something else")
+    file_of(store, "link").symlink_to(tmp_path / "elsewhere")
+    file_of(store, "hanging").symlink_to(tmp_path / "nowhere")
+    file_of(store, "folder").mkdir()
+    os.mkfifo(file_of(store, "pipe"))
+    for name in ("link", "hanging", "folder", "pipe"):
+        for call in (
+            lambda: store.save(name, make_session(model), model),  # noqa: B023
+            lambda: store.find(name, model),  # noqa: B023
+            lambda: store.require_free(name),  # noqa: B023
+            lambda: store.fork("x", name),  # noqa: B023
+            lambda: store.rename("x", name),  # noqa: B023
+        ):
+            with pytest.raises(
+                SessionExists, match=f"{name}.safetensors in the folder of sessions is no file"
+            ):
+                call()
+    assert (tmp_path / "elsewhere").read_bytes() == b"something else" and names(store) == ["x"]
 
 
 def test_times_are_kept_with_the_session(model: LanguageModel, store: SessionStore) -> None:
@@ -192,7 +220,7 @@ def test_a_damaged_session_is_not_forked(model: LanguageModel, store: SessionSto
     file_of(store, "x").write_bytes(data)
     with pytest.raises(DamagedSession):
         store.fork("x", "y")
-    assert names(store) == [] and len(store.quarantined) == 1
+    assert names(store) == ["x"], "what its header says is intact"
 
 
 def test_renaming(model: LanguageModel, store: SessionStore) -> None:
@@ -243,6 +271,7 @@ def filled(store: SessionStore, model: LanguageModel) -> int:
 def test_expiry_by_age(model: LanguageModel, tmp_path: Path) -> None:
     filled(SessionStore(tmp_path), model)
     assert SessionStore(tmp_path).expire() == []
+    assert SessionStore(tmp_path, max_age_days=2.5).expire(dry_run=True) == ["d", "c"]
     assert SessionStore(tmp_path, max_age_days=2.5).expire() == ["d", "c"]
     store = SessionStore(tmp_path, max_age_days=1.5)
     store.load("b", model)
