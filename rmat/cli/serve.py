@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rmat.serving.limits import Limits
 
 DESCRIPTION = """\
-Serve a model over HTTP: OpenAI's /v1/completions and /v1/chat/completions, named sessions under /v1/sessions, a page to
-chat at /. It listens on this machine only, unless --host says otherwise; then API keys are needed, from --api-keys or
-from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answers that are being written."""
+Serve a model over HTTP: OpenAI's /v1/completions and /v1/chat/completions, named sessions under /v1/sessions,
+a page to chat at /. It listens on this machine only, unless --host says otherwise; then API keys are needed,
+from --api-keys or from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answers that are being written."""
 
 MEGABYTE = 2**20
 
@@ -39,7 +39,7 @@ _LEAST = {
     "max_seconds": 1,
     "cache_mb": 0,
 }
-"""Least values of the options that are numbers; a number that need not be whole must be above 0 where 1 stands."""
+"""Least values of the options that are numbers; where 1 stands, one that need not be whole must be above 0."""
 
 
 def add(commands: Any) -> None:
@@ -150,8 +150,8 @@ def run(args: argparse.Namespace) -> int:
     loopback = is_loopback(args.host)
     if not loopback and not keys and not args.allow_anonymous:
         raise ValueError(
-            f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, or "
-            "add --allow-anonymous"
+            f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, "
+            "or add --allow-anonymous"
         )
     folder = Path(args.sessions) if args.sessions is not None else sessions_folder() / "server"
     session_bytes = None if args.session_mb is None else args.session_mb * MEGABYTE

@@ -1,4 +1,4 @@
-"""The serving engine: one thread that owns the model, reads prompts in slices and writes all texts in one batch."""
+"""The serving engine: one thread that reads prompts in slices and writes all texts in one batch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Writes many texts at once with one model. `submit`, `stats` and what a `Stream` offers are for any thread.
+    """Writes many texts at once with one model. Any thread may call `submit`, `stats` and a `Stream`.
 
-    It reads without dropout, whatever mode the model is in. As a context manager, it is stopped at the end of the block
-    without grace.
+    It reads without dropout, whatever mode the model is in. As a context manager, it is stopped at the end of
+    the block without grace.
 
     Args:
         model: on any device.
         tokenizer: the one the model was trained with.
-        max_rows: most requests that are read or written at a time; the others wait. Owners (`Request.owner`) share them.
+        max_rows: most requests that are read or written at a time; the others wait. Owners (`Request.owner`)
+            share them.
         prefill_tokens: most prompt tokens that are read between two steps of the texts being written.
         max_waiting: most requests that wait, shared by the owners as `has_room` says.
         cache_bytes: most bytes of states kept for prompts that begin alike; 0 keeps none.
@@ -80,14 +81,14 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread that writes runs. False after `stop`, or after an error that it could not contain."""
+        """Whether the thread that writes runs: not after `stop`, nor after an error that it could not contain."""
         return self._thread.is_alive()
 
     def submit(self, request: Request, listener: Callable[[], None] | None = None) -> Stream:
         """Queue a request: the stream of its text, for which `listener` is called (see `Stream.listener`).
 
-        Raises ValueError for a request that cannot be answered, `Full` if as many wait already as may, `Stopped`
-        after `stop` or where the engine has died.
+        Raises ValueError for a request that cannot be answered, `Full` if as many wait already as may,
+        `Stopped` after `stop` or where the engine has died.
         """
         job = Job(
             request,
@@ -136,11 +137,11 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Where it stands (first group) and what it has done since the start.
 
-        max_rows, max_waiting, rows (being written), reading (prompts being read), waiting, cache_entries, cache_bytes,
-        cache_budget;
-        requests (accepted), refused (Full), finished_NAME for every finish, tokens_read (of prompts, by the model),
-        tokens_written, cache_hits (requests that began from the cache), cache_tokens (of prompts, not read again),
-        steps (calls that wrote a token of every row), slices (calls that read).
+        max_rows, max_waiting, rows (being written), reading (prompts being read), waiting, cache_entries,
+        cache_bytes, cache_budget;
+        requests (accepted), refused (Full), finished_NAME for every finish, tokens_read (of prompts, by the model), tokens_written, cache_hits (requests that began from the
+        cache), cache_tokens (of prompts, not read again), steps (calls that wrote a token of every row),
+        slices (calls that read).
         """
         with self._changed:
             waiting, unfinished = len(self._waiting), len(self._unfinished)
@@ -204,8 +205,8 @@ class Engine:
             self._batch.step()
 
     def _drop(self) -> None:
-        """End the requests that were cut before their prompt was read. Parked texts that were cut end with the next
-        step, as those in the batch do."""
+        """End the requests that were cut before their prompt was read. Parked texts that were cut end with
+        the next step, as those in the batch do."""
         with self._changed:
             dropped = [job for job in (*self._waiting, *self._reading) if job.cut]
             self._waiting = deque(job for job in self._waiting if not job.cut)
@@ -216,8 +217,9 @@ class Engine:
                 job.end()
 
     def _share_rows(self) -> None:
-        """Give rows to requests that wait, those of the owner with the fewest rows first. Where none is free, the owner with
-        the most gives one up, as long as it still has no fewer than the other: its last request is parked."""
+        """Give rows to requests that wait, those of the owner with the fewest rows first. Where none is free,
+        the owner with the most gives one up, as long as it still has no fewer than the other: its last
+        request is parked."""
         if not self._waiting:
             return
         running = [*self._reading, *self._batch.jobs]
@@ -248,8 +250,8 @@ class Engine:
         self._batch.unpark([job for job in taken if job.feed is not None])
 
     def _read_slice(self) -> list[Job]:
-        """Read prompts as far as a slice goes, a call of each, owners and their prompts in turn. Returns the jobs whose
-        prompts are read."""
+        """Read prompts as far as a slice goes, a call of each, owners and their prompts in turn. Returns the
+        jobs whose prompts are read."""
         read: list[Job] = []
         spent = 0
         while self._reading:
@@ -285,6 +287,7 @@ class Engine:
 
 
 def has_room(counts: Mapping[str, int], owner: str, most: int) -> bool:
-    """Whether one more of `owner`'s fits where `counts` are there by owner and `most` fit. Where it is full because others
-    have more than their share, an owner still gets its own: owners cannot keep each other out."""
+    """Whether one more of `owner`'s fits where `counts` are there by owner and `most` fit. Where it is full
+    because others have more than their share, an owner still gets its own: owners cannot keep each other
+    out."""
     return sum(counts.values()) < most or counts.get(owner, 0) < most // len({*counts, owner})

@@ -1,5 +1,5 @@
-"""One request on its way through the engine, and all that are being written: a prompt is read call by call, then its text
-is written token by token, in one call of the model with all others."""
+"""One request on its way through the engine, and all that are being written: a prompt is read call by call,
+then its text is written token by token, in one call of the model with all others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Job:
         ids = _checked_ids(request, model)
         if request.logprobs is not None and not 0 <= request.logprobs <= tokenizer.vocab_size:
             raise ValueError(
-                f"logprobs is {request.logprobs}: give a number from 0 to {tokenizer.vocab_size}, or leave it out"
+                f"logprobs is {request.logprobs}: give 0 to {tokenizer.vocab_size}, or leave it out"
             )
         self._row = Row(
             tokenizer, max_new_tokens=request.max_new_tokens, sampling=request.sampling, stop=request.stop
@@ -93,7 +93,7 @@ class Job:
         return self._ends[self._calls] - self._read
 
     def check_time(self, stop_at: float) -> None:
-        """Set `cut` if the stream was cancelled, or if its deadline or `stop_at` (`time.monotonic()`) has come."""
+        """Set `cut` if the stream was cancelled, or its deadline or `stop_at` (`time.monotonic()`) has come."""
         now = time.monotonic()
         if self.cut is not None:
             return
@@ -116,7 +116,8 @@ class Job:
     def read(self, model: LanguageModel, cache: PrefixCache) -> None:
         """Read on to the end of the next call, and give the cache the state if it is worth its bytes.
 
-        One row at a time and from the same tensors, so that every call is bit for bit what it would be in a cold start.
+        One row at a time and from the same tensors, so that every call is bit for bit what it would be in a
+        cold start.
         """
         end = self._ends[self._calls]
         hidden, self.state = model.hidden(self._tokens_1T[:, self._read : end], self.state)
@@ -129,7 +130,7 @@ class Job:
             self.logits = model.logits(hidden[0, -1]).float().cpu()
 
     def advance(self, logits: Tensor) -> bool:
-        """Choose and show the token after all that was read, from its `logits` (V,) float32 on the CPU; set `feed`.
+        """Choose and show the next token, from its `logits` (V,) float32 on the CPU; set `feed`.
 
         Returns whether a token was drawn."""
         token = None if self.cut else self._row.draw(logits)
@@ -155,8 +156,8 @@ class Job:
         logits: Tensor | None = None,
         error: Exception | None = None,
     ) -> None:
-        """Finish the stream: with the `state` (one row) and the `logits` (V,) after it, if its prompt was read to the
-        end; with an `error` if that was the end of it."""
+        """Finish the stream: with the `state` (one row) and the `logits` (V,) after it, if its prompt was
+        read to the end; with an `error` if that was the end of it."""
         rest, stream = self._row.rest(), self.stream
         finish = "error" if error is not None else self._row.finish or self.cut
         assert finish is not None
@@ -187,10 +188,10 @@ class Job:
 
 
 class Batch:
-    """The texts that are being written, in one state with a row for each: one call of the model reads a token of each.
+    """The texts that are being written: one state with a row for each, one call for a token of each.
 
-    Rows are at different places of different texts. They come and go between steps, and only then is the common state
-    put together anew.
+    Rows are at different places of different texts. They come and go between steps, and only then is the
+    common state put together anew.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -202,7 +203,7 @@ class Batch:
         """Tokens drawn since the start."""
 
     def join(self, jobs: Sequence[Job]) -> None:
-        """Choose the first token of jobs whose prompts are read; take those in that are not over with that."""
+        """Choose the first token of jobs whose prompts are read; take in those that are not over."""
         if not jobs:
             return
         logits_BV = torch.stack([job.logits for job in jobs if job.logits is not None])
@@ -237,7 +238,7 @@ class Batch:
             self._state = self._state.select(staying)
 
     def _read(self) -> tuple[Tensor, StreamState]:
-        """(B, V) float32 logits on the CPU after each row's token, and the state. A row that cannot be read leaves."""
+        """(B, V) float32 logits on the CPU after each row's token, and the state. Rows that fail leave."""
         tokens_B1 = torch.tensor(
             [[job.feed] for job in self.jobs], device=self._model.embedding.weight.device
         )
@@ -261,7 +262,7 @@ class Batch:
         )
 
     def _advance(self, jobs: Sequence[Job], logits_BV: Tensor, state: StreamState) -> list[int]:
-        """Choose each row's next token; end the texts that are over. Returns the rows that have a token to feed."""
+        """Choose each row's next token; end the texts that are over. Returns the rows that go on."""
         staying = []
         for row, job in enumerate(jobs):
             try:

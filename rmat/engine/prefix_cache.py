@@ -1,8 +1,8 @@
 """States after the beginnings of prompts, so that a prompt that begins alike starts from there.
 
-A prompt is read in calls that end at fixed positions (`cuts`), which depend on the position alone. The calls up to one of
-them are therefore the same for every prompt that is at least as long, and a state taken there is bit for bit what
-reading from the start would give.
+A prompt is read in calls that end at fixed positions (`cuts`), which depend on the position alone. The calls
+up to one of them are therefore the same for every prompt that is at least as long, and a state taken there is
+bit for bit what reading from the start would give.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_CALL = 128
 """Tokens of a prompt's first call, rounded down to whole segments; at least one segment."""
 
 SHARE = 4
-"""One prompt keeps states in at most a SHARE-th of the cache, so that a long one does not push out all others."""
+"""One prompt has at most a SHARE-th of the cache, so that a long one does not push out all others."""
 
 
 def first_call(segment_len: int, most: int) -> int:
@@ -34,8 +34,8 @@ def first_call(segment_len: int, most: int) -> int:
 def cuts(n_tokens: int, segment_len: int, most: int) -> Iterator[int]:
     """Where the calls end that read a prompt of `n_tokens`, but for the last, which ends with the prompt.
 
-    Calls are short near the start, so that short prompts share much, and grow with the position up to `most` tokens: at
-    least seven eighths of a common beginning end at a cut, once it is longer than eight calls.
+    Calls are short near the start, so that short prompts share much, and grow with the position up to `most`
+    tokens: at least seven eighths of a common beginning end at a cut, once it is longer than eight calls.
     """
     call = first_call(segment_len, most)
     at = call
@@ -80,7 +80,7 @@ class PrefixCache:
         return state
 
     def put(self, key: bytes, state: StreamState) -> None:
-        """Keep a state, which must not hold more memory than its `nbytes`. One that alone is too large is not kept."""
+        """Keep a state, which must not hold more memory than its `nbytes`, unless it alone is too large."""
         if key in self._states or state.nbytes > self.budget:
             return
         self._states[key] = state
@@ -90,7 +90,7 @@ class PrefixCache:
             self.nbytes -= oldest.nbytes
 
     def stride(self, n_cuts: int, state_bytes: int) -> int:
-        """Of a prompt with `n_cuts` cuts, every so many-th is kept (a power of two): all, or what its share allows."""
+        """Of a prompt with `n_cuts` cuts, every so many-th is kept (a power of two), as its share allows."""
         allowed = max(1, self.budget // state_bytes // SHARE)
         times = max(1, -(-n_cuts // allowed))
         return 1 << (times - 1).bit_length()

@@ -17,7 +17,7 @@ from rmat.model import StreamState
 _log = logging.getLogger(__name__)
 
 Finish = Literal["length", "stop", "end", "timeout", "stopped", "cancelled", "error"]
-"""Why a stream is over: the three ends of `rmat.generate`, its deadline, the engine's stop, `cancel`, or an error."""
+"""Why it is over: the three ends of `rmat.generate`, its deadline, the engine's stop, `cancel`, an error."""
 
 
 class Full(Exception):
@@ -33,7 +33,7 @@ class Request:
     """One text to write."""
 
     ids: tuple[int, ...]
-    """The prompt, taken as it is: a text that begins has the document token first. May be empty with `next_logits`."""
+    """The prompt as it is: a text that begins has the document token first. Empty only with `next_logits`."""
 
     sampling: SamplingConfig
     """How tokens are chosen."""
@@ -45,7 +45,7 @@ class Request:
     """Strings at which the text ends; they are not part of it."""
 
     logprobs: int | None = None
-    """Report each token's log-probability, and those of this many likeliest tokens (0 for none); None: do not."""
+    """Report log-probabilities of each token and of this many likeliest ones (0 for none); None: do not."""
 
     state: StreamState | None = None
     """What was read before (one row, any device); None begins afresh. It stays valid."""
@@ -60,8 +60,8 @@ class Request:
     """`time.monotonic()` at which the stream is ended with finish "timeout"; None for never."""
 
     owner: str = ""
-    """Whose it is. Owners share the rows evenly, and only prompts of one owner share what was read, so that nobody can find
-    out by timing what others asked."""
+    """Whose it is. Owners share the rows evenly, and only prompts of one owner share what was read, so that
+    nobody can find out by timing what others asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Stream(Iterator[Piece]):
     """
 
     listener: Callable[[], None] | None
-    """Called from the engine's thread after every new piece and after the end; it must not wait for anything."""
+    """Called from the engine's thread after every new piece and after the end; it must not wait."""
     prompt_tokens: int
     """Tokens of the prompt."""
     cached_tokens: int
@@ -105,8 +105,8 @@ class Stream(Iterator[Piece]):
     closed: bool
     """Whether the state has read a turn_end that the model did not write (`Request.close_turn`)."""
     state: StreamState | None
-    """The state (one row, on the model's device) after the prompt, `tokens` and, if `closed`, a turn_end. None before
-    the end, after an error, and where the prompt was not read to its end."""
+    """The state (one row, on the model's device) after the prompt, `tokens` and, if `closed`, a turn_end.
+    None before the end, after an error, and where the prompt was not read to its end."""
     next_logits: Tensor | None
     """(V,) float32 on the CPU: logits of the token that comes next; None where `state` is."""
     error: Exception | None
@@ -139,14 +139,14 @@ class Stream(Iterator[Piece]):
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Give the text up: its row is free after the step that runs. Pieces written until then still come."""
+        """Give the text up: its row is free after this step. Pieces written until then still come."""
         self._cancelled.set()
         self._wake()
 
     def get(self, timeout: float | None = None) -> Piece | None:
         """The next piece, or None when it is over.
 
-        Waits for at most `timeout` seconds (None: as long as it takes; 0: not at all), then raises TimeoutError.
+        Raises TimeoutError after `timeout` seconds (None: waits as long as it takes; 0: not at all).
         """
         try:
             piece = self._pieces.get(timeout != 0, timeout or None)

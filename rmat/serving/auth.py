@@ -61,8 +61,8 @@ class Keys:
 
     @staticmethod
     def collect(file: str | Path | None) -> Keys:
-        """The keys in a file, one on each line (empty lines and those beginning with # are skipped), and in the
-        environment. Raises ValueError where the file holds none."""
+        """The keys in a file, one on each line (empty lines and those beginning with # are skipped), and in
+        the environment. Raises ValueError where the file holds none."""
         entries = os.environ.get(ENVIRONMENT, "").replace(",", " ").split()
         if file is not None:
             lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]

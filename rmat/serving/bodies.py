@@ -23,7 +23,7 @@ from rmat.serving.errors import ApiError, explain
 from rmat.serving.limits import Limits
 
 SHORT = 2**16
-"""A body of so many bytes is parsed at once; a longer one in a thread, so that other answers go on meanwhile."""
+"""A body of so many bytes is parsed at once; a longer one in a thread, beside the other answers."""
 
 MAX_PARTS = 2**17
 """Most texts, lists and objects in a body together."""
@@ -35,7 +35,7 @@ MAX_KEYS = 1024
 """Most keys of one object."""
 
 ARRIVING = 16
-"""So many of the longest bodies may be in memory before they are parsed; beyond that only short ones are taken."""
+"""Before they are parsed, bodies hold at most the bytes of so many longest ones; then only short ones come."""
 
 _THREADS = ThreadPoolExecutor(
     2, thread_name_prefix="rmat-body"
@@ -45,7 +45,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Bodies:
-    """What the bodies of all requests to an app may take: bytes before they are parsed, places while they are answered.
+    """What all bodies may take together: bytes before they are parsed, places while they are answered.
 
     Args:
         limits: of the app.
@@ -60,7 +60,7 @@ class Bodies:
 
     async def read(self, headers: Headers, receive: Receive, until: ExitStack) -> bytes:
         """The whole body; its bytes count until `until` is closed. Raises ApiError (408, 413, 415, 429)."""
-        # A web page of another origin can send other types without asking; this one the browser asks for first.
+        # A web page of another origin can send other types without asking; for this one the browser asks.
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be JSON: send the header 'Content-Type: application/json'")
         most, body = self._limits.max_body_bytes, bytearray()
@@ -107,7 +107,7 @@ class Bodies:
 
 
 class StrictRoute(APIRoute):
-    """A route whose body, if it takes one, is read by `Bodies` and parsed by `parse`. The app's are in `app.state.bodies`."""
+    """A route whose body, if it takes one, is read by `app.state.bodies` and parsed by `parse`."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As in the base class."""
@@ -161,8 +161,9 @@ def parse(body: bytes, kind: type[BaseModel], field_names: frozenset[str]) -> Ba
 
 
 def parse_json(body: bytes) -> Any:
-    """The value in `body`. Raises ApiError (400) for what is no JSON in UTF-8, for a key that stands twice in an object,
-    for numbers that are not finite, for halves of surrogate pairs, which no text can hold, and for too many values."""
+    """The value in `body`. Raises ApiError (400) for what is no JSON in UTF-8, for a key that stands twice in
+    an object, for numbers that are not finite, for halves of surrogate pairs, which no text can hold, and for
+    too many values."""
     try:
         text = body.decode("utf-8")
         if len(body) > SHORT:
@@ -185,7 +186,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _check_size(body: bytes) -> None:
-    """Refuse a body of too many values before any is made: the parser holds the interpreter, this loop does not."""
+    """Refuse too many values before any is made: the parser would hold the interpreter, this loop does not."""
     parts = values = end = 0
     for match in _PART.finditer(body):
         parts += 1
@@ -196,7 +197,7 @@ def _check_size(body: bytes) -> None:
     if parts > MAX_PARTS or values + body.count(b",", end) > MAX_VALUES:
         raise ApiError(
             400,
-            f"the body has too many values: at most {MAX_PARTS} texts, lists and objects, and {MAX_VALUES} values",
+            f"the body has too many values: at most {MAX_PARTS} texts, lists and objects, {MAX_VALUES} in all",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be answered: OpenAI's shape, one clear sentence, no internals."""
+"""What a client is told when a request cannot be answered: OpenAI's shape, one sentence, no internals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ _UNSUPPORTED = {
     "verbosity",
     "web_search_options",
 }
-"""Fields of OpenAI's that would change the answer and that no model here can follow; neutral values are accepted."""
+"""Fields of OpenAI's that would change the answer and that no model here can follow; neutral values are
+accepted."""
 
 
 class ApiError(HTTPException):

@@ -47,7 +47,7 @@ class Limits:
     max_seconds: float = 600.0
     """Longest time from the arrival of a request to the end of its answer."""
     max_requests: int = 128
-    """Most requests with a body that are answered at the same time; where owners share them, see `has_room`."""
+    """Most requests with a body that are answered at a time; owners share them as `has_room` says."""
     body_seconds: float = 60.0
     """Longest time that a body may take to arrive."""
     session_seconds: float = 5.0
@@ -60,8 +60,8 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Guard:
-    """ASGI middleware: request id, host, API key, security headers, HEAD, metrics, access log, and one generic answer to
-    every fault of ours.
+    """ASGI middleware: request id, host, API key, security headers, HEAD, metrics, access log, and one
+    generic answer to every fault of ours.
 
     What it finds out stands in the scope's state: `request_id`, `owner` (of the API key) and `deadline` (of
     `time.monotonic`).
@@ -72,8 +72,8 @@ class Guard:
     keys: Keys
     metrics: Metrics
     hosts: tuple[str, ...] | None
-    """Values of the Host header to accept, without port; None for any. Others are refused, because a web page may
-    have its own name resolve to this machine (DNS rebinding)."""
+    """Values of the Host header to accept, without port; None for any. Others are refused, because a web page
+    may have its own name resolve to this machine (DNS rebinding)."""
     stopping: threading.Event
     """Set once no new request is to be answered."""
 

@@ -24,7 +24,7 @@ SENDING_SECONDS = 5.0
 """After the last text is written, so much longer a stopping server waits for clients to take it."""
 
 SILENT_SECONDS = 10.0
-"""So long a connection may wait for its client: for the head of a request, or to take the last of an answer."""
+"""So long a connection may wait for a request's head, or for its client to take the last of an answer."""
 
 LOG_SECONDS = 10.0
 """Complaints about connections that begin alike are logged once in so many seconds."""
@@ -69,8 +69,8 @@ def address_of(listening: socket.socket) -> str:
 
 
 def most_connections() -> int:
-    """Half of the files that this process may open, a few aside: sessions need some, and connections that were accepted
-    but not counted yet."""
+    """Half of the files that this process may open, a few aside: sessions need some, and connections that
+    were accepted but not counted yet."""
     if sys.platform == "win32":
         return 500
     import resource
@@ -80,7 +80,7 @@ def most_connections() -> int:
 
 
 class Connection(H11Protocol):
-    """A connection that does not wait for its client forever, and gives way to a new one where there are too many."""
+    """A connection that waits for its client for a while, and gives way where there are too many."""
 
     since: float = math.inf
     """Time of the loop at which it began to wait for its client; later by up to a second."""
@@ -91,7 +91,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Close the one that has waited for its client for longest if this is one too many, or else this one."""
+        """If this is one too many, close the one that has waited for longest, or else this one."""
         super().connection_made(transport)
         self.since = self.loop.time()
         open_ones = [each for each in self.connections if not each.transport.is_closing()]
@@ -126,7 +126,7 @@ class Connection(H11Protocol):
 
 
 class _Rarely(logging.Filter):
-    """Lets a message pass that has not passed for `LOG_SECONDS`, so that nobody can fill the disk with our log."""
+    """Lets a message pass once in `LOG_SECONDS`, so that nobody can fill the disk with our log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,9 +141,9 @@ class _Rarely(logging.Filter):
 
 
 class Server(uvicorn.Server):
-    """Serves an app of `create_app` until SIGTERM or SIGINT. Then new requests are refused (503), answers that end within
-    `grace` seconds end as they would, the others end where they are; sessions are saved after both. A second SIGINT
-    ends the waiting."""
+    """Serves an app of `create_app` until SIGTERM or SIGINT. Then new requests are refused (503), answers
+    that end within `grace` seconds end as they would, the others end where they are; sessions are saved after
+    both. A second SIGINT ends the waiting."""
 
     def __init__(self, app: FastAPI, *, grace: float) -> None:
         config = uvicorn.Config(
@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
 
     def serve_on(self, listening: socket.socket) -> None:
         """Serve until a signal comes; returns when all is done."""
-        # uvicorn raises the signal again when it is done. It must find a handler, or it would end the process.
+        # uvicorn raises the signal again when it is done, which would end the process without a handler.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         self.run(sockets=[listening])

@@ -91,6 +91,8 @@ async def begin(
         settings |= {"state": session.state, "next_logits": session.next_logits}
     try:
         prompts = await service.encode(lambda: encode(session is None))
+        if session is None and not all(prompts):
+            raise ApiError(400, "the prompt is empty: give a text, or at least one token id", param="prompt")
         streams = await service.submit(
             [
                 Request(

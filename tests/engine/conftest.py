@@ -21,7 +21,8 @@ def model(tokenizer: Tokenizer) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def exact_model(model: LanguageModel) -> LanguageModel:
-    """The model in float64, where rounding cannot tip a draw: texts must be the same, whoever they are written with."""
+    """The model in float64, where rounding cannot tip a draw: texts must be the same, whoever they are
+    written with."""
     return copy.deepcopy(model).double()
 
 

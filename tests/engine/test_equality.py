@@ -146,7 +146,8 @@ class TestBatching:
         assert written > 1.5 * steps, "rows were written together"
 
     def test_in_float32_texts_are_the_same_here(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
-        """Rounding differs between batches of different sizes, by less than what draws hang on but for rare ties."""
+        """Rounding differs between batches of different sizes, by less than what draws hang on but for rare
+        ties."""
         draws = random.Random(9)
         requests = [self.random_request(draws, tokenizer) for _ in range(12)]
         with Engine(model, tokenizer) as engine:

@@ -37,7 +37,8 @@ class TestOneRequest:
     def test_an_error_ends_its_own_row_alone(
         self, place: int, model: LanguageModel, tokenizer: Tokenizer
     ) -> None:
-        """Reading position `place` fails: that is in the long prompt, or in the text behind it; others do not come there."""
+        """Reading position `place` fails: that is in the long prompt, or in the text behind it; others do not
+        come there."""
 
         def fail(tokens: Tensor, state: StreamState) -> None:
             if bool(((state.position <= place) & (place < state.position + tokens.shape[1])).any()):
@@ -124,7 +125,8 @@ def test_finished_requests_leave_nothing_behind(
     caplog.set_level(logging.CRITICAL)  # a kept log record would hold the frames of its error
 
     def left(waves: int) -> int:
-        """Tensors in this process after so many waves of requests, while the engine that answered them is still held."""
+        """Tensors in this process after so many waves of requests, while the engine that answered them is
+        still held."""
         with Engine(model, tokenizer, cache_bytes=0) as engine:
             for _ in range(waves):
                 streams = [engine.submit(ask(tokenizer, f"{n}" * 200, seed=n, logprobs=2)) for n in range(4)]
@@ -136,7 +138,8 @@ def test_finished_requests_leave_nothing_behind(
                     text_of(stream)
                 del stream, streams
                 assert gone(ends), "the engine holds a finished request"
-        # Objects are listed only now: a tuple that the engine's thread is making cannot be finished while a list holds it.
+        # Objects are listed only now: a tuple that the engine's thread is making cannot be finished while a
+        # list holds it.
         gc.collect()
         count = sum(type(thing) is Tensor for thing in gc.get_objects())
         assert not engine.alive

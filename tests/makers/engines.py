@@ -43,7 +43,8 @@ def small_model(variant: str, tokenizer: Tokenizer, **fields: Any) -> LanguageMo
 
 
 def ask(tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 20, **options: Any) -> Request:
-    """A request for text behind a document that begins with `text`; sampling settings are taken out of `options`."""
+    """A request for text behind a document that begins with `text`; sampling settings are taken out of
+    `options`."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
     sampling = {"seed": 0, **{name: options.pop(name) for name in names if name in options}}
     ids = (tokenizer.special_id("document"), *tokenizer.encode(text))

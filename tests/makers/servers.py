@@ -58,8 +58,8 @@ def running_app(
     engine: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[FastAPI]:
-    """An app of `model(seed)`, or of a model, whose sessions are in `folder`, with `options` of `create_app` and of the
-    engine."""
+    """An app of `model(seed)`, or of a model, whose sessions are in `folder`, with `options` of `create_app`
+    and of the engine."""
     store_of, served = functools.cache(lambda owner: SessionStore(folder / owner)), of or model(seed)
     with Engine(served, tokenizer(), **(engine or {})) as running:
         yield create_app(running, store_of, model=served, tokenizer=tokenizer(), model_name=NAME, **options)

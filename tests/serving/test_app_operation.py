@@ -139,10 +139,14 @@ def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_silent_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of too many connections the one goes that has waited for its client for longest, and never one at work."""
+    """Of too many connections the one goes that has waited for its client for longest, and never one at
+    work."""
     monkeypatch.setattr("rmat.serving.server.most_connections", lambda: 8)
     body = {"prompt": "x", "max_tokens": 4000, "stream": True}
-    slow = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    slow = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9\r\n\r\n{"
+    )
     with running_app(tmp_path) as app, running_server(app, grace=0.0) as base, ExitStack() as clients:
         answer = clients.enter_context(httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=60))
         lines = answer.iter_lines()

@@ -61,6 +61,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         (b'{"temperature": -1}', "temperature is -1: give a number of 0 or more"),
         (b'{"temperature": true}', "temperature is true: give a number"),
         (b'{"top_k": "many"}', 'top_k is "many": give a whole number'),
+        (b'{"prompt": []}', "the prompt is empty: give a text"),
+        (b'{"prompt": ["a", []]}', "the prompt is empty: give a text"),
         (b'{"stream": 1}', "stream is 1: give true or false"),
         (b'{"session": "a b"}', 'session is "a b": give 1 to 64 letters'),
         (
@@ -87,7 +89,8 @@ ITEMS: list[Any] = [{}, [], "", -1, {"type": "text"}, {"role": "user"}, {"role":
 
 @pytest.mark.parametrize("kind", [CompletionBody, ChatBody, NameBody, ReadBody])
 def test_the_first_mistake_ends_it(kind: type[BaseModel]) -> None:
-    """However many items of a list or keys of an object are wrong, no more is looked at than anybody is told of."""
+    """However many items of a list or keys of an object are wrong, no more is looked at than anybody is told
+    of."""
     for name in kind.model_fields:
         for item in ITEMS:
             for value in ([item] * 5000, [{"role": "user", "content": [item] * 5000}]):

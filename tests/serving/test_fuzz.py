@@ -1,4 +1,5 @@
-"""Requests that nobody would think of: whatever comes, an answer of the documented shape comes back, and never a 5xx."""
+"""Requests that nobody would think of: whatever comes, an answer of the documented shape comes back, and
+never a 5xx."""
 
 import json
 from collections.abc import Iterator
