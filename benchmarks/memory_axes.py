@@ -18,14 +18,14 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from rmat.api import load, train
-from rmat.evaluation.recall import Place, recall
+from rmat.evaluation.rows import ask_rows
 from rmat.machine import describe_environment
-from rmat.tasks.recall import RecallTask
+from rmat.tasks.recall import RecallQuestions, RecallTask
 from rmat.training.config import RunConfig
 from rmat.training.progress import Silent
 
@@ -80,7 +80,7 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 """Name of a cell -> what it changes: fields of the model, `variant`, `overload`."""
 
-TESTS: tuple[tuple[int, Place], ...] = ((256, "everywhere"), (16_384, "end"))
+TESTS: tuple[tuple[int, Literal["end", "everywhere"]], ...] = ((256, "everywhere"), (16_384, "end"))
 """Lengths in tokens, and where the questions stand."""
 
 
@@ -113,7 +113,8 @@ def measure(name: str, seed: int, steps: int, rows: int) -> dict[str, Any]:
     task = RecallTask(query_share=0.25 if CELLS[name].get("overload") else RecallTask.query_share)
     cells = []
     for length, place in TESTS:
-        found = recall(model, task, lengths=(length,), queries=place, rows=rows, seed=seed + 1)
+        questions = RecallQuestions(task=task, length=(length,), queries=place)
+        found = ask_rows(model, questions, rows=rows, batch_size=32, seed=seed + 1)
         cells += found.to_dict()["cells"]
     train_rows = [row for row in metrics if row["kind"] == "train"]
     return {

@@ -8,15 +8,16 @@ a habit and no content; if `frozen` is as good, new writes add nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rmat.evaluation.intervals import Interval
 from rmat.evaluation.perplexity import ByteCounter, Documents, perplexity
 from rmat.evaluation.scores import PerplexityResult, PositionScore
+from rmat.generation.reader import Advance
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
-MODES: tuple[MemoryMode, ...] = ("on", "zeroed", "frozen", "shuffled")
+MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ def ablation(
     batch_size: int = 8,
     window: int | None = None,
     seed: int = 0,
+    advance: Advance | None = None,
 ) -> AblationResult:
     """Score the same documents once per mode; arguments and errors as in `perplexity`.
 
@@ -94,6 +96,7 @@ def ablation(
             batch_size=batch_size,
             window=window,
             seed=seed,
+            advance=advance,
         )
         for mode in wanted
     }

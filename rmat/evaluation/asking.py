@@ -1,21 +1,25 @@
-"""Questions about long texts and the accuracy of a model's answers, cell by cell of a table."""
+"""Questions at the end of texts of any length: answers written greedily, accuracy cell by cell of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from rmat.data.documents import Part
+from rmat.data.documents import Part, Special
 from rmat.data.tokenizer import Tokenizer
-from rmat.evaluation.answering import answers
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
-from rmat.generation.reader import Advance
-from rmat.model import LanguageModel
+from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
+from rmat.generation.reader import PIECE_LOGITS, Advance, read
+from rmat.generation.row import END_TOKENS
+from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
-from rmat.tasks.task import Example, texts_of
+from rmat.tasks.task import Example, TextQuestions, encode_parts, texts_of
 
 SHOWN_EXAMPLES = 5
 """Examples kept for inspection."""
@@ -23,40 +27,21 @@ SHOWN_EXAMPLES = 5
 SHOWN_CHARACTERS = 300
 """So much of a prompt's end is kept."""
 
-Score = Callable[[str, Example], float]
-"""Score of an answer, 0 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What is asked in one cell of a table."""
-
-    task: str
-    """Name of the task."""
-    length: int | None
-    """Most tokens of document token, prompt, answer and end token; 0 for no filler; None: as long as they are."""
-    depth: float | None
-    """Share of the filler before what is asked for; None: random."""
-    examples: Sequence[Example]
-    """What is asked; their prompts are made while they are read."""
-    turns: int | None = None
-    """Turns of a dialogue between what is asked for and the question; None where there are none."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """Accuracy in one cell of a table."""
 
     task: str
-    """As in `Questions`."""
+    """As in `QuestionCell`."""
     length: int
-    """As in `Questions`; where that is None the tokens of a prompt, on average."""
+    """As in `QuestionCell`; where that is None the tokens of a prompt, on average."""
     depth: float | None
-    """As in `Questions`."""
+    """As in `QuestionCell`."""
     scores: tuple[float, ...]
     """Of each sample, 0 to 1."""
     turns: int | None = None
-    """As in `Questions`."""
+    """As in `QuestionCell`."""
 
     @property
     def place(self) -> dict[str, Any]:
@@ -86,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionResult:
-    """Result of `passkey`, `needle`, `babilong` and `facts`."""
+    """Result of `ask`."""
 
     cells: tuple[Cell, ...]
     """In the order in which they were asked."""
@@ -113,43 +98,55 @@ class QuestionResult:
 def ask(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    cells: Iterable[Questions],
+    questions: TextQuestions,
     *,
-    score: Score,
-    max_new_tokens: int,
-    seed: int,
+    samples: int = 100,
+    seed: int = 0,
     batch_size: int = 8,
     piece: int = 4096,
+    max_new_tokens: int | None = None,
     memory: MemoryMode = "on",
     advance: Advance | None = None,
 ) -> QuestionResult:
     """Ask a model the questions of every cell and score what it says.
 
     Args:
-        cells: what to ask; each needs at least one example.
-        score: judges an output.
-        seed: for the record.
-        model, tokenizer, max_new_tokens, batch_size, piece, memory, advance: see `rmat.evaluation.answering.answers`.
+        questions: what to ask, such as `rmat.tasks.passkey.PasskeyQuestions()`.
+        samples: questions in each cell.
+        seed: seed of the samples.
+        max_new_tokens: most tokens of an answer; None: what the questions need.
+        model, tokenizer, batch_size, piece, memory, advance: see `answers`.
 
-    Raises ValueError as `answers` does.
+    Raises ValueError as `answers` does, for less than one sample, and for what `questions` cannot be asked with.
     """
+    if samples < 1:
+        raise ValueError(f"samples={samples}: ask at least one")
     found: list[Cell] = []
     shown: list[dict[str, Any]] = []
-    for cell in cells:
+    for cell in questions.cells(tokenizer, samples, seed):
         read: list[int] = []
-        outputs = answers(
-            model,
-            tokenizer,
-            cell.examples,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            piece=piece,
-            memory=memory,
-            advance=_counting(read, advance),
+
+        def count(tokens: int, read: list[int] = read) -> None:
+            read.append(tokens)
+            if advance:
+                advance(tokens)
+
+        said = list(
+            answers(
+                model,
+                tokenizer,
+                cell.examples,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens or questions.max_new_tokens,
+                piece=piece,
+                memory=memory,
+                advance=count,
+            )
         )
-        said = list(outputs)
         length = round(sum(read) / len(cell.examples)) if cell.length is None else cell.length
-        scores = tuple(score(output, example) for output, example in zip(said, cell.examples, strict=True))
+        scores = tuple(
+            questions.score(output, example) for output, example in zip(said, cell.examples, strict=True)
+        )
         found.append(Cell(task=cell.task, length=length, depth=cell.depth, scores=scores, turns=cell.turns))
         if len(shown) < SHOWN_EXAMPLES:
             shown.append(
@@ -170,15 +167,94 @@ def ask(
     )
 
 
-def _counting(read: list[int], advance: Advance | None) -> Advance:
-    """Tells `advance` what it is told, and writes it down."""
+def answers(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 32,
+    piece: int = 4096,
+    memory: MemoryMode = "on",
+    advance: Advance | None = None,
+) -> Iterator[str]:
+    """What the model says after each example's prompt, in order, without the token that ends it.
 
-    def count(tokens: int) -> None:
-        read.append(tokens)
-        if advance:
-            advance(tokens)
+    The document token is put in front of every prompt, as in training. Prompts are read as they are made, so memory
+    does not grow with their length. An answer depends neither on its neighbours nor on `batch_size` and `piece`, except
+    with memory="shuffled", where a row reads its neighbour's bank.
 
-    return count
+    Args:
+        model: stays on its device; it reads without dropout and is then in the mode it was in.
+        tokenizer: the one the model was trained with.
+        examples: taken a batch at a time.
+        batch_size: prompts read side by side.
+        max_new_tokens: most tokens of an answer; it also ends at turn_end or document.
+        piece: most tokens of a prompt read in one call; less where the logits would be very many.
+        memory: "on", or an ablation of the model's memory.
+        advance: told the tokens of prompts read since it was told last.
+
+    Raises ValueError for a tokenizer of another size than the model's vocabulary, a count below one, numbers of the
+    model that are not finite, or memory="shuffled" with a single example.
+    """
+    tokenizer.require_vocab_size(model.config.vocab_size)
+    if min(batch_size, max_new_tokens, piece) < 1:
+        raise ValueError(
+            f"batch_size={batch_size}, max_new_tokens={max_new_tokens}, piece={piece}: give at least one each"
+        )
+    if memory == "shuffled":
+        require_another(len(examples), "prompts")
+    size = max(1, min(piece, PIECE_LOGITS // (model.config.vocab_size * batch_size)))
+    return _answers(model, tokenizer, examples, batch_size, max_new_tokens, size, memory, advance)
+
+
+def _answers(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new_tokens: int,
+    piece: int,
+    memory: MemoryMode,
+    advance: Advance | None,
+) -> Iterator[str]:
+    front = front_rows(memory)
+    for donor, batch in groups(examples, math.ceil(len(examples) / batch_size), memory, "prompts"):
+        prompts = [prompt_ids(tokenizer, example) for example in batch]
+        rows = behind(None if donor is None else prompt_ids(tokenizer, donor), prompts)
+        logits_BV, state = read(model, rows, size=piece, memory=memory, advance=advance)
+        written = _write(model, tokenizer, logits_BV, state, front, max_new_tokens, memory)
+        yield from map(tokenizer.decode, written)
+
+
+def prompt_ids(tokenizer: Tokenizer, example: Example) -> Iterator[int]:
+    """Tokens of a prompt, the document token first; each piece is encoded by itself."""
+    return encode_parts(tokenizer, chain((Special("document"),), example.pieces))
+
+
+def _write(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    logits_BV: Tensor,
+    state: StreamState,
+    front: int,
+    max_new_tokens: int,
+    memory: MemoryMode,
+) -> list[list[int]]:
+    """The likeliest token again and again, until all rows behind the first `front` have ended."""
+    ends = {tokenizer.special_id(name) for name in END_TOKENS}
+    written: list[list[int]] = [[] for _ in range(len(logits_BV) - front)]
+    is_open = [True] * len(written)
+    for _ in range(max_new_tokens):
+        likeliest = logits_BV.argmax(-1).tolist()[front:]
+        is_open = [still and token not in ends for still, token in zip(is_open, likeliest, strict=True)]
+        if not any(is_open):
+            break
+        drawn = [[token] if still else [] for token, still in zip(likeliest, is_open, strict=True)]
+        for row, ids in zip(written, drawn, strict=True):
+            row += ids
+        logits_BV, state = read(model, [[]] * front + drawn, state, memory=memory)
+    return written
 
 
 def _end(parts: Iterable[Part]) -> str:

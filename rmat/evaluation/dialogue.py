@@ -7,8 +7,7 @@ as in training (`rmat.evaluation.meetings`).
 
 Every mode of the memory holds from the meeting's first token on: a bank switched off only at the question would have
 left its traces in the keys and values of local attention. "shuffled" reads the bank of another meeting, while the
-meeting is read and while the question is asked. Rows read in a ring, so with as many layers as rows a meeting could
-hear of itself; batches therefore have more rows than the model has layers, wherever there are so many meetings.
+meeting is read and while the question is asked (`rmat.evaluation.shuffling`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +28,8 @@ from rmat.evaluation.ablation import MODES
 from rmat.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap_ratio
 from rmat.evaluation.meetings import Group, Meeting, Question, read_meetings
 from rmat.evaluation.scores import token_nats
-from rmat.generation.reader import Advance, Piece, scan
+from rmat.evaluation.shuffling import behind, front_rows, groups
+from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.language_model import MemoryMode
 
@@ -119,7 +120,7 @@ def dialogue(
             other whose bank it could be given.
         max_meetings: take only the first so many; None for all.
         max_turn_tokens: cut the text of longer turns of a meeting behind so many tokens; None to keep them whole.
-        batch_size: meetings read side by side; "shuffled" takes more rows than the model has layers.
+        batch_size: meetings read side by side.
         window: tokens of a meeting read in one call; None for about 2048. It changes memory use, not results.
         seed: seed of the bootstrap.
         advance: called with the number of tokens of meetings read, all rows together.
@@ -149,9 +150,7 @@ def dialogue(
             f'mode "shuffled" needs at least two meetings, {path} gives one: it has no other to read from'
         )
     wanted: list[MemoryMode] = ["on", *(mode for mode in dict.fromkeys(modes) if mode != "on")]
-    # The same rows side by side in every mode, so that nothing but the memory differs.
-    least = model.config.n_layers + 1 if "shuffled" in wanted else 1
-    count = max(1, min(math.ceil(len(meetings) / batch_size), len(meetings) // least))
+    count = math.ceil(len(meetings) / batch_size)
     order = sorted(range(len(meetings)), key=lambda index: -len(meetings[index].tokens))
     segment = model.config.segment_len
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
@@ -159,9 +158,10 @@ def dialogue(
     nats: dict[MemoryMode, NDArray[np.float64]] = {}
     for mode in wanted:
         scores: dict[int, list[float]] = {}
-        for rows in np.array_split(np.array(order), count):
+        for donor, rows in groups(order, count, mode, "meetings"):
             batch = [meetings[row] for row in rows]
-            scores |= zip(rows.tolist(), _answers(model, batch, mode, span, advance), strict=True)
+            behind_one = None if donor is None else meetings[donor]
+            scores |= zip(rows, _answers(model, batch, behind_one, mode, span, advance), strict=True)
         nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
     questions = [question for meeting in meetings for question in meeting.questions]
     return DialogueResult(
@@ -181,15 +181,22 @@ def local_reach(config: ModelConfig) -> int:
 
 
 def _answers(
-    model: LanguageModel, meetings: Sequence[Meeting], mode: MemoryMode, span: int, advance: Advance | None
+    model: LanguageModel,
+    meetings: Sequence[Meeting],
+    donor: Meeting | None,
+    mode: MemoryMode,
+    span: int,
+    advance: Advance | None,
 ) -> list[list[float]]:
     """Nats of the answer to every question on every meeting of a batch."""
-    state = scan(model, [meeting.tokens for meeting in meetings], size=span, memory=mode, advance=advance)
+    front = front_rows(mode)
+    read = behind(None if donor is None else donor.tokens, [meeting.tokens for meeting in meetings])
+    state = scan(model, read, size=span, memory=mode, advance=advance)
     nats: list[list[float]] = [[] for _ in meetings]
     for number in range(max(len(meeting.questions) for meeting in meetings)):
         live = [index for index, meeting in enumerate(meetings) if number < len(meeting.questions)]
         # Under "shuffled" all meetings keep their rows: the row before one is to be the meeting it was before.
-        rows = list(range(len(meetings))) if mode == "shuffled" else live
+        rows = list(range(-front, len(meetings))) if front else live
         asked = [meetings[row].questions[number] if row in live else None for row in rows]
 
         def score(piece: Piece, rows: list[int] = rows, asked: list[Question | None] = asked) -> None:
@@ -200,7 +207,10 @@ def _answers(
                     nats[row].append(float(token_nats(logits_TV, targets).double().sum()))
 
         questions = [NOTHING if one is None else one.tokens[:-1] for one in asked]
-        scan(model, questions, state.select(rows), size=max(map(len, questions)), memory=mode, each=score)
+        placed = state.select([front + row for row in rows])
+        scan(model, questions, placed, size=max(map(len, questions)), memory=mode, each=score)
+    if not all(map(math.isfinite, chain.from_iterable(nats))):
+        raise NotFiniteError
     return nats
 
 

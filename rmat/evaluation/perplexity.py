@@ -12,7 +12,6 @@ state, and rows that are done leave the batch. Memory therefore depends on batch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from rmat.evaluation.intervals import bootstrap_ratio
 from rmat.evaluation.scores import PerplexityResult, PositionScore, token_nats
-from rmat.generation.reader import Advance, Piece, scan
+from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
+from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
@@ -128,10 +128,8 @@ def perplexity(
             "use the tokenizer the model was trained with"
         )
     tallies = _plan(store, tokenizer, max_bytes, max_document_bytes)
-    if memory == "shuffled" and len(tallies) < 2:
-        raise ValueError(
-            'memory="shuffled" needs at least two documents: a single row has no neighbour to read from'
-        )
+    if memory == "shuffled":
+        require_another(len(tallies), "documents")
     edges = _edges([tally.size for tally in tallies]) if buckets else np.zeros(1, dtype=np.int64)
     for tally in tallies:
         tally.bucket_nats = np.zeros(len(edges) - 1)
@@ -139,9 +137,19 @@ def perplexity(
 
     segment = model.config.segment_len
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
-    for group in _groups(tallies, batch_size, memory):
-        _score(model, group, tokenizer, edges, memory, span, advance)
+    longest_first = sorted(tallies, key=lambda tally: -tally.scored)
+    for donor, group in groups(longest_first, math.ceil(len(tallies) / batch_size), memory, "documents"):
+        _score(model, group, donor, tokenizer, edges, memory, span, advance)
+    if not math.isfinite(sum(tally.nats for tally in tallies)):
+        raise NotFiniteError
     return _result(model, tallies, edges, memory, seed)
+
+
+def tokens_to_score(
+    tokenizer: ByteCounter, store: Documents, max_bytes: int | None, max_document_bytes: int | None
+) -> int:
+    """Tokens that `perplexity` scores. Raises ValueError if there is nothing to score."""
+    return sum(tally.scored for tally in _plan(store, tokenizer, max_bytes, max_document_bytes))
 
 
 def _plan(
@@ -185,18 +193,10 @@ def _edges(sizes: list[int]) -> NDArray[np.int64]:
     return np.array(edges, dtype=np.int64)
 
 
-def _groups(tallies: list[_Tally], batch_size: int, memory: MemoryMode) -> Iterator[list[_Tally]]:
-    """Documents of similar length, longest first, in groups of equal size up to one."""
-    least = 2 if memory == "shuffled" else 1
-    order = sorted(tallies, key=lambda tally: -tally.scored)
-    count = max(1, min(math.ceil(len(order) / batch_size), len(order) // least))
-    for rows in np.array_split(np.arange(len(order)), count):
-        yield [order[row] for row in rows]
-
-
 def _score(
     model: LanguageModel,
     rows: list[_Tally],
+    donor: _Tally | None,
     tokenizer: ByteCounter,
     edges: NDArray[np.int64],
     memory: MemoryMode,
@@ -204,21 +204,26 @@ def _score(
     advance: Advance | None,
 ) -> None:
     """Read a group of documents window by window and add up their nats."""
+    front = front_rows(memory)
 
     def add(piece: Piece) -> None:
-        longest = max(piece.lengths)
-        targets = np.zeros((len(piece.rows), longest), dtype=np.int64)
-        for b, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True)):
-            targets[b, :length] = rows[row].tokens[piece.start + 1 :][:length]
+        targets = np.zeros(piece.hidden_BTE.shape[:2], dtype=np.int64)
+        scored = [
+            (place, rows[row - front], length)
+            for place, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True))
+            if row >= front and length
+        ]
+        for place, row, length in scored:
+            targets[place, :length] = row.tokens[piece.start + 1 :][:length]
         nats_BT = token_nats(piece.logits_BTV, torch.from_numpy(targets)).double().cpu().numpy()
-        for b, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True)):
-            if length:
-                ids = rows[row].tokens[piece.start :][: length + 1]
-                rows[row].add(nats_BT[b, :length], tokenizer.byte_counts(ids)[1:], edges)
+        for place, row, length in scored:
+            widths = tokenizer.byte_counts(row.tokens[piece.start :][: length + 1])[1:]
+            row.add(nats_BT[place, :length], widths, edges)
 
+    read = [row.tokens[:-1] for row in rows]
     scan(
         model,
-        [row.tokens[:-1] for row in rows],
+        behind(None if donor is None else donor.tokens[:-1], read),
         size=span,
         memory=memory,
         leave=True,

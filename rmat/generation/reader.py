@@ -148,7 +148,7 @@ def read(
 ) -> tuple[Tensor, StreamState]:
     """Logits (B, V) after the last token of each row, zero for a row without tokens, and the state.
 
-    Arguments as in `scan`. Raises ValueError also where logits are not finite.
+    Arguments as in `scan`. Raises also `NotFiniteError`.
     """
     found: list[tuple[list[int], Tensor]] = []
 
@@ -182,14 +182,17 @@ def read_row(
 class NotFiniteError(ValueError):
     """A model's output is infinite or not a number."""
 
-
-def check_finite(values: Tensor) -> None:
-    """Raise NotFiniteError if a number of a model's output is infinite or not a number."""
-    if not bool(values.isfinite().all()):
-        raise NotFiniteError(
+    def __init__(self) -> None:
+        super().__init__(
             "the model's output is not finite: a weight or a carried state is broken (infinite or not a number); use "
             "another checkpoint, start from an empty state, or compute in float32"
         )
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise `NotFiniteError` if not all of `values` are finite."""
+    if not bool(values.isfinite().all()):
+        raise NotFiniteError
 
 
 def _taken(rows: Iterable[Iterable[int]], size: int) -> Iterator[list[NDArray[np.int64]]]:

@@ -10,7 +10,8 @@ few possible stories, many test stories also occur in the train file: that is so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
+from rmat.data.sources import STDLIB
 from rmat.data.tokenizer import Tokenizer
 from rmat.machine import expand
 from rmat.tasks.haystack import (
@@ -31,10 +33,31 @@ from rmat.tasks.haystack import (
     load_filler,
     sample_texts,
 )
-from rmat.tasks.task import Example, Row, TextTask
+from rmat.tasks.task import (
+    Example,
+    Member,
+    QuestionCell,
+    Row,
+    TextQuestions,
+    TextTask,
+    exact_match,
+    last_or_all,
+    option,
+    whole,
+)
 
 TASKS = range(1, 11)
 """bAbI tasks whose answer is one word or a short list."""
+
+PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+
+BABI_LABELS: dict[int, tuple[str, ...]] = {
+    **dict.fromkeys((1, 2, 3, 4), PLACES),
+    5: ("Bill", "Fred", "Jeff", "Mary", "apple", "football", "milk"),
+}
+"""The possible answers of the bAbI tasks that BABILong scores."""
+
+_CUT = re.compile(r"\.|<context>|<example>")
 
 PREFERRED = {"train": ("en-10k", "en"), "test": ("en", "en-10k")}
 """Folders below the given one that are looked into first, for the files of each kind."""
@@ -249,3 +272,87 @@ def _size(tokenizer: Tokenizer, sample: Sample, *, whole: bool) -> int:
     asked = [line for line in lines if whole and line.answer is not None] + [question]
     parts = [*sample.statements, *(line.text for line in asked), *(line.answer or "" for line in asked)]
     return 1 + len(asked) + count_tokens(tokenizer, *parts)
+
+
+def named_label(output: str, target: str, question: str, labels: Sequence[str]) -> float:
+    """1 if of the labels the output names the target alone (BABILong's score of free answers).
+
+    Only what stands before the first full stop counts, whatever its case, and labels that the question names are left
+    out, so that repeating the question does no harm.
+    """
+    said, asked = _CUT.split(output.lower(), maxsplit=1)[0], question.lower()
+    named = {label.lower() for label in labels if label.lower() in said and label.lower() not in asked}
+    return float(named == {target.lower()})
+
+
+def members(
+    *,
+    split: Split,
+    facts: str,
+    filler: str = STDLIB,
+    tasks: str = "1+2+3+4+5",
+    questions: str = "last",
+) -> list[Member]:
+    """See `rmat.tasks.registry`."""
+    asked = last_or_all(questions)
+    numbers = [whole("tasks", task, 1) for task in tasks.split("+")]
+    return [
+        Member(task=BabilongTask(facts=facts, filler=filler, tasks=(number,), split=split, questions=asked))
+        for number in numbers
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BabilongQuestions(TextQuestions):
+    """bAbI facts scattered in the sentences of other text (BABILong), always from bAbI's test files."""
+
+    facts: str = option(..., "folder of bAbI files", metavar="DIR")
+    length: tuple[int, ...] = option((1024,), "tokens of prompt and answer", metavar="TOKENS")
+    task: tuple[int, ...] = option((1, 2, 3, 4, 5), "number of a task", metavar="N", shown="1 to 5")
+    filler: str = option(STDLIB, "text around", metavar="SPEC")
+    scorer: Literal["exact", "labels"] = option(
+        "exact", "exact answer, or the one label named (for models not trained on the task)"
+    )
+    split: Split = "test"
+
+    def __post_init__(self) -> None:
+        if self.scorer not in ("exact", "labels"):
+            raise ValueError(f"scorer={self.scorer!r} is not possible: choose exact or labels")
+        unlabelled = [task for task in self.task if task not in BABI_LABELS]
+        if self.scorer == "labels" and unlabelled:
+            raise ValueError(f"scorer='labels' has no labels for task {unlabelled[0]}: choose exact")
+
+    def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
+        """By length and task. Every sample is asked at most once in a cell, so that a cell has fewer than `samples`
+        where the file has."""
+        chosen = BabilongTask(facts=self.facts, filler=self.filler, tasks=self.task, split=self.split)
+        for length in self.length:
+            for task in self.task:
+                fitting = chosen.fitting(task, length, tokenizer)
+                order = np.random.default_rng([seed, task]).permutation(len(fitting))[:samples]
+                examples = [
+                    chosen.ask(
+                        fitting[index], np.random.default_rng([seed, task, int(index)]), length, tokenizer
+                    )
+                    for index in order
+                ]
+                yield QuestionCell(task=f"qa{task}", length=length, depth=None, examples=examples)
+
+    def score(self, output: str, example: Example) -> float:
+        """Exact match or `named_label`."""
+        if self.scorer == "exact":
+            return exact_match(output, example.references)
+        labels = BABI_LABELS[int(example.labels["task"].removeprefix("qa"))]
+        return named_label(output, example.references[0], example.labels["question"], labels)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Enough for a sentence."""
+        return 20
+
+    def tokens(self, tokenizer: Tokenizer) -> int:
+        """See `TextQuestions.tokens`."""
+        return len(self.task) * sum(self.length)
+
+
+QUESTIONS = BabilongQuestions

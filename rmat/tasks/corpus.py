@@ -18,8 +18,8 @@ from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from rmat.tasks.haystack import Split
 from rmat.tasks.lanes import TaskLanes
 from rmat.tasks.numbered import numbered_tokenizer
-from rmat.tasks.registry import Member, is_task, parse_task
-from rmat.tasks.task import NumberedTask, Row, TextTask
+from rmat.tasks.registry import is_task, parse_task
+from rmat.tasks.task import Member, NumberedTask, Row, TextTask
 
 VALIDATION_SEED = 2**64 - 1
 """Rows to validate on are drawn from this seed: the same for every run, and of no training seed's numbers."""

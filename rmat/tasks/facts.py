@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from operator import itemgetter
+from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,20 @@ from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
 from rmat.tasks.haystack import Replay, Split
 from rmat.tasks.talk import ACKNOWLEDGED, CORRECTIONS, KINDS, TALK, Exchange, Kind, Turn, pick
-from rmat.tasks.task import Example, Row, TextTask, encode_parts
+from rmat.tasks.task import (
+    Example,
+    Member,
+    QuestionCell,
+    Row,
+    TextQuestions,
+    TextTask,
+    draw_examples,
+    encode_parts,
+    last_or_all,
+    number,
+    option,
+    whole,
+)
 from rmat.tasks.turns import InTokens, Passage, in_turns, load_turns, weave
 
 LEAD_TURNS = 10
@@ -140,8 +155,8 @@ class FactsTask(TextTask):
 
     def texts(self) -> Iterator[str]:
         """See `TextTask.texts`; the dialogues are short, so that every value is common."""
-        for number in range(SAMPLED_DIALOGUES):
-            turns = self.dialogue(np.random.default_rng(number), SAMPLED_TURNS)
+        for seed in range(SAMPLED_DIALOGUES):
+            turns = self.dialogue(np.random.default_rng(seed), SAMPLED_TURNS)
             yield "\n".join(text for _, text in turns)
 
     def _draw(self, random: np.random.Generator) -> Drawn:
@@ -243,3 +258,59 @@ def _example(spec: str, facts: Sequence[Fact], passages: Callable[[], Iterator[P
 def _lowered(statement: str) -> str:
     """The statement as it stands behind a colon."""
     return statement if statement.startswith("I ") else statement[0].lower() + statement[1:]
+
+
+def contains_word(output: str, references: Sequence[str]) -> float:
+    """1 if one of the references stands in the output as a word or words of its own, whatever their case."""
+    return float(
+        any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", output, re.IGNORECASE) for one in references)
+    )
+
+
+def members(
+    *, split: Split, filler: str = "talk", facts: str = "4", changes: str = "0", questions: str = "last"
+) -> list[Member]:
+    """See `rmat.tasks.registry`."""
+    task = FactsTask(
+        filler=tuple(filler.split("+")),
+        split=split,
+        facts=whole("facts", facts, 1),
+        changes=number("changes", changes),
+        questions=last_or_all(questions),
+    )
+    return [Member(task=task)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsQuestions(TextQuestions):
+    """Facts that a user states in a dialogue and asks for many turns later, for models trained with --data facts or on
+    dialogues. Right is an answer that has the value in it."""
+
+    turns: tuple[int, ...] = option((10, 100, 1000), "turns between facts and question", metavar="N")
+    filler: tuple[str, ...] = option(
+        (TALK,), "what is said in between: talk, noise, dialogues or text", metavar="SPEC"
+    )
+    facts: int = option(4, "most facts stated", metavar="N")
+    changes: float = option(0.0, "share of the facts that are corrected on the way", metavar="SHARE")
+    split: Split = "test"
+
+    def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
+        """By filler and turns."""
+        for filler in self.filler:
+            task = FactsTask(filler=(filler,), split=self.split, facts=self.facts, changes=self.changes)
+            for turns in self.turns:
+                examples = draw_examples(partial(task.after, turns=turns), samples, seed)
+                name = f"facts in {PurePath(filler).name}"
+                yield QuestionCell(task=name, length=None, depth=None, turns=turns, examples=examples)
+
+    def score(self, output: str, example: Example) -> float:
+        """1 for an answer with the newest value in it."""
+        return contains_word(output, example.references)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Enough for a sentence of bytes."""
+        return 48
+
+
+QUESTIONS = FactsQuestions

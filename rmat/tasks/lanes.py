@@ -15,8 +15,7 @@ import torch
 
 from rmat.data.lanes import IGNORED, Batch
 from rmat.data.tokenizer import Tokenizer
-from rmat.tasks.registry import Member
-from rmat.tasks.task import Row
+from rmat.tasks.task import Member, Row
 
 
 @dataclass(frozen=True, kw_only=True)

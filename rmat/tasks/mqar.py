@@ -7,14 +7,18 @@ probability proportional to (i + 1)^-0.99, and is to be answered by its value. A
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
-from rmat.tasks.task import NumberedTask, Row
+from rmat.tasks.task import Member, NumberedTask, Row, RowCell, RowPart, RowQuestions, option, whole
 
 VOCABULARY = 8192
 """Tokens of the published protocol."""
@@ -106,3 +110,84 @@ class MqarTask(NumberedTask):
 def _distinct(random: np.random.Generator, start: int, stop: int, count: int) -> NDArray[np.int64]:
     """`count` distinct numbers of start..stop-1."""
     return start + random.choice(stop - start, count, replace=False, shuffle=True)
+
+
+def members(
+    *,
+    split: str,
+    pairs: str | None = None,
+    length: str | None = None,
+    vocabulary: str = str(VOCABULARY),
+    changes: str = "0",
+) -> list[Member]:
+    """See `rmat.tasks.registry`; every row is drawn afresh, whatever the split."""
+    size = whole("vocabulary", vocabulary, 4)
+    if (pairs is None) != (length is None):
+        raise ValueError("give pairs and length together, or neither for the published mixture")
+    mix = TRAIN_MIX
+    if pairs is not None and length is not None:
+        mix = ((whole("length", length, 4), whole("pairs", pairs, 1), 1),)
+    again = whole("changes", changes, 0)
+    return [
+        Member(task=MqarTask(pairs=n, vocabulary=size, changes=again), share=share, length=tokens)
+        for tokens, n, share in mix
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MqarQuestions(RowQuestions):
+    """Multi-query associative recall (zoology's protocol), for models trained with --data mqar."""
+
+    note: ClassVar[str] = "samples are rows, each with its share of right answers; "
+    samples: ClassVar[int] = 1000
+    samples_are: ClassVar[str] = "rows of each test set"
+
+    set: tuple[str, ...] = option((), "test set", metavar="LENGTH,PAIRS", shown="the seven published")
+    vocabulary: int = option(VOCABULARY, "tokens, as in training", metavar="V")
+    changes: int = option(0, "pairs stated again with another value", metavar="N")
+
+    @property
+    def sets(self) -> tuple[tuple[int, int], ...]:
+        """(length, pairs) of every test set. Raises ValueError for one that is not written so."""
+        return tuple(map(_pair, self.set)) or TEST_MIX
+
+    @property
+    def vocab_size(self) -> int:
+        """See `RowQuestions.vocab_size`."""
+        return self.vocabulary
+
+    @property
+    def tokens(self) -> int:
+        """See `RowQuestions.tokens`."""
+        return sum(length for length, _ in self.sets)
+
+    def cells(self, rows: int, seed: int, piece: int) -> Iterator[RowCell]:
+        """By test set; whole rows. Each row has a seed of its own, of other numbers than those of training."""
+        for length, pairs in self.sets:
+            task = MqarTask(pairs=pairs, vocabulary=self.vocabulary, changes=min(self.changes, pairs))
+            batch = partial(_rows, task, length, [seed, 1, length, pairs])
+            yield RowCell(
+                labels={"task": "mqar", "length": length, "pairs": pairs, "depth": None},
+                rows=rows,
+                batch=batch,
+                donor=partial(batch, rows, 1),
+                by_row=True,
+            )
+
+
+def _rows(task: MqarTask, length: int, seed: list[int], start: int, count: int) -> Iterator[RowPart]:
+    made = [task.row(np.random.default_rng([*seed, n]), length) for n in range(start, start + count)]
+    tokens, targets = (
+        torch.from_numpy(np.stack([getattr(row, name) for row in made])) for name in ("tokens", "targets")
+    )
+    yield RowPart(tokens, targets, targets != IGNORED)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    length, comma, pairs = text.partition(",")
+    if not comma or not length.isdecimal() or not pairs.isdecimal():
+        raise ValueError(f"--set {text!r} is no test set: write LENGTH,PAIRS, for example 1024,256")
+    return int(length), int(pairs)
+
+
+QUESTIONS = MqarQuestions

@@ -17,9 +17,11 @@ the task knows its form.
 from __future__ import annotations
 
 import itertools
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ from rmat.tasks.haystack import (
     sample_texts,
     without,
 )
-from rmat.tasks.task import Example, TextTask
+from rmat.tasks.task import Example, Member, QuestionCell, TextQuestions, TextTask, draw_examples, option
 from rmat.tasks.words import ADJECTIVES, NOUNS
 
 HOPS = 4
@@ -66,6 +68,8 @@ _KINDS = {
     "multivalue": _Kind(values=4),
     "multiquery": _Kind(keys=4, queries=4),
 }
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 NEEDLE_TASKS = (*_KINDS, "tracking")
 """Names of the tasks."""
@@ -205,3 +209,55 @@ def _word(random: np.random.Generator, is_uuid: bool, is_number: bool) -> str:
     if is_number:
         return str(random.integers(1_000_000, 10_000_000))
     return f"{ADJECTIVES[random.integers(len(ADJECTIVES))]}-{NOUNS[random.integers(len(NOUNS))]}"
+
+
+def share_of_references(output: str, references: Sequence[str]) -> float:
+    """Share of the references that occur in the output, whatever their case (RULER's score).
+
+    Raises ValueError if there is no reference.
+    """
+    if not references:
+        raise ValueError("references is empty: give at least one string to look for")
+    text = _CONTROL.sub("\n", output).lower()
+    return sum(reference.lower() in text for reference in references) / len(references)
+
+
+def members(*, split: Split, tasks: str = "single_1", haystack: str = STDLIB) -> list[Member]:
+    """See `rmat.tasks.registry`."""
+    return [Member(task=NeedleTask(task=task, haystack=haystack, split=split)) for task in tasks.split("+")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleQuestions(TextQuestions):
+    """RULER-style needles in a haystack, and variable tracking (4 hops)."""
+
+    length: tuple[int, ...] = option((2048,), "tokens of prompt and answer", metavar="TOKENS")
+    task: tuple[str, ...] = option(NEEDLE_TASKS, "name of a task", metavar="NAME", shown="all nine")
+    haystack: str = option(STDLIB, "text around", metavar="SPEC")
+    split: Split = "test"
+
+    def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
+        """By length and task."""
+        for length in self.length:
+            for name in self.task:
+                task = NeedleTask(task=name, haystack=self.haystack, split=self.split)
+                examples = draw_examples(
+                    partial(task.example, length=length, tokenizer=tokenizer), samples, seed
+                )
+                yield QuestionCell(task=name, length=length, depth=None, examples=examples)
+
+    def score(self, output: str, example: Example) -> float:
+        """Share of the references found."""
+        return share_of_references(output, example.references)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Enough for five UUIDs of bytes."""
+        return 160
+
+    def tokens(self, tokenizer: Tokenizer) -> int:
+        """See `TextQuestions.tokens`."""
+        return len(self.task) * sum(self.length)
+
+
+QUESTIONS = NeedleQuestions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,17 @@ from rmat.tasks.haystack import (
     sample_texts,
     without,
 )
-from rmat.tasks.task import Example, TextTask
+from rmat.tasks.task import (
+    Example,
+    Member,
+    QuestionCell,
+    TextQuestions,
+    TextTask,
+    draw_examples,
+    exact_match,
+    option,
+    whole,
+)
 
 NEAR = 0.01
 """A needle at a depth stands within this share of the filler around it, so that start and end are no fixed places."""
@@ -80,3 +91,48 @@ class PasskeyTask(TextTask):
     def texts(self) -> Iterator[str]:
         """See `TextTask.texts`."""
         return sample_texts(self)
+
+
+def members(*, split: Split, filler: str = "noise", digits: str = "5") -> list[Member]:
+    """See `rmat.tasks.registry`."""
+    task = PasskeyTask(filler=tuple(filler.split("+")), split=split, digits=whole("digits", digits, 1))
+    return [Member(task=task)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyQuestions(TextQuestions):
+    """A random number stated once in filler and asked for at the end, for models trained with --data passkey."""
+
+    length: tuple[int, ...] = option((1280,), "tokens of prompt and answer", metavar="TOKENS")
+    depth: tuple[float, ...] = option(
+        (0.0, 0.5, 1.0), "where the number stands, 0 start to 1 end", metavar="SHARE"
+    )
+    filler: tuple[str, ...] = option((NOISE,), "noise, or text", metavar="SPEC")
+    digits: int = option(5, "digits of the number")
+    split: Split = "test"
+
+    def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
+        """By length and depth."""
+        for length in self.length:
+            for depth in self.depth:
+                task = PasskeyTask(filler=self.filler, split=self.split, depth=depth, digits=self.digits)
+                examples = draw_examples(
+                    partial(task.example, length=length, tokenizer=tokenizer), samples, seed
+                )
+                yield QuestionCell(task="passkey", length=length, depth=depth, examples=examples)
+
+    def score(self, output: str, example: Example) -> float:
+        """1 for the number alone."""
+        return exact_match(output, example.references)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Enough to see that an answer goes on."""
+        return self.digits + 8
+
+    def tokens(self, tokenizer: Tokenizer) -> int:
+        """See `TextQuestions.tokens`."""
+        return len(self.depth) * sum(self.length)
+
+
+QUESTIONS = PasskeyQuestions

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,21 +18,7 @@ from torch import Tensor
 
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
-from rmat.tasks.task import NumberedTask, Row
-
-
-@dataclass(frozen=True)
-class RecallBatch:
-    """Rows of the task."""
-
-    tokens: Tensor
-    """(B, T) int64."""
-
-    targets: Tensor
-    """(B, T) int64: the value at a question's key, -100 elsewhere."""
-
-    first: Tensor
-    """(B, T) bool: a question about a key that the row was not asked before."""
+from rmat.tasks.task import Member, NumberedTask, Row, RowCell, RowPart, RowQuestions, number, option, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +70,7 @@ class RecallTask(NumberedTask):
         made = replace(self, length=length).batch(1, generator)
         return Row(made.tokens[0].numpy(), made.targets[0].numpy())
 
-    def batch(self, batch_size: int, generator: torch.Generator) -> RecallBatch:
+    def batch(self, batch_size: int, generator: torch.Generator) -> RowPart:
         """`batch_size` rows of `length` tokens, every slot after the pairs a question with `query_share`."""
         keys, values = self._pairs(batch_size, generator)
         n_slots = (self.length - 2 * self.n_pairs) // 2
@@ -103,7 +91,7 @@ class RecallTask(NumberedTask):
 
     def stream(
         self, batch_size: int, generator: torch.Generator, piece: int, n_queries: int = 24
-    ) -> Iterator[RecallBatch]:
+    ) -> Iterator[RowPart]:
         """The rows of `length` tokens in pieces of at most `piece`; memory does not grow with the length.
 
         After the pairs comes filler; `n_queries` questions a row are spread over the last tenth of the row.
@@ -149,7 +137,7 @@ class RecallTask(NumberedTask):
         pair: Tensor,
         first: Tensor,
         generator: torch.Generator,
-    ) -> RecallBatch:
+    ) -> RowPart:
         """Tokens start..stop of the rows, given their pairs and questions (row, key's position, pair, first)."""
         # Drawn time-major, so that a split into pieces draws the same numbers.
         filler = torch.randint(self.n_filler, (stop - start, keys.shape[0]), generator=generator)
@@ -165,7 +153,7 @@ class RecallTask(NumberedTask):
         here = (position >= start) & (position < stop)
         targets[row[here], position[here] - start] = value[here]
         firsts[row[here], position[here] - start] = first[here]
-        return RecallBatch(tokens, targets, firsts)
+        return RowPart(tokens, targets, firsts)
 
 
 def _first(asked: Tensor, pair: Tensor) -> Tensor:
@@ -173,3 +161,100 @@ def _first(asked: Tensor, pair: Tensor) -> Tensor:
     hot = torch.nn.functional.one_hot(pair, int(pair.max()) + 1) * asked[..., None]
     earlier = hot.cumsum(1) - hot
     return asked & (earlier.gather(2, pair[..., None])[..., 0] == 0)
+
+
+def members(
+    *,
+    split: str,
+    pairs: str = "8",
+    keys: str = "64",
+    values: str = "64",
+    fillers: str = "64",
+    queries: str = "0.2",
+) -> list[Member]:
+    """See `rmat.tasks.registry`; every row is drawn afresh, whatever the split."""
+    counts = {
+        "n_pairs": whole("pairs", pairs, 1),
+        "n_keys": whole("keys", keys, 1),
+        "n_values": whole("values", values, 1),
+        "n_filler": whole("fillers", fillers, 1),
+    }
+    least = 2 * counts["n_pairs"] + 2  # every row gets the length of its batch
+    return [Member(task=RecallTask(**counts, length=least, query_share=number("queries", queries)))]
+
+
+END_QUERIES = 24
+"""Queries of a row that asks at the end; as many as fit where the last tenth of the row is too short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallQuestions(RowQuestions):
+    """Accuracy of recalling key-value pairs from the start of a stream of each length, for a model that was trained on that
+    task (rmat train --data recall).
+
+    Local attention alone can answer a query only if the same pair was asked for shortly before, so the accuracy counts
+    the first query of a key in its row, which only the memory can answer. That over all queries stands beside it.
+    """
+
+    note: ClassVar[str] = "accuracy of the first query of each key; "
+    samples: ClassVar[int] = 0
+
+    length: tuple[int, ...] = option((256,), "length", metavar="TOKENS")
+    rows: int = option(64, "streams of each length")
+    pairs: int = option(8, "pairs to remember")
+    queries: Literal["end", "everywhere"] = option("end", "where they are asked")
+    task: RecallTask | None = None
+    """Keys, values and filler if they are not the default ones; its pairs count then, its length does not."""
+
+    @property
+    def vocab_size(self) -> int:
+        """See `RowQuestions.vocab_size`."""
+        return self._task.vocab_size
+
+    @property
+    def tokens(self) -> int:
+        """See `RowQuestions.tokens`."""
+        return sum(self.length)
+
+    @property
+    def _task(self) -> RecallTask:
+        return self.task or RecallTask(n_pairs=self.pairs, length=max(256, 2 * self.pairs + 2))
+
+    def cells(self, rows: int, seed: int, piece: int) -> Iterator[RowCell]:
+        """By length; the rows of every length are drawn from the same seed, those at the end part by part."""
+        for length in self.length:
+            task = replace(self._task, length=length)
+            generator = torch.Generator().manual_seed(seed)
+            another = torch.Generator().manual_seed(seed + 1)
+            yield RowCell(
+                labels={
+                    "task": "recall",
+                    "length": length,
+                    "depth": 0.0,
+                    "rows": rows,
+                    "queries": self.queries,
+                },
+                rows=rows,
+                batch=partial(self._parts, task, generator, piece),
+                donor=partial(self._parts, task, another, piece, 0, 1),
+                by_row=False,
+            )
+
+    def _parts(
+        self, task: RecallTask, generator: torch.Generator, piece: int, start: int, count: int
+    ) -> Iterator[RowPart]:
+        """Rows in parts of at most `piece` tokens."""
+        if self.queries == "end":
+            yield from task.stream(
+                count, generator, piece, n_queries=max(1, min(END_QUERIES, task.length // 10 // 2))
+            )
+            return
+        whole_rows = task.batch(count, generator)
+        parts = zip(
+            *(x.split(piece, dim=1) for x in (whole_rows.tokens, whole_rows.targets, whole_rows.first)),
+            strict=True,
+        )
+        yield from (RowPart(*part) for part in parts)
+
+
+QUESTIONS = RecallQuestions

@@ -9,13 +9,14 @@ task (`passkey`, `needle`, `babilong`, `facts`) works with any tokenizer and ask
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rmat.data.documents import Part, Special
 from rmat.data.lanes import IGNORED
@@ -104,3 +105,167 @@ class TextTask(Task):
         targets = np.full(len(tokens), IGNORED, dtype=np.int64)
         targets[len(prompt) - 1 : -1] = tail
         return Row(tokens[:-1], targets[:-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One kind of rows in a mixture to train on."""
+
+    task: Task
+    share: float = 1.0
+    """Share of the batches, in any unit."""
+    length: int | None = None
+    """Tokens of every row; None: drawn between `shortest` and the window."""
+    shortest: int | None = None
+    """Least tokens of a row; None: the window, so that all rows are equally long."""
+    grow: int = 0
+    """Updates over which the longest row grows from `shortest` to the window."""
+
+    def draw_length(self, window: int, batch: int, uniform: float) -> int:
+        """Tokens of the rows of batch number `batch`, given a number drawn from [0, 1)."""
+        if self.length is not None:
+            return self.length
+        shortest = min(self.shortest or window, window)
+        longest = (
+            window if not self.grow else shortest + (window - shortest) * min(batch, self.grow) // self.grow
+        )
+        return shortest + int(uniform * (longest - shortest + 1))
+
+
+def whole(name: str, text: str, least: int) -> int:
+    """A setting of a SPEC that is a whole number. Raises ValueError naming setting, value and remedy."""
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}={text} is not possible: give a whole number of at least {least}")
+    return int(text)
+
+
+def number(name: str, text: str) -> float:
+    """A setting of a SPEC that is a number. Raises ValueError naming setting, value and remedy."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}={text} is not possible: give a number") from None
+
+
+def last_or_all(questions: str) -> Literal["last", "all"]:
+    """The setting `questions` of a SPEC. Raises ValueError for another value."""
+    asked: Literal["last", "all"] = "all" if questions == "all" else "last"
+    if questions != asked:
+        raise ValueError(f"questions={questions} is not possible: choose last or all")
+    return asked
+
+
+def option(default: Any, help: str, *, metavar: str | None = None, shown: str | None = None) -> Any:
+    """A field that is an option of `rmat eval`: `shown` is its default in words; ... stands for one that must be given."""
+    metadata = {"help": help, "metavar": metavar, "shown": shown}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionCell:
+    """What is asked in one cell of a table."""
+
+    task: str
+    """Name of the task."""
+    length: int | None
+    """Most tokens of document token, prompt, answer and end token; 0 for no filler; None: as long as they are."""
+    depth: float | None
+    """Share of the filler before what is asked for; None: random."""
+    examples: Sequence[Example]
+    """What is asked; their prompts are made while they are read."""
+    turns: int | None = None
+    """Turns of a dialogue between what is asked for and the question; None where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What `rmat eval NAME` asks: fields made with `option` are its options, the docstring is its description."""
+
+    note: ClassVar[str] = ""
+    """What the caption of the table says first."""
+    samples: ClassVar[int] = 100
+    """Default of `--samples`; 0 where there is no such option."""
+    samples_are: ClassVar[str] = "questions in each cell"
+
+
+class TextQuestions(Questions, ABC):
+    """Questions at the end of a text, answered in words."""
+
+    @abstractmethod
+    def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
+        """The cells of the table, each with `samples` examples or as many as there are.
+
+        Raises ValueError for a length that is too short, or a setting out of range.
+        """
+
+    @abstractmethod
+    def score(self, output: str, example: Example) -> float:
+        """Score of an answer, 0 to 1."""
+
+    @property
+    @abstractmethod
+    def max_new_tokens(self) -> int:
+        """Most tokens of an answer."""
+
+    def tokens(self, tokenizer: Tokenizer) -> int:
+        """About the tokens of one sample of every cell, for the bar of progress."""
+        firsts = (cell.examples[0] for cell in self.cells(tokenizer, 1, 0))
+        return sum(1 for example in firsts for _ in encode_parts(tokenizer, example.pieces))
+
+
+def draw_examples(make: Callable[[np.random.Generator], Example], samples: int, seed: int) -> list[Example]:
+    """Examples each drawn from a seed of its own, so that more samples leave the first ones as they are."""
+    return [make(np.random.default_rng([seed, index])) for index in range(samples)]
+
+
+def exact_match(output: str, references: Sequence[str]) -> float:
+    """1 if the output is one of the references, blanks around them aside."""
+    return float(output.strip() in {reference.strip() for reference in references})
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Some tokens of B rows, which follow on those of the part before."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64: the right answer where something is asked, -100 elsewhere."""
+    first: Tensor
+    """(B, T) bool: places whose answers make the accuracy; the others that are asked are counted beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCell:
+    """Rows that are asked all along, the right answers given as they go."""
+
+    labels: dict[str, Any]
+    """JSON-able place of the cell in a table: task, length, depth and what else tells cells apart."""
+    rows: int
+    batch: Callable[[int, int], Iterator[RowPart]]
+    """Makes `count` rows from number `start` on; to be called in order."""
+    donor: Callable[[], Iterator[RowPart]]
+    """Makes one more row like them, in parts of the same lengths."""
+    by_row: bool
+    """Whether rows are what is drawn, each with its share of right answers, or the questions of all rows together."""
+
+
+class RowQuestions(Questions, ABC):
+    """Questions to a model that was trained on rows of numbered tokens."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Numbered tokens that the model must know."""
+
+    @abstractmethod
+    def cells(self, rows: int, seed: int, piece: int) -> Iterator[RowCell]:
+        """The cells of the table, each of `rows` rows in parts of at most about `piece` tokens.
+
+        Raises ValueError for a length that is too short, or a setting out of range.
+        """
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of one row of every cell; for the bar of progress."""

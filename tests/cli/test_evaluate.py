@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from rmat.model import LanguageModel, ModelConfig
+from rmat.tasks.numbered import numbered_tokenizer
 from rmat.tasks.recall import RecallTask
 from tests.cli.conftest import TOY, Rmat
 
@@ -98,10 +99,9 @@ def test_the_model_folder_alone_needs_its_data_named(rmat: Rmat, run_folder: Pat
 
 
 def test_recall(rmat: Rmat, tmp_path: Path) -> None:
-    config = ModelConfig.preset(
-        "tiny", vocab_size=RecallTask(n_pairs=2).vocab_size, d_model=16, segment_len=32
-    )
-    LanguageModel(config).save(tmp_path)
+    tokenizer = numbered_tokenizer(RecallTask(n_pairs=2).vocab_size)
+    config = ModelConfig.preset("tiny", vocab_size=tokenizer.vocab_size, d_model=16, segment_len=32)
+    LanguageModel(config).save(tmp_path, tokenizer=tokenizer)
     result = rmat(
         *(
             "eval",
@@ -121,6 +121,22 @@ def test_recall(rmat: Rmat, tmp_path: Path) -> None:
     assert [cell["length"] for cell in result["cells"]] == [64, 128]
     assert {"task", "length", "depth", "samples", "accuracy", "low", "high"} <= set(result["cells"][0])
     assert result["state_bytes"] > 0
+
+
+@pytest.mark.parametrize("task", ["recall", "mqar"])
+def test_a_model_never_trained_on_a_task_of_numbers_is_refused(
+    rmat: Rmat, run_folder: Path, tmp_path: Path, task: str
+) -> None:
+    more = [] if task == "recall" else ["--vocabulary", "128", "--set", "16,2"]
+    refused = rmat("eval", task, run_folder, *more).refused()
+    assert f"the model does not speak in the numbered tokens of {task}" in refused or "task needs" in refused
+    other = tmp_path / "other"
+    small = ["model.n_layers=1", "model.d_model=16", "model.n_heads=2", "train.steps=1", "train.batch_size=1"]
+    known = "mqar:pairs=2,length=32,vocabulary=256" if task == "recall" else "recall"
+    more = [*small, "train.eval_every=0", "train.window=64", "train.sample_every=0"]
+    assert rmat("train", "--data", known, "--out", other, *more).status == 0
+    asked = ["recall"] if task == "recall" else ["mqar", "--vocabulary", "128", "--set", "16,2"]
+    assert f"never on {task}" in rmat("eval", asked[0], other, *asked[1:]).refused()
 
 
 @pytest.mark.parametrize("measurement", ["perplexity", "ablation"])

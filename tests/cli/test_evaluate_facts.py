@@ -1,14 +1,15 @@
 """`rmat eval facts` by filler and turns, and what it refuses."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from rmat.data.tokenizer import byte_tokenizer
 from rmat.model import LanguageModel, ModelConfig
+from rmat.tasks.facts import FactsQuestions
 from tests.cli.conftest import Rmat
+from tests.cli.test_evaluate_tasks import asked_of
 from tests.makers.sources import write_dialogues
 
 
@@ -45,17 +46,11 @@ def test_a_table_for_people(rmat: Rmat, model: Path) -> None:
 
 
 def test_what_is_asked_by_default(rmat: Rmat, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-
-    def spy(*_: Any, **options: Any) -> None:
-        given.update(options)
-        raise ValueError("enough")
-
-    monkeypatch.setattr("rmat.evaluation.question_tasks.facts", spy)
-    assert "enough" in rmat("eval", "facts", model).refused()
-    defaults = {"turns": (10, 100, 1000), "fillers": ("talk",), "facts": 4, "changes": 0.0}
-    defaults |= {"samples": 100, "batch_size": 8, "seed": 0, "memory": "on"}
-    assert {name: given[name] for name in defaults} == defaults
+    given = asked_of(rmat, monkeypatch, "facts", model)
+    assert given.pop("questions") == FactsQuestions(
+        turns=(10, 100, 1000), filler=("talk",), facts=4, changes=0.0
+    )
+    assert given == {"samples": 100, "batch_size": 8, "seed": 0, "memory": "on"}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import torch
 
 from rmat.data.tokenizer import Tokenizer, byte_tokenizer
 from rmat.model import LanguageModel, ModelConfig
-from rmat.tasks.needle import NEEDLE_TASKS
+from rmat.tasks.babilong import BabilongQuestions
+from rmat.tasks.needle import NEEDLE_TASKS, NeedleQuestions
 from rmat.tasks.numbered import numbered_tokenizer
+from rmat.tasks.passkey import PasskeyQuestions
 from tests.cli.conftest import Outcome, Rmat
 from tests.makers.sources import write_babi, write_books
 from tests.makers.texts import write_jsonl
@@ -106,7 +108,7 @@ def test_json_of_dialogue_has_a_score_for_each_use_of_the_memory(rmat: Rmat, pla
 @pytest.mark.parametrize(
     ("measurement", "words"),
     [
-        ("mqar", ("test set", "recall", "16 tokens, 2 pairs", "mean recall")),
+        ("mqar", ("task", "tokens", "pairs", "samples are rows", "mean accuracy")),
         ("passkey", ("depth", "accuracy", "samples", "0.5")),
         ("needle", ("single_1", "tracking", "700")),
         ("babilong", ("qa1", "300")),
@@ -212,15 +214,14 @@ def test_babilong_scored_by_labels_and_without_filler(rmat: Rmat, place: Path) -
         ("mqar", ["--samples", "-1"], "rows=-1"),
         ("mqar", ["--batch-size", "0"], "batch_size=0"),
         ("mqar", ["--changes", "-1"], "mqar.changes is -1"),
-        ("mqar", ["--vocabulary", "8192"], "the task needs 8192 tokens, the model has 42: ask a model trained on mqar"),
-        ("mqar", ["--memory", "shuffled", "--batch-size", "1"], "memory='shuffled' needs a neighbour to read from"),
+        ("mqar", ["--vocabulary", "8192"], "the task needs 8192 tokens, the model has 42: ask a model trained on the task"),
         ("mqar", ["--memory", "of"], "did you mean 'on'"),
         ("mqar", ["--slots", "0"], "ModelConfig.n_slots=0 is not possible"),
         ("mqar", ["--eviction", "weak"], "did you mean 'weakest'"),
         ("mqar", ["--sample", "3"], "did you mean '--samples'"),
         ("passkey", ["--samples", "-1"], "samples=-1: ask at least one"),
         ("passkey", ["--samples", "0"], "samples=0: ask at least one"),
-        ("passkey", ["--memory", "shuffled", "--batch-size", "1"], "needs a neighbour to read from"),
+        ("passkey", ["--memory", "shuffled", "--samples", "1"], 'memory="shuffled" needs at least two prompts'),
         ("passkey", ["--length", "20"], "the least length is 105"),
         ("passkey", ["--length", "long"], "invalid int value: 'long'"),
         ("passkey", ["--depth", "2"], "depth must lie in 0..1, got 2.0"),
@@ -271,25 +272,37 @@ def test_out_is_a_folder(rmat: Rmat, place: Path, tmp_path: Path) -> None:
     assert "taken" in outcome.refused() and (tmp_path / "taken").read_text() == ""
 
 
-@pytest.mark.parametrize(
-    ("measurement", "defaults"),
-    [
-        ("passkey", {"lengths": [1280], "depths": (0.0, 0.5, 1.0), "filler": ("noise",), "digits": 5}),
-        ("needle", {"lengths": [2048], "tasks": NEEDLE_TASKS, "haystack": "python-stdlib"}),
-        ("babilong", {"lengths": [1024], "tasks": (1, 2, 3, 4, 5), "scorer": "exact"}),
-    ],
-)
-def test_what_is_asked_by_default(
-    rmat: Rmat, place: Path, monkeypatch: pytest.MonkeyPatch, measurement: str, defaults: dict[str, Any]
-) -> None:
+def asked_of(
+    rmat: Rmat, monkeypatch: pytest.MonkeyPatch, measurement: str, *arguments: str | Path
+) -> dict[str, Any]:
+    """What `rmat eval` asks a model, and how."""
     given: dict[str, Any] = {}
 
-    def spy(*_: Any, **options: Any) -> None:
-        given.update(options)
+    def spy(model: Any, tokenizer: Any, questions: Any, *, advance: Any, **options: Any) -> None:
+        given.update(questions=questions, **options)
         raise ValueError("enough")
 
-    monkeypatch.setattr(f"rmat.evaluation.question_tasks.{measurement}", spy)
-    facts = ["--facts", place / "babi"] if measurement == "babilong" else []
-    assert "enough" in rmat("eval", measurement, place / "text", *facts).refused()
-    assert {name: given[name] for name in defaults} == defaults
-    assert (given["samples"], given["batch_size"], given["seed"], given["memory"]) == (100, 8, 0, "on")
+    monkeypatch.setattr("rmat.evaluation.asking.ask", spy)
+    assert "enough" in rmat("eval", measurement, *arguments).refused()
+    return given
+
+
+def test_what_is_asked_by_default(rmat: Rmat, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    babi, books = str(place / "babi"), str(place / "books")
+    for name, more, questions in (
+        ("passkey", [], PasskeyQuestions(length=(1280,), depth=(0.0, 0.5, 1.0), filler=("noise",), digits=5)),
+        (
+            "needle",
+            ["--haystack", books],
+            NeedleQuestions(length=(2048,), task=NEEDLE_TASKS, haystack=books),
+        ),
+        (
+            "babilong",
+            ["--facts", babi],
+            BabilongQuestions(facts=babi, length=(1024,), task=(1, 2, 3, 4, 5), scorer="exact"),
+        ),
+    ):
+        given = asked_of(rmat, monkeypatch, name, place / "text", *more)
+        assert given.pop("questions") == questions
+        assert given == {"samples": 100, "batch_size": 8, "seed": 0, "memory": "on"}
+    assert NeedleQuestions().haystack == BabilongQuestions(facts=babi).filler == "python-stdlib"

@@ -1,15 +1,19 @@
 """Answers do not depend on how prompts are read, and come out as greedy generation writes them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from rmat.data.tokenizer import byte_tokenizer
-from rmat.evaluation.answering import answers, prompt_ids
+from rmat.evaluation import asking
+from rmat.evaluation.asking import answers, prompt_ids
 from rmat.generation.stream import generate
 from rmat.model import LanguageModel
+from rmat.model.evaluating import is_training
 from rmat.tasks.passkey import PasskeyTask
 from rmat.tasks.task import Example
 from tests.makers.stores import StandIn, tiny_model
@@ -54,8 +58,34 @@ def test_batch_and_piece_change_nothing(model: LanguageModel, batch_size: int, p
 def test_memory_modes_reach_the_model(model: LanguageModel) -> None:
     said = {mode: tuple(say(model, memory=mode, batch_size=5)) for mode in ("on", "zeroed", "shuffled")}
     assert len(set(said.values())) == 3
-    with pytest.raises(ValueError, match="memory='shuffled' needs a neighbour"):
-        say(model, memory="shuffled", batch_size=1)
+    with pytest.raises(ValueError, match='memory="shuffled" needs at least two prompts'):
+        list(answers(model, BYTES, EXAMPLES[:1], memory="shuffled"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("fields", [{}, {"n_layers": 4}, {"variant": "paper"}], ids=str)
+def test_a_shuffled_answer_never_depends_on_its_own_far_past(batch_size: int, fields: dict[str, Any]) -> None:
+    """The banks of others are read, and through no layer and no segment does a prompt's own content come back."""
+    model = tiny_model(**{"vocab_size": BYTES.vocab_size, "gate": "none", "n_slots": 256, **fields})
+    texts = ["".join(chr(97 + (7 * n + k) % 26) for k in range(200)) for n in range(3)]
+
+    def said(number: int, text: str) -> list[Tensor]:
+        seen: list[Tensor] = []
+        given = [example(text if n == number else other) for n, other in enumerate(texts)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                asking, "_write", lambda *args: seen.append(args[2][2:]) or [[]] * (len(args[2]) - 2)
+            )
+            list(answers(model, BYTES, given, memory="shuffled", batch_size=batch_size))
+        return torch.cat(seen)
+
+    before, heard = said(0, texts[0]), set[int]()
+    for number in range(3):
+        after = said(number, "QQQQQ" + texts[number][5:])
+        changed = {row for row in range(3) if not torch.equal(before[row], after[row])}
+        assert number not in changed
+        heard |= changed
+    assert heard, "others are heard"
 
 
 def test_reading_and_writing_use_the_memory_alike() -> None:
@@ -85,7 +115,7 @@ def test_prompts_are_read_a_batch_at_a_time_and_piece_by_piece(model: LanguageMo
         begun.append(number)
         yield from ("some text ",) * 20
 
-    made = (Example(pieces=endless(n), answer="", references=()) for n in range(6))
+    made = [Example(pieces=endless(n), answer="", references=()) for n in range(6)]
     stream = answers(model, BYTES, made, batch_size=2, max_new_tokens=2, piece=32)
     assert begun == []
     next(stream)
@@ -108,7 +138,7 @@ def test_training_mode_is_restored_even_after_an_error(model: LanguageModel) -> 
         assert model.training
 
         def broken() -> Iterator[str]:
-            assert not model.training
+            assert not is_training(model)
             yield "a"
             raise RuntimeError("no more")
 

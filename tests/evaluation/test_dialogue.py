@@ -104,8 +104,8 @@ def test_what_each_mode_knows_of_a_fact_out_of_local_reach(tmp_path: Path, numbe
     changed = changed_by(model, tmp_path, records, number)
     assert changed["on"] == changed["frozen"] == [number]
     assert changed["zeroed"] == []
-    assert changed["shuffled"]
     assert number not in changed["shuffled"]
+    assert bool(changed["shuffled"]) == (number in (0, 2)), "nobody reads the last row of a batch"
 
 
 def test_a_small_bank_has_forgotten_the_fact_but_not_if_it_is_frozen(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_small_bank_has_forgotten_the_fact_but_not_if_it_is_frozen(tmp_path: P
 def test_without_a_memory_all_modes_are_one(tmp_path: Path) -> None:
     found = dialogue(model_of("local"), TOKENIZER, file(tmp_path, *THREE))
     for mode in ("zeroed", "frozen", "shuffled"):
-        np.testing.assert_array_equal(found.nats[mode], found.nats["on"])
-        assert (found.minus_on(mode).low, found.minus_on(mode).high) == (0, 0)
+        np.testing.assert_allclose(found.nats[mode], found.nats["on"], rtol=1e-12)
+        assert (found.minus_on(mode).low, found.minus_on(mode).high) == pytest.approx((0, 0), abs=1e-12)
 
 
 def test_groups_by_where_the_evidence_lies(tmp_path: Path) -> None:

@@ -3,21 +3,27 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rmat.data.tokenizer import byte_tokenizer
-from rmat.evaluation.answering import prompt_ids
-from rmat.evaluation.question_tasks import facts
-from rmat.evaluation.scoring import contains_word
-from rmat.tasks.facts import FactsTask
+from rmat.data.tokenizer import Tokenizer, byte_tokenizer
+from rmat.evaluation.asking import QuestionResult, prompt_ids
+from rmat.tasks.facts import FactsQuestions, FactsTask, contains_word
 from rmat.tasks.talk import KINDS
+from tests.evaluation.test_question_tasks import asked
 from tests.makers.sources import write_dialogues
 from tests.makers.stores import StandIn, tiny_model
 
 BYTES = byte_tokenizer()
+
+
+def facts(model: Any, tokenizer: Tokenizer, **options: Any) -> QuestionResult:
+    return asked(FactsQuestions, model, tokenizer, options)
+
+
 USER, ASSISTANT, END = (BYTES.special_id(name) for name in ("user", "assistant", "turn_end"))
 
 
@@ -81,7 +87,7 @@ def test_a_perfect_memory_is_one_in_every_cell(tmp_path: Path) -> None:
     read: list[int] = []
     talks = str(write_dialogues(tmp_path / "talks"))
     found = facts(
-        Finder(), BYTES, turns=(0, 40), fillers=("talk", talks), samples=5, changes=0.5, batch_size=4, piece=64,
+        Finder(), BYTES, turns=(0, 40), filler=("talk", talks), samples=5, changes=0.5, batch_size=4, piece=64,
         seed=3, advance=read.append,
     ).to_dict()  # fmt: skip
     assert json.loads(json.dumps(found)) == found
@@ -160,7 +166,7 @@ def test_bad_settings_are_refused() -> None:
         ({"turns": (-1,)}, "turns=-1 is not possible"),
         ({"facts": 0}, "facts must lie in 1..16, got 0"),
         ({"changes": 2.0}, "changes must lie in 0..1, got 2.0"),
-        ({"fillers": ("nowhere",)}, "nowhere"),
+        ({"filler": ("nowhere",)}, "nowhere"),
     ):
         with pytest.raises(ValueError, match=sentence):
             facts(Finder(), BYTES, **settings)

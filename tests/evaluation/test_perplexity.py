@@ -10,7 +10,7 @@ import torch
 from rmat.data.config import DataConfig
 from rmat.data.corpus import load_corpus
 from rmat.evaluation import perplexity as module
-from rmat.evaluation.perplexity import perplexity
+from rmat.evaluation.perplexity import perplexity, tokens_to_score
 from tests.makers.stores import Store, Widths, random_store, tiny_model
 
 LENGTHS = (30, 1, 17, 64, 5)
@@ -51,20 +51,33 @@ def test_batch_and_window_change_nothing(memory: str) -> None:
 
 
 @pytest.mark.parametrize("window", [8, 1000])
-def test_shuffled_rows_read_each_other_to_the_end_of_the_longest(window: int) -> None:
-    """A document left alone in its batch would read its own memory and look unharmed; padding written to the memory
-    of the shorter one would change what the longer one reads."""
+def test_a_shuffled_document_reads_the_bank_of_another_and_never_its_own(window: int) -> None:
+    """In front of it stand a row that reads nothing and the other document, of whatever length."""
     model, store = tiny_model(), random_store((150, 12))
     found = perplexity(model, WIDTHS, store, memory="shuffled", batch_size=1, window=window)
-    tokens, valid = torch.zeros(2, 151, dtype=torch.int64), torch.zeros(2, 150, dtype=torch.bool)
-    for row in range(2):
-        document = torch.from_numpy(store.view(row).astype(np.int64))
-        tokens[row, : len(document)] = document
-        valid[row, : len(document) - 1] = True
-    with torch.no_grad():
-        logits, _ = model(tokens[:, :-1], valid=valid, memory="shuffled")
-    nats = -torch.log_softmax(logits, -1).gather(2, tokens[:, 1:, None])[..., 0] * valid
-    np.testing.assert_allclose(found.document_nats, nats.sum(1).numpy(), rtol=1e-9)
+    for scored in range(2):
+        rows = [torch.from_numpy(store.view(row).astype(np.int64)) for row in (1 - scored, scored)]
+        tokens, valid = torch.zeros(3, 151, dtype=torch.int64), torch.zeros(3, 150, dtype=torch.bool)
+        for place, document in enumerate(rows, start=1):
+            tokens[place, : len(document)] = document
+            valid[place, : len(document) - 1] = True
+        with torch.no_grad():
+            logits, _ = model(tokens[:, :-1], valid=valid, memory="shuffled")
+        nats = -torch.log_softmax(logits, -1).gather(2, tokens[:, 1:, None])[..., 0] * valid
+        assert found.document_nats[scored] == pytest.approx(float(nats[2].sum()), rel=1e-9)
+
+
+def test_numbers_that_are_not_finite_end_with_a_sentence() -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.norm.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="the model's output is not finite"):
+        perplexity(model, WIDTHS, random_store((20,)))
+
+
+def test_what_is_scored_is_known_before() -> None:
+    store = random_store(LENGTHS)
+    found = perplexity(tiny_model(), WIDTHS, store, max_bytes=100)
+    assert tokens_to_score(WIDTHS, store, 100, None) == found.tokens
 
 
 def test_shuffled_refuses_a_single_document() -> None:

@@ -3,18 +3,42 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rmat.data.tokenizer import byte_tokenizer
-from rmat.evaluation.asking import Cell, QuestionResult
-from rmat.evaluation.question_tasks import babilong, needle, passkey
-from rmat.tasks.needle import NEEDLE_TASKS
+from rmat.data.tokenizer import Tokenizer, byte_tokenizer
+from rmat.evaluation.asking import Cell, QuestionResult, ask
+from rmat.tasks.babilong import BabilongQuestions
+from rmat.tasks.needle import NEEDLE_TASKS, NeedleQuestions
+from rmat.tasks.passkey import PasskeyQuestions
+from rmat.tasks.task import TextQuestions
 from tests.makers.sources import write_babi, write_books
 from tests.makers.stores import StandIn, tiny_model
 
 BYTES = byte_tokenizer()
+ASKING = ("samples", "seed", "batch_size", "piece", "memory", "max_new_tokens", "advance")
+
+
+def asked(
+    kind: type[TextQuestions], model: Any, tokenizer: Tokenizer, options: dict[str, Any]
+) -> QuestionResult:
+    """The questions with their fields, asked with the rest of the options."""
+    how = {name: options.pop(name) for name in ASKING if name in options}
+    return ask(model, tokenizer, kind(**options), **how)
+
+
+def passkey(model: Any, tokenizer: Tokenizer, **options: Any) -> QuestionResult:
+    return asked(PasskeyQuestions, model, tokenizer, options)
+
+
+def needle(model: Any, tokenizer: Tokenizer, **options: Any) -> QuestionResult:
+    return asked(NeedleQuestions, model, tokenizer, options)
+
+
+def babilong(model: Any, tokenizer: Tokenizer, **options: Any) -> QuestionResult:
+    return asked(BabilongQuestions, model, tokenizer, options)
 
 
 def find(text: str) -> str:
@@ -68,7 +92,7 @@ class Finder(StandIn):
 def test_passkey_of_a_perfect_memory_is_one_in_every_cell(tmp_path: Path) -> None:
     told: list[int] = []
     found = passkey(
-        Finder(), BYTES, lengths=(200, 400), samples=6, filler=("noise", str(write_books(tmp_path))),
+        Finder(), BYTES, length=(200, 400), samples=6, filler=("noise", str(write_books(tmp_path))),
         batch_size=4, piece=64, seed=3, advance=told.append,
     )  # fmt: skip
     made = found.to_dict()
@@ -89,16 +113,16 @@ def test_passkey_of_a_perfect_memory_is_one_in_every_cell(tmp_path: Path) -> Non
 
 def test_passkey_without_a_memory_is_zero() -> None:
     assert [cell.to_dict()["accuracy"] for cell in passkey(
-        Finder(), BYTES, lengths=(200,), samples=3, memory="zeroed").cells] == [0.0] * 3  # fmt: skip
+        Finder(), BYTES, length=(200,), samples=3, memory="zeroed").cells] == [0.0] * 3  # fmt: skip
 
 
 def test_an_answer_that_goes_on_is_wrong() -> None:
-    found = passkey(Finder(lambda answer: answer + "0"), BYTES, lengths=(200,), depths=(0.5,), samples=3)
+    found = passkey(Finder(lambda answer: answer + "0"), BYTES, length=(200,), depth=(0.5,), samples=3)
     assert found.cells[0].scores == (0.0,) * 3
 
 
 def test_needles_of_a_perfect_memory_are_one_in_every_task(tmp_path: Path) -> None:
-    found = needle(Finder(), BYTES, lengths=(900,), samples=3, haystack=str(write_books(tmp_path))).to_dict()
+    found = needle(Finder(), BYTES, length=(900,), samples=3, haystack=str(write_books(tmp_path))).to_dict()
     assert [cell["task"] for cell in found["cells"]] == list(NEEDLE_TASKS)
     assert all(cell["accuracy"] == 1.0 for cell in found["cells"])
 
@@ -108,8 +132,8 @@ def test_needles_score_the_share_that_is_found(tmp_path: Path) -> None:
     found = needle(
         cut,
         BYTES,
-        lengths=(900,),
-        tasks=("multivalue", "tracking"),
+        length=(900,),
+        task=("multivalue", "tracking"),
         samples=3,
         haystack=str(write_books(tmp_path)),
     )
@@ -120,7 +144,7 @@ def test_babilong_of_a_perfect_memory_is_one(tmp_path: Path) -> None:
     facts = str(write_babi(tmp_path / "babi", "test", 4))
     books = str(write_books(tmp_path / "books"))
     found = babilong(
-        Finder(), BYTES, facts=facts, filler=books, tasks=(1,), lengths=(0, 600), samples=50
+        Finder(), BYTES, facts=facts, filler=books, task=(1,), length=(0, 600), samples=50
     ).to_dict()
     cells = [(cell["task"], cell["length"], cell["samples"], cell["accuracy"]) for cell in found["cells"]]
     assert cells == [("qa1", 0, 12, 1.0), ("qa1", 600, 12, 1.0)], "every question of the file once"
@@ -130,14 +154,14 @@ def test_babilong_scores_free_answers_by_their_labels(tmp_path: Path) -> None:
     facts = str(write_babi(tmp_path, "test", 2))
     wordy = Finder(lambda answer: f" the{answer}.")
     for scorer, score in (("exact", 0.0), ("labels", 1.0)):
-        found = babilong(wordy, BYTES, facts=facts, tasks=(1,), lengths=(0,), scorer=scorer)
+        found = babilong(wordy, BYTES, facts=facts, task=(1,), length=(0,), scorer=scorer)
         assert found.cells[0].scores == (score,) * 6
 
 
 def test_same_seed_same_scores_whatever_the_batch() -> None:
     model = tiny_model(vocab_size=BYTES.vocab_size)
     one, again, other = (
-        passkey(model, BYTES, lengths=(200,), depths=(0.5,), samples=4, seed=seed, batch_size=size)
+        passkey(model, BYTES, length=(200,), depth=(0.5,), samples=4, seed=seed, batch_size=size)
         for seed, size in ((0, 1), (0, 4), (1, 4))
     )
     assert one == again and one.examples != other.examples
@@ -157,13 +181,13 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     facts = str(write_babi(tmp_path, "test", 2))
     model = Finder()
     with pytest.raises(ValueError, match="samples=0: ask at least one"):
-        passkey(model, BYTES, lengths=(200,), samples=0)
+        passkey(model, BYTES, length=(200,), samples=0)
     with pytest.raises(ValueError, match="samples=0: ask at least one"):
-        babilong(model, BYTES, facts=facts, lengths=(0,), samples=0)
+        babilong(model, BYTES, facts=facts, length=(0,), samples=0)
     with pytest.raises(ValueError, match="scorer='any' is not possible"):
-        babilong(model, BYTES, facts=facts, lengths=(0,), scorer="any")
+        babilong(model, BYTES, facts=facts, length=(0,), scorer="any")
     with pytest.raises(ValueError, match="no labels for task 7"):
-        babilong(model, BYTES, facts=facts, lengths=(0,), tasks=(1, 7), scorer="labels")
+        babilong(model, BYTES, facts=facts, length=(0,), task=(1, 7), scorer="labels")
     with pytest.raises(ValueError, match="the least length is"):
-        passkey(model, BYTES, lengths=(20,))
-    assert isinstance(passkey(model, BYTES, lengths=(150,), samples=1, depths=(0.0,)), QuestionResult)
+        passkey(model, BYTES, length=(20,))
+    assert isinstance(passkey(model, BYTES, length=(150,), samples=1, depth=(0.0,)), QuestionResult)

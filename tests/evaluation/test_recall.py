@@ -1,17 +1,31 @@
 """The recall scorer on hand-made answers, the cells it makes of them, and its readings in pieces."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rmat.evaluation.recall import Answers, RecallCell, recall, score_answers
+from rmat.evaluation.rows import Answers, RowResult, ask_rows
 from rmat.model import ModelConfig
-from rmat.tasks.recall import RecallTask
+from rmat.tasks.recall import RecallQuestions, RecallTask
+from rmat.tasks.task import RowPart
 from tests.makers.stores import StandIn, tiny_model
 
 TASK = RecallTask(n_pairs=2, n_keys=4, n_values=4, n_filler=4, length=24)
+
+
+def recall(model: Any, task: RecallTask, **options: Any) -> RowResult:
+    fields = {name: options.pop(name) for name in ("length", "queries") if name in options}
+    return ask_rows(model, RecallQuestions(task=task, **fields), **{"rows": 64, "batch_size": 32, **options})
+
+
+def counted(predicted: Tensor, part: RowPart) -> list[int]:
+    """First right, first asked, right, asked, over all rows."""
+    found = Answers.none(len(predicted))
+    found.count(predicted, part)
+    return [int(x.sum()) for x in (found.first_right, found.first_asked, found.right, found.asked)]
 
 
 def test_scorer_counts_right_and_wrong_answers() -> None:
@@ -20,27 +34,38 @@ def test_scorer_counts_right_and_wrong_answers() -> None:
     first = torch.tensor([[False, True, False, True, False], [True, False, False, False, False]])
     predicted = torch.tensor([[7, 7, 7, 4, 7], [4, 4, 4, 5, 4]])
     # Asked: 7 (first, right), 5 (first, wrong), 7 (again, right); 4 (first, right), 4 (again, wrong).
-    assert score_answers(predicted, targets, first) == Answers(first_right=2, first_asked=3, right=3, asked=5)
+    assert counted(predicted, RowPart(predicted, targets, first)) == [2, 3, 3, 5]
 
 
 def test_answer_at_a_place_that_is_not_asked_counts_nothing() -> None:
     targets = torch.full((1, 3), -100)
-    found = score_answers(torch.tensor([[-100, -100, 5]]), targets, torch.zeros(1, 3, dtype=torch.bool))
-    assert found == Answers()
+    predicted = torch.tensor([[-100, -100, 5]])
+    assert counted(predicted, RowPart(predicted, targets, torch.zeros(1, 3, dtype=torch.bool))) == [
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_answers_add_up() -> None:
-    one, other = Answers(first_right=1, first_asked=2, right=3, asked=4), Answers(asked=5)
-    assert one + other == Answers(first_right=1, first_asked=2, right=3, asked=9)
+    found = Answers.none(1)
+    for predicted in ([1, 2], [1, 9]):
+        tokens, targets = torch.tensor([predicted]), torch.tensor([[1, 2]])
+        found.count(tokens, RowPart(tokens, targets, torch.tensor([[True, False]])))
+    assert (int(found.first_right), int(found.first_asked), int(found.right), int(found.asked)) == (
+        2,
+        2,
+        3,
+        4,
+    )
 
 
 def test_cell_has_the_accuracy_of_first_queries_and_of_all() -> None:
-    answers = Answers(first_right=9, first_asked=10, right=15, asked=20)
-    cell = RecallCell(length=64, queries="end", rows=5, answers=answers).to_dict()
-    assert (cell["task"], cell["length"], cell["depth"]) == ("recall", 64, 0.0)
-    assert (cell["samples"], cell["accuracy"]) == (10, 0.9)
-    assert cell["low"] < 0.9 < cell["high"]
-    assert (cell["all"]["samples"], cell["all"]["accuracy"]) == (20, 0.75)
+    cell = recall(Oracle(), TASK, length=(400,), rows=5).cells[0]
+    assert (cell["task"], cell["length"], cell["depth"]) == ("recall", 400, 0.0)
+    assert cell["low"] < cell["accuracy"] == cell["high"] == 1.0
+    assert cell["all"]["samples"] > cell["samples"] > 0 and cell["all"]["accuracy"] == 1.0
 
 
 class Oracle(StandIn):
@@ -80,39 +105,31 @@ class Oracle(StandIn):
 @pytest.mark.parametrize("queries", ["end", "everywhere"])
 def test_perfect_memory_scores_one_at_any_length_read_in_pieces(queries: str) -> None:
     oracle = Oracle()
-    found = recall(oracle, TASK, lengths=(24, 400), queries=queries, rows=5, batch_size=3, piece=7)
+    found = recall(oracle, TASK, length=(24, 400), queries=queries, rows=5, batch_size=3, piece=7)
     assert max(oracle.calls) == 7 and sum(oracle.calls) == 2 * (24 + 400)
     for cell in found.cells:
-        assert cell.rows == 5 and cell.answers.asked > 0
-        assert (
-            cell.answers.right == cell.answers.asked and cell.answers.first_right == cell.answers.first_asked
-        )
+        assert cell["rows"] == 5 and cell["all"]["samples"] > 0
+        assert cell["accuracy"] == cell["all"]["accuracy"] == 1.0
         # Each key of a row is asked for the first time at most once.
-        assert cell.answers.first_asked <= 5 * TASK.n_pairs
+        assert cell["samples"] <= 5 * TASK.n_pairs
     assert found.state_bytes == 17
 
 
 def test_memory_mode_reaches_the_model() -> None:
-    found = recall(Oracle(), TASK, lengths=(400,), rows=8, memory="zeroed")
-    assert found.cells[0].answers.right == 0
+    found = recall(Oracle(), TASK, length=(400,), rows=8, memory="zeroed")
+    assert found.cells[0]["all"]["accuracy"] == 0
 
 
-def test_queries_at_the_end_stand_in_the_last_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
-
-    def look(predicted: Tensor, targets: Tensor, first: Tensor) -> Answers:
-        seen.append(targets)
-        return score_answers(predicted, targets, first)
-
-    monkeypatch.setattr("rmat.evaluation.recall.score_answers", look)
-    recall(Oracle(), TASK, lengths=(400,), rows=2, piece=400)
-    asked = (seen[0] >= 0).nonzero()[:, 1]
+def test_queries_at_the_end_stand_in_the_last_tenth() -> None:
+    (cell,) = RecallQuestions(task=TASK, length=(400,)).cells(2, 0, 400)
+    (part,) = cell.batch(0, 2)
+    asked = (part.targets >= 0).nonzero()[:, 1]
     assert int(asked.min()) >= 360
 
 
 def test_same_seed_same_cells() -> None:
     model = tiny_model(vocab_size=TASK.vocab_size)
-    one, again, other = (recall(model, TASK, lengths=(100,), rows=30, seed=seed).cells for seed in (0, 0, 1))
+    one, again, other = (recall(model, TASK, length=(100,), rows=30, seed=seed).cells for seed in (0, 0, 1))
     assert one == again != other
 
 

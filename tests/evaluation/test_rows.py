@@ -13,6 +13,7 @@ from rmat.api import evaluate
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
 from rmat.evaluation.rows import VALIDATION_BATCHES, score_rows
+from rmat.model.evaluating import is_training
 from rmat.tasks.corpus import HeldOutRows, load_tasks
 from rmat.tasks.lanes import pad_rows
 from rmat.tasks.task import Row
@@ -30,7 +31,7 @@ class Copy(StandIn):
         self.asked = 0
 
     def hidden(self, tokens: Tensor, *_: None, **__: object) -> tuple[Tensor, int]:
-        assert not self.training and not torch.is_grad_enabled()
+        assert not is_training(self) and not torch.is_grad_enabled()
         return torch.nn.functional.one_hot(tokens, VOCABULARY).double(), 0
 
     def logits(self, hidden: Tensor) -> Tensor:

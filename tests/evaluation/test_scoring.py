@@ -2,7 +2,9 @@
 
 import pytest
 
-from rmat.evaluation.scoring import BABI_LABELS, PLACES, exact_match, named_label, share_of_references
+from rmat.tasks.babilong import BABI_LABELS, PLACES, named_label
+from rmat.tasks.needle import share_of_references
+from rmat.tasks.task import exact_match
 
 
 @pytest.mark.parametrize(

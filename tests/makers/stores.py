@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmat.model import LanguageModel, ModelConfig
+from rmat.model.evaluating import is_training
 
 VOCAB = 40
 DOCUMENT = 0
@@ -55,7 +56,7 @@ class StandIn(torch.nn.Module):
         valid: torch.Tensor | None = None,
         memory: str = "on",
     ) -> Any:
-        assert not self.training and not torch.is_grad_enabled()
+        assert not is_training(self) and not torch.is_grad_enabled()
         state = self.initial_state(batch_size=len(tokens)) if state is None else state
         return self(tokens, state, valid=valid, memory=memory)
 

@@ -3,20 +3,19 @@
 import pytest
 import torch
 
-from rmat.tasks.recall import RecallBatch, RecallTask
+from rmat.tasks.recall import RecallTask
+from rmat.tasks.task import RowPart
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def joined(pieces: list[RecallBatch]) -> RecallBatch:
-    return RecallBatch(
-        *(torch.cat([getattr(p, f) for p in pieces], 1) for f in ("tokens", "targets", "first"))
-    )
+def joined(pieces: list[RowPart]) -> RowPart:
+    return RowPart(*(torch.cat([getattr(p, f) for p in pieces], 1) for f in ("tokens", "targets", "first")))
 
 
-def check(task: RecallTask, batch: RecallBatch) -> int:
+def check(task: RecallTask, batch: RowPart) -> int:
     """Every row follows the rules; returns the number of questions."""
     asked = 0
     values = range(task.n_keys, task.n_keys + task.n_values)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rmat.tasks import TASKS
 from rmat.tasks.babilong import BabilongTask
 from rmat.tasks.facts import FactsTask
 from rmat.tasks.haystack import Split
@@ -11,8 +12,8 @@ from rmat.tasks.mqar import TRAIN_MIX, MqarTask
 from rmat.tasks.needle import NeedleTask
 from rmat.tasks.passkey import PasskeyTask
 from rmat.tasks.recall import RecallTask
-from rmat.tasks.registry import TASKS, Member, is_task, parse_task
-from rmat.tasks.task import Task
+from rmat.tasks.registry import is_task, parse_task
+from rmat.tasks.task import Member, Task
 
 
 def only(spec: str, split: Split = "train") -> Member:

@@ -15,7 +15,7 @@ from rmat.tasks.corpus import VALIDATION_SEED, TaskCorpus, load_data, load_tasks
 from rmat.tasks.mqar import MqarTask
 from rmat.tasks.numbered import numbered_tokenizer
 from rmat.tasks.recall import RecallTask
-from rmat.tasks.registry import Member
+from rmat.tasks.task import Member
 from rmat.training.config import TrainConfig
 from tests.makers.sources import write_babi, write_books
 

@@ -13,8 +13,7 @@ from rmat.tasks.mqar import MqarTask
 from rmat.tasks.numbered import numbered_tokenizer
 from rmat.tasks.passkey import PasskeyTask
 from rmat.tasks.recall import RecallTask
-from rmat.tasks.registry import Member
-from rmat.tasks.task import Row, Task
+from rmat.tasks.task import Member, Row, Task
 
 NUMBERS = numbered_tokenizer(40)
 RECALL = RecallTask(n_pairs=2, n_keys=8, n_values=8, n_filler=8, length=6, query_share=0.5)
