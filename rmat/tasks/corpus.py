@@ -125,12 +125,18 @@ def load_data(data: DataConfig, *, tokenizer: Tokenizer | None = None) -> Corpus
     return load_corpus(data, tokenizer=tokenizer)
 
 
-def refuse_ambiguous(specs: Iterable[str]) -> None:
-    """Raises ValueError for a SPEC that names a task and a file or folder that is here."""
+def refuse_ambiguous(specs: Iterable[str], out: str | Path | None = None) -> None:
+    """Raises ValueError for a SPEC that names a task and a file or folder that is here.
+
+    A run or model may be called after its task: such a folder, and `out`, the one to be written, are no data.
+    """
     for spec in specs:
-        if is_task(spec) and Path(spec).exists():
+        place = Path(spec)
+        if (out is not None and place == Path(out)) or (place / "config.json").exists():
+            continue
+        if is_task(spec) and place.exists():
             raise ValueError(
-                f"{spec!r} is a synthetic task, and {Path(spec).absolute()} is there too: write './{spec}' "
+                f"{spec!r} is a synthetic task, and {place.absolute()} is there too: write './{spec}' "
                 "to read that, "
                 f"or '{spec}:' for the task"
             )

@@ -220,7 +220,7 @@ def _prepare(
     config: RunConfig, folder: Path, resumed: bool, device: torch.device, reason: str, reporter: Reporter
 ) -> Run:
     if not resumed:
-        refuse_ambiguous(config.data.specs)
+        refuse_ambiguous(config.data.specs, folder)
     corpus = _load_data(config.data, folder)
     model_config = config.model_config(corpus.tokenizer.vocab_size)
     environment = describe_environment(device, config.train.seed)

@@ -205,7 +205,11 @@ def test_a_task_and_a_folder_of_one_name_are_told_apart(tmp_path, monkeypatch):
         ValueError, match=rf"'facts' is a synthetic task, and {tmp_path}/facts is there too: .*'\./facts'"
     ):
         refuse_ambiguous(["facts"])
+    refuse_ambiguous(["facts"], out="facts")
     refuse_ambiguous(["./facts", "facts:", "recall", "facts:from=100"])
+    (tmp_path / "recall").mkdir()
+    (tmp_path / "recall" / "config.json").write_text("{}")
+    refuse_ambiguous(["recall"])
     data = DataConfig(specs=("./facts",), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     text = load_data(data)
     assert text.bits_per_byte(1.0) is not None and text.reading("train", 50).names == ("a.txt",)
