@@ -247,7 +247,7 @@ def model_folder(path: str | Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     if not path.exists():
-        shipped = sorted(folder.parent.name for folder in ASSETS.glob(f"*/{WEIGHTS_FILE}"))
+        shipped = shipped_models()
         if str(path) in shipped:
             return ASSETS / path
         come = f"; models that come with rmat: {', '.join(shipped)}" if shipped else ""
@@ -257,6 +257,11 @@ def model_folder(path: str | Path) -> Path:
             f"no model in {path} yet: the training run is not complete; go on with: rmat train --resume {path}"
         )
     raise FileNotFoundError(f"no model in {path}: neither it nor its folder 'model' has a {WEIGHTS_FILE}")
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{WEIGHTS_FILE}"))
 
 
 def run_folder(path: str | Path) -> Path | None:

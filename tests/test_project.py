@@ -103,13 +103,13 @@ OUTSIDE = {
     "engine": {"torch", "numpy"},
     "serving": {"torch", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
     "report": {"torch", "numpy", "matplotlib"},
-    "cli": {"torch", "rich", "yaml"},
+    "cli": {"torch", "rich", "yaml", "prompt_toolkit"},
     "": set(),
     "__main__": set(),
 }
 """Part -> packages it may import besides the standard library."""
 
-OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec", "matplotlib", "pypdf", "bs4"}
+OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec", "matplotlib", "pypdf", "bs4", "prompt_toolkit"}
 """Packages that a command which does not need them must not load."""
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import os
 import re
 import sys
 import time
@@ -10,27 +13,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli.loading import add_model, add_sampling, load_with_tokenizer, sampling
-from rmat.cli.output import human_bytes, print_json
+from rmat.cli.output import human_bytes, print_json, read_prompt, reading
 from rmat.cli.parsing import add_command, add_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rmat.data.tokenizer import Tokenizer
     from rmat.model import LanguageModel, StreamState
 
 DESCRIPTION = """\
-Complete at a cursor. FILE:LINE is the end of a line, FILE:LINE:COL the place before a character (both counted from 1), FILE
-alone the end of the file, - the end of standard input; with --cursor TEXT, the place of TEXT in it. Only the new text is
-printed: the rest of the statement, or of the block where the cursor is on a blank line.
+Complete at a cursor. FILE:LINE is the end of a line, FILE:LINE:COL the place before a character (both
+counted from 1), FILE alone the end of the file, - the end of standard input; with --cursor TEXT, the place
+of TEXT in it. Only the new text is printed: the rest of the statement, or of the block where the cursor is
+on a blank line. Of a large file the part around the cursor is read (--max-file-bytes).
 
-With --context DIR the files of text and code in DIR are read first, however many, the nearest last, without what
-.gitignore names and without FILE itself. --state-out keeps what was read of them; with --state-in the next completion
-need not read them again."""
+With --context DIR the files of text and code in DIR are read first, the nearest last, without what
+.gitignore names and without FILE itself, up to --max-context-bytes. What was read is cached by content: the
+next completion does not read the same files again. --state-out keeps it in a file of yours, for --state-in."""
 
 UNNAMED = "untitled"
 """What the text on standard input is called among the files of a context, unless --name says."""
 
-TELL_AFTER = 3.0
-"""Seconds of reading a context after which the time left is told where no bar shows it; then after twice as many."""
+MAX_FILE_BYTES, MAX_CONTEXT_BYTES = 2**15, 2**18
+"""What is read by default; `starter` reads about 25 kB a second on an idle core."""
+
+CACHED_CONTEXTS = 16
+"""States of contexts that are kept in the cache; the longest unused are deleted."""
 
 
 def add(commands: Any) -> None:
@@ -49,14 +58,25 @@ def add(commands: Any) -> None:
     parser.add_argument("--name", metavar="PATH", help="path in --context of the file on standard input")
     parser.add_argument("--context", metavar="DIR", help="read the files of this repository first")
     parser.add_argument(
-        "--max-context-bytes", type=int, metavar="N", help="read at most N bytes of it (default: all)"
+        "--max-context-bytes",
+        type=int,
+        metavar="N",
+        help=f"read at most N bytes of it, the nearest files; 0: all (default: {MAX_CONTEXT_BYTES})",
+    )
+    parser.add_argument(
+        "--max-file-bytes",
+        type=int,
+        default=MAX_FILE_BYTES,
+        metavar="N",
+        help="read at most N bytes of FILE in front of the cursor and a quarter as many behind; 0: all "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--mode",
         choices=("auto", "fim", "plain"),
         default="auto",
-        help="fim shows the model the text behind the cursor (trained with data.fim_rate), plain does not, auto does if "
-        "there is any (default: auto)",
+        help="fim shows the model the text behind the cursor (trained with data.fim_rate), plain does not; "
+        "auto takes plain, which measures better with the models so far: rmat eval completion (default: auto)",
     )
     parser.add_argument(
         "--lines",
@@ -95,17 +115,22 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     started = time.perf_counter()
     n_files, state = _read_before(args, model, tokenizer, root, target, prefix)
+    before, behind = around_cursor(prefix, suffix, args.max_file_bytes)
+    if len(before) + len(behind) < len(prefix) + len(suffix):
+        read, whole = (human_bytes(len(text.encode())) for text in (before + behind, prefix + suffix))
+        print(f"rmat: {read} of {whole} around the cursor are read; --max-file-bytes 0: all", file=sys.stderr)
     writing = complete(
         model,
         tokenizer,
-        prefix,
-        suffix,
+        before,
+        behind,
         file_name=file_name,
         state=state,
         mode=args.mode,
         lines=args.lines,
         **sampling(args),
     )
+    read_prompt(writing, len((before + behind).encode()))
     shown = not args.json
     if shown and args.show_file:
         print(prefix, end="")
@@ -122,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "text": writing.text,
                 "finish": writing.finish,
+                "mode": writing.mode,
                 "prompt_tokens": writing.prompt_tokens,
                 "context_files": n_files,
                 "context_tokens": 0 if state is None else int(state.position[0]),
@@ -133,10 +159,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def around_cursor(prefix: str, suffix: str, most: int) -> tuple[str, str]:
+    """At most `most` bytes of what stands before the cursor and a quarter as many of what stands behind it,
+    in whole lines where one ends there; all of both if `most` is 0."""
+    if most == 0:
+        return prefix, suffix
+    before, behind = prefix.encode()[-most:], suffix.encode()[: max(1, most // 4)]
+    near, after = before.decode(errors="ignore"), behind.decode(errors="ignore")
+    if len(near) < len(prefix):
+        near = near.partition("\n")[2] or near
+    if len(after) < len(suffix):
+        head, newline, _ = after.rpartition("\n")
+        after = head + newline or after
+    return near, after
+
+
 def find_cursor(place: str, mark: str | None) -> tuple[Path | None, str, str]:
     """The file of a FILE[:LINE[:COL]] (None: standard input), and its text before and behind the cursor.
 
-    A name may have colons and numbers in it: of the readings that name a file, that with the longest name counts.
+    A name may have colons and numbers in it: of the readings that name a file, that with the longest name
+        counts.
 
     Raises ValueError if there is no such place, FileNotFoundError if there is no file.
     """
@@ -170,7 +212,8 @@ def _split(place: str) -> tuple[str, list[int]]:
 
 
 def _offset(text: str, name: str, line: int, column: int | None = None) -> int:
-    """Where in `text` a line ends, or a column of it begins. Raises ValueError if it has no such line or column."""
+    """Where in `text` a line ends, or a column of it begins. Raises ValueError if it has no such line or
+    column."""
     lines = text.split("\n")
     # Behind a last newline a line begins that can be completed, though it is not counted.
     count = len(lines) - (lines[-1] == "")
@@ -184,7 +227,8 @@ def _offset(text: str, name: str, line: int, column: int | None = None) -> int:
         return start + length
     if not 1 <= column <= length + 1:
         raise ValueError(
-            f"line {line} of {name} has {length} characters: there is no column {column}; give 1 to {length + 1}"
+            f"line {line} of {name} has {length} characters: there is no column {column}; "
+            f"give 1 to {length + 1}"
         )
     return start + column - 1
 
@@ -201,6 +245,9 @@ def _check(args: argparse.Namespace, path: Path | None) -> None:
         writable(args.state_out)
     if args.max_context_bytes is not None and args.context is None:
         raise ValueError("--max-context-bytes is a limit of --context: give that too")
+    for name in ("max_context_bytes", "max_file_bytes"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give bytes, or 0 for all")
 
 
 def _read_before(
@@ -211,10 +258,9 @@ def _read_before(
     target: Path | None,
     prefix: str,
 ) -> tuple[int, StreamState | None]:
-    """How many files were read for context, and the state behind them; None without any."""
+    """How many files are in the context, and the state behind them; None without any."""
     from rmat.data.files import Skipped
-    from rmat.data.progress import Progress
-    from rmat.data.repository import context_files, context_texts
+    from rmat.data.repository import OVER_LIMIT, context_files, context_texts
     from rmat.generation.completion import read_context
     from rmat.storage import load_state, save_state
 
@@ -224,24 +270,73 @@ def _read_before(
     if root is None:
         return 0, None
     skipped = Skipped()
-    files = context_files(root, skipped, target=target, text=prefix, max_bytes=args.max_context_bytes)
+    limit = MAX_CONTEXT_BYTES if args.max_context_bytes is None else args.max_context_bytes
+    files = context_files(root, skipped, target=target, text=prefix, max_bytes=limit or None)
+    cache = ContextCache(model, tokenizer)
+    for file in context_texts(files, skipped):
+        cache.add(*file)
     total = sum(file.n_bytes for file in files)
-    with Progress(True) as shown:
-        shown.say(f"{root}: {len(files)} files, {human_bytes(total)}; left out {skipped}")
-        with shown.task("reading the context", total) as bar:
-            started, done, tell = time.perf_counter(), 0, TELL_AFTER
-
-            def advance(n_bytes: int) -> None:
-                nonlocal done, tell
-                bar(n_bytes)
-                done += n_bytes
-                spent = time.perf_counter() - started
-                if done and spent > tell and not sys.stderr.isatty():
-                    tell = 2 * spent
-                    shown.say(f"about {spent / done * (total - done):.0f} seconds to go")
-
-            logits, state = read_context(model, tokenizer, context_texts(files, skipped), advance=advance)
-    if args.state_out is not None:
+    found = cache.load()
+    known = " (read before)" if found is not None else ""
+    print(
+        f"rmat: {root}: {len(files)} files, {human_bytes(total)}{known}; left out {skipped}"
+        + ("; --max-context-bytes 0: all" if OVER_LIMIT in skipped.to_dict() else ""),
+        file=sys.stderr,
+    )
+    if found is None:
+        with reading("reading the context", total) as advance:
+            logits, state = read_context(model, tokenizer, context_texts(files, Skipped()), advance=advance)
         assert logits is not None
+        cache.save(state, logits)
+    else:
+        state, logits = found
+    if args.state_out is not None:
         save_state(args.state_out, state, logits)
     return len(files), state
+
+
+class ContextCache:
+    """The state behind a context in the user's cache folder, under a name made of the model and all that was
+    read.
+
+    Without such a folder nothing is found and nothing kept.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        from rmat.storage import weights_fingerprint
+
+        self._model = model
+        self._digest = hashlib.sha256(f"{weights_fingerprint(model)} {tokenizer.fingerprint}".encode())
+
+    def add(self, name: str, text: str) -> None:
+        """Count in the next file of the context."""
+        self._digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(text.encode()).digest())
+
+    def load(self) -> tuple[StreamState, Tensor] | None:
+        """What was kept behind these files, on the model's device."""
+        from rmat.storage import load_state
+
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            path = self._path()
+            state, logits = load_state(path, self._model.config)
+            os.utime(path)
+            if logits is not None:
+                return state.to(next(self._model.parameters()).device), logits
+        return None
+
+    def save(self, state: StreamState, logits: Tensor) -> None:
+        """Keep it, and delete what was not used for long."""
+        from rmat.storage import save_state
+
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            path = self._path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_state(path, state, logits)
+            kept = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+            for old in kept[:-CACHED_CONTEXTS]:
+                old.unlink(missing_ok=True)
+
+    def _path(self) -> Path:
+        from rmat.machine import cache_folder
+
+        return cache_folder() / "contexts" / f"{self._digest.hexdigest()[:32]}.safetensors"

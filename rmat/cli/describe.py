@@ -21,11 +21,13 @@ def add(commands: Any) -> None:
         run=run,
         words="settings",
         help="parameters, FLOPs per token, state bytes and memory horizon of a model",
-        description="What a preset or a saved model costs. A preset takes field=value settings, such as d_model=256.",
+        description="What a preset or a saved model costs. A preset takes settings, such as d_model=256.",
         usage="rmat describe MODEL_OR_PRESET [--variant NAME] [field=value ...] [--json]",
     )
     parser.add_argument(
-        "model", metavar="MODEL_OR_PRESET", help="tiny, small, base, large, or the folder of a model or run"
+        "model",
+        metavar="MODEL_OR_PRESET",
+        help="tiny, small, base, large, the folder of a model or run, or starter",
     )
     parser.add_argument(
         "--variant", metavar="NAME", help="recommended (default), paper, local, xl or full; presets only"
@@ -69,20 +71,25 @@ def _config(args: argparse.Namespace) -> ModelConfig:
     from rmat.model.config import refuse_unknown
     from rmat.model.presets import SIZES
     from rmat.settings import coerce, field_types, nearest
-    from rmat.storage import model_folder, read_config
+    from rmat.storage import model_folder, read_config, shipped_models
 
     if args.model in SIZES:
         refuse_unknown(args.settings)
         kinds = field_types(ModelConfig)
         given = {name: coerce(value, kinds[name], name) for name, value in args.settings.items()}
         return ModelConfig.preset(args.model, variant=args.variant or "recommended", **given)
-    if not Path(args.model).exists():
+    try:
+        folder = model_folder(args.model)
+    except FileNotFoundError:
+        if Path(args.model).exists():
+            raise
+        names = [*SIZES, *shipped_models()]
         raise ValueError(
-            f"{args.model!r} is neither a preset ({', '.join(SIZES)}; the nearest is {nearest(args.model, SIZES)!r}) "
-            "nor a folder"
-        )
+            f"{args.model!r} is neither a preset nor a model that comes along ({', '.join(names)}; "
+            f"the nearest is {nearest(args.model, names)!r}) nor a folder"
+        ) from None
     if args.settings or args.variant:
         raise ValueError(
             f"{args.model} is a saved model, whose configuration is fixed: leave out --variant and settings"
         )
-    return read_config(model_folder(args.model))
+    return read_config(folder)

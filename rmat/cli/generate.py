@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rmat.cli.loading import add_model, add_sampling, load_with_tokenizer, sampling
-from rmat.cli.output import print_json
+from rmat.cli.output import print_json, read_prompt
 from rmat.cli.parsing import add_command, add_json
 
 DESCRIPTION = """\
-Write on from a prompt. The prompt is the argument (- for standard input; after -- it may begin with a dash), the
-content of --file, or else standard input; without any of them a new document is begun. It may be of any length.
-Only the new text is printed.
+Write on from a prompt. The prompt is the argument (- for standard input; after -- it may begin with a
+dash), the content of --file, or else standard input; without any of them a new document is begun. It may be
+of any length. Only the new text is printed.
 
-With --state-out the place in the text is kept, and --state-in goes on from it, with or without another prompt, at the
-same cost however much was read before."""
+With --state-out the place in the text is kept, and --state-in goes on from it, with or without another
+prompt, at the same cost however much was read before."""
 
 
 def add(commands: Any) -> None:
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         next_logits=next_logits,
     )
     started = time.perf_counter()
+    read_prompt(writing, len(prompt.encode()))
     for piece in writing:
         if not args.json:
             print(piece, end="", flush=True)
@@ -86,17 +87,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prompt(args: argparse.Namespace) -> str:
+    from rmat.data.files import decode
+
     if args.prompt is not None and args.file is not None:
         raise ValueError("the prompt is given twice, as an argument and by --file: leave one out")
     if args.file is not None and args.file != "-":
-        return _decoded(Path(args.file).read_bytes(), args.file)
+        return decode(Path(args.file).read_bytes(), args.file)
     if "-" in (args.prompt, args.file) or (args.prompt is None and not sys.stdin.isatty()):
-        return _decoded(sys.stdin.buffer.read(), "standard input")
+        return decode(sys.stdin.buffer.read(), "standard input")
     return args.prompt or ""
-
-
-def _decoded(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): convert it first") from None

@@ -1,4 +1,5 @@
-"""What commands that run a model share: the options that name it, a session and the sampling, and loading it."""
+"""What commands that run a model share: the options that name it, a session and the sampling, and loading
+it."""
 
 from __future__ import annotations
 
@@ -92,14 +93,16 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenizer]:
-    """Model and tokenizer in `path`; ValueError if the device is not there or the model was saved without tokenizer."""
+    """Model and tokenizer in `path`; ValueError if the device is not there or the model was saved without
+    tokenizer."""
     from rmat.api import load
     from rmat.machine import pick_device
 
     model, tokenizer = load(path, pick_device(device)[0])
     if tokenizer is None:
         raise ValueError(
-            f"the model in {path} was saved without a tokenizer: save it with model.save(folder, tokenizer=...)"
+            f"the model in {path} was saved without a tokenizer: save it with "
+            "model.save(folder, tokenizer=...)"
         )
     return model, tokenizer
 

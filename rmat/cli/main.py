@@ -67,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left, as in `rmat generate ... | head`; nothing can be said to it any more.
         _discard_output()
         return FAILED
+    except FloatingPointError as error:  # a ValueError too, where a model's numbers are not finite
+        return _tell(args.traceback, error, FAILED)
     except _WRONG_INPUT_ERRORS as error:
         return _tell(args.traceback, error, WRONG_INPUT)
-    except (OSError, FloatingPointError) as error:
+    except OSError as error:
         return _tell(args.traceback, error, FAILED)
     except (RuntimeError, MemoryError) as error:
         if _OUT_OF_MEMORY.search(str(error)) is None and not isinstance(error, MemoryError):
@@ -99,7 +101,8 @@ def entry() -> None:
 
 
 class _ClosedOutput(io.TextIOBase):
-    """Stands in for a standard output or error that is closed, and notes whether something was to be written."""
+    """Stands in for a standard output or error that is closed, and notes whether something was to be
+    written."""
 
     encoding, lost = "utf-8", False
 
@@ -111,8 +114,9 @@ class _ClosedOutput(io.TextIOBase):
 def _prepare_streams() -> None:
     """Make the three standard streams usable, as every command takes for granted.
 
-    A closed input is empty. A closed descriptor is taken by the null device, so that no file which is opened later gets
-    its number and what others print. A character which an encoding lacks is written as an escape such as \\u20ac.
+    A closed input is empty. A closed descriptor is taken by the null device, so that no file which is opened
+    later gets its number and what others print. A character which an encoding lacks is written as an escape
+    such as \\u20ac.
     """
     for descriptor in (0, 1, 2):
         try:

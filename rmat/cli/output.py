@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rmat.generation.stream import Generation
     from rmat.model import LanguageModel
+
+TELL_AFTER = 3.0
+"""Seconds of reading after which the time left is told where no bar shows it; then after twice as many."""
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -56,6 +62,38 @@ def write_files(args: argparse.Namespace, result: dict[str, Any], model: Languag
 
     for path in write_result(Path(args.out), args.measurement, result, model, vars(args)):
         print(f"wrote {path}", file=sys.stderr)
+
+
+@contextmanager
+def reading(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far `total` bytes are read, on standard error: a bar on a terminal, elsewhere the time left,
+    from some seconds on. Gives the function that is told of bytes."""
+    from rmat.data.progress import Progress
+
+    with Progress(True) as shown, shown.task(what, total) as bar:
+        started, done, tell = time.perf_counter(), 0, TELL_AFTER
+
+        def advance(n_bytes: int) -> None:
+            nonlocal done, tell
+            bar(n_bytes)
+            done += n_bytes
+            spent = time.perf_counter() - started
+            if 0 < done < total and spent > tell and not sys.stderr.isatty():
+                tell = 2 * spent
+                shown.say(f"rmat: {what}: about {human_time(spent / done * (total - done))} to go")
+
+        yield advance
+
+
+def read_prompt(writing: Generation, n_bytes: int) -> None:
+    """Read the prompt of `n_bytes`, showing how far it is."""
+    with reading("reading the prompt", n_bytes) as bar:
+        writing.read(lambda n_tokens: bar(n_tokens * n_bytes // writing.prompt_tokens))
+
+
+def human_time(seconds: float) -> str:
+    """A time in the unit that a person would name."""
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 4) -> tuple[str, str]:

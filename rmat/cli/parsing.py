@@ -1,4 +1,5 @@
-"""What all commands share: a parser that answers mistakes in one line, `section.field=value` settings, common options."""
+"""What all commands share: a parser that answers mistakes in one line, `section.field=value` settings, common
+options."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             names = [str(choice) for choice in action.choices]
-            message = f"there is no {value!r}: did you mean {nearest(str(value), names)!r}? It can be {', '.join(names)}"
+            near = nearest(str(value), names)
+            message = f"there is no {value!r}: did you mean {near!r}? It can be {', '.join(names)}"
             raise argparse.ArgumentError(action, message)
 
 
@@ -38,8 +40,8 @@ def add_command(
         commands: what `add_subparsers` gave.
         name: name of the command.
         run: called with the parsed arguments; its result is the exit status.
-        words: what further words mean: any number of `field=value`, which arrive in `args.settings` as nested dicts;
-            one text, which arrives in `args.prompt`; or a mistake.
+        words: what further words mean: any number of `field=value`, which arrive in `args.settings` as nested
+            dicts; one text, which arrives in `args.prompt`; or a mistake.
         texts: `help`, `description` and so on.
     """
     parser: Parser = commands.add_parser(name, **texts)
@@ -56,8 +58,8 @@ def add_json(parser: Parser) -> None:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parsed arguments. Settings and prompts may stand anywhere among the options, which optional positional arguments
-    of argparse may not; what follows `--` is no option."""
+    """Parsed arguments. Settings and prompts may stand anywhere among the options, which optional positional
+    arguments of argparse may not; what follows `--` is no option."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     args, words = parser.parse_known_args(arguments[:end])
     for number, word in enumerate(words, start=1):

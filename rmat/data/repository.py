@@ -22,6 +22,9 @@ _QUOTED_IMPORT = re.compile(
 _FOLDER_ITSELF = frozenset(("__init__", "__main__", "index", "mod"))
 """Stems of the files that an import of their folder means."""
 
+OVER_LIMIT = "over the limit of context"
+"""Why files are left out that `max_bytes` has no room for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContextFile:
@@ -71,7 +74,7 @@ def context_files(
     ordered = [found[name] for name in nearest_last(list(found), place, text)]
     kept = within([file.n_bytes for file in ordered], max_bytes)
     for index in sorted(set(range(len(ordered))).difference(kept)):
-        skipped.add("over the limit of context", ordered[index].name)
+        skipped.add(OVER_LIMIT, ordered[index].name)
     return [ordered[index] for index in kept]
 
 

@@ -143,9 +143,9 @@ class Tokenizer:
         )
         return raw.decode("utf-8", errors="replace")
 
-    def stream(self) -> TokenStream:
-        """For text that is shown while its tokens come one after the other."""
-        return TokenStream(self)
+    def stream(self, *, begins: bool = True) -> TokenStream:
+        """For text that is shown while its tokens come one after the other; `begins` is False inside a text."""
+        return TokenStream(self, begins)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """UTF-8 bytes that `ids` add to a text that goes on, perhaps ending inside a character; special
@@ -280,10 +280,10 @@ class TokenStream:
     """The text of tokens that come one after the other: all pieces joined are `tokenizer.decode` of the
     tokens."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, begins: bool = True) -> None:
         self._tokenizer = tokenizer
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._begins = True
+        self._begins = begins
 
     def push(self, token: int) -> str:
         """The text that is safe to show after `token`, which may be none: characters come when they are

@@ -1,8 +1,10 @@
-"""Text at a cursor: other files, what stands behind and what stands before are read, then what lies between is written."""
+"""Text at a cursor: other files, what stands behind and what stands before are read, then what lies between
+is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,54 +12,37 @@ from rmat.generation.cursor import CursorRow, Mode, cursor_prompt, file_header
 from rmat.generation.reader import piece_length, read_row
 from rmat.generation.row import TextCodec
 from rmat.generation.sampling import SamplingConfig
-from rmat.generation.stream import Generation, check_tokenizer
+from rmat.generation.stream import Generation, check_start, check_tokenizer
 from rmat.model import LanguageModel, StreamState
+from rmat.settings import known_keywords, whole
 
 File = tuple[str, str]
 """Name and text of a file; the name is its path in the repository, with slashes."""
 
 
 class Completion(Generation):
-    """What `complete` returns: a `Generation` that reads its context when the iteration begins.
+    """What `complete` returns: a `Generation` whose context is read with the prompt, and whose line ends are
+    the file's.
 
     `prompt_tokens` counts the tokens of the file alone.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        tokenizer: TextCodec,
-        ids: Sequence[int],
-        row: CursorRow,
-        *,
-        context: Iterable[File],
-        state: StreamState | None,
-    ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            ids,
-            max_new_tokens=0,
-            sampling=SamplingConfig(),
-            stop=(),
-            state=state,
-            next_logits=None,
-        )
-        self._row, self.tokens = row, row.tokens
-        self._pieces = self._begin(model, tokenizer, list(ids), context, state)
+    def __init__(self, *generation: Any, mode: Literal["fim", "plain"], newline: str) -> None:
+        super().__init__(*generation)
+        self.mode = mode
+        """Whether the model was shown the suffix."""
+        self.newline = newline
+        """Line end of the file."""
 
-    def _begin(
-        self,
-        model: LanguageModel,
-        tokenizer: TextCodec,
-        ids: list[int],
-        context: Iterable[File],
-        state: StreamState | None,
-    ) -> Iterator[str]:
-        logits, state = read_context(model, tokenizer, context, state=state)
-        yield from self._run(model, ids, state, logits)
+    def _run(self) -> Iterator[str]:
+        for piece in super()._run():
+            if self.newline != "\n":
+                piece = piece.replace("\r", "").replace("\n", self.newline)
+            if piece:
+                yield piece
 
 
+@known_keywords()
 def complete(
     model: LanguageModel,
     tokenizer: TextCodec,
@@ -87,22 +72,25 @@ def complete(
         tokenizer: the one the model was trained with.
         prefix, suffix: the file before and behind the cursor, of any length.
         file_name: name of the file, as in the context; None for text that has no name in training either.
-        context: other files, in the order in which they are read: the nearest last. It may be a generator: a file is
-            needed only while it is read.
-        state: what `read_context` has read before (batch size 1); it stays valid, so many completions can go on from it.
-        mode: "fim" shows the model the suffix and is for models trained with `data.fim_rate`; "plain" does not; "auto"
-            shows it if it is more than blanks.
-        lines: end after so many lines, blank ones in front not counted; 0 goes on to max_new_tokens; None ends with the
-            statement behind whose words the cursor stands or, on a blank line, with the block
+        context: other files, in the order in which they are read: the nearest last. It may be a generator: a
+            file is needed only while it is read.
+        state: what `read_context` has read before (batch size 1); it stays valid, so many completions can go
+            on from it.
+        mode: "fim" shows the model the suffix and is for models trained with `data.fim_rate`; "plain" does
+            not; "auto" takes "plain", with which every model measured so far writes better lines (`rmat eval
+            completion` measures both).
+        lines: end after so many lines, blank ones in front not counted; 0 goes on to max_new_tokens; None
+            ends with the statement behind whose words the cursor stands or, on a blank line, with the block
             (`rmat.generation.cursor.block_end`).
         max_new_tokens: most tokens to write, the one that covers the prefix's last token among them.
-        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, stop, seed: as in
-            `rmat.generate`.
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, stop, seed:
+            as in `rmat.generate`.
 
-    Raises ValueError, at the call and not during the iteration, for a setting out of range or nothing to go on from.
+    Raises ValueError, at the call and not during the iteration, for a setting out of range or nothing to go
+    on from.
     """
-    if lines is not None and (not isinstance(lines, int) or lines < 0):
-        raise ValueError(f"lines is {lines!r}: give a whole number, 0 (no end) or more, or leave it out")
+    if lines is not None:
+        lines = whole("lines", lines, remedy="give a whole number, 0 (no end) or more, or leave it out")
     sampling = SamplingConfig(
         temperature=temperature,
         top_k=top_k,
@@ -114,6 +102,10 @@ def complete(
         seed=seed,
     )
     check_tokenizer(tokenizer, model.config)
+    newline = "\n"
+    if 2 * (prefix.count("\r\n") + suffix.count("\r\n")) > prefix.count("\n") + suffix.count("\n"):
+        newline = "\r\n"
+        prefix, suffix = prefix.replace(newline, "\n"), suffix.replace(newline, "\n")
     # Without a token to write, what is taken off the prompt would never be read.
     prompt = cursor_prompt(
         tokenizer, prefix, suffix, file_name=file_name, mode=mode, heal=max_new_tokens != 0
@@ -127,7 +119,12 @@ def complete(
         sampling=sampling,
         stop=stop,
     )
-    return Completion(model, tokenizer, prompt.ids, row, context=context, state=state)
+    check_start(model.config, prompt.ids, state, None)
+
+    def start() -> tuple[Tensor | None, StreamState]:
+        return read_context(model, tokenizer, context, state=state)
+
+    return Completion(model, row, prompt.ids, start, mode=prompt.mode, newline=newline)
 
 
 def read_context(
@@ -140,7 +137,8 @@ def read_context(
 ) -> tuple[Tensor | None, StreamState]:
     """Read files one after the other into a state: logits (V,) after the last token, and the state.
 
-    Without a state the document token is read first; with one and without files nothing is, and the logits are None.
+    Without a state the document token is read first; with one and without files nothing is, and the logits
+    are None.
 
     Args:
         model, tokenizer, files, state: as in `complete`.

@@ -1,8 +1,10 @@
-"""The place in a text where a person types: what a model reads before it, how the text goes on inside a word, where it ends.
+"""The place in a text where a person types: what a model reads before it, how the text goes on inside a word,
+where it ends.
 
-A prompt may end inside a token: in `def ma` the model has learned `main` whole, and before a line's first word it has
-learned the newline and all blanks but the last as one token. So the last token is taken off the prompt, and what it spelled is
-written again: only tokens that agree with it may be drawn until it is covered ("token healing").
+A prompt may end inside a token: in `def ma` the model has learned `main` whole, and before a line's first
+word it has learned the newline and all blanks but the last as one token. So the last token is taken off the
+prompt, and what it spelled is written again: only tokens that agree with it may be drawn until it is covered
+("token healing").
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
 
 Mode = Literal["auto", "fim", "plain"]
-"""`fim` shows the model what stands behind the cursor, `plain` does not, `auto` does if it is more than blanks."""
+"""`fim` shows the model what stands behind the cursor, `plain` does not; `auto` takes what measures better
+(`plain`)."""
 
 ENDS = (
     "document",
@@ -50,6 +53,9 @@ class CursorPrompt:
     removed: bytes
     """What was taken off the prefix's end; the completion begins by writing it again."""
 
+    mode: Literal["fim", "plain"]
+    """Whether the suffix is in it."""
+
 
 def file_header(tokenizer: TextCodec, name: str) -> list[int]:
     """What opens a file in training: its token, its name and a newline."""
@@ -72,7 +78,8 @@ def cursor_prompt(
     Args:
         tokenizer: the one the model was trained with.
         prefix, suffix: the file before and behind the cursor, of any length.
-        file_name: put in front, as before the code that the model was trained on; None for text without a name.
+        file_name: put in front, as before the code that the model was trained on; None for text without a
+            name.
         mode: whether the suffix is shown.
         heal: False keeps the last token in the prompt.
 
@@ -84,17 +91,17 @@ def cursor_prompt(
     if heal:
         before, removed = _take_off(tokenizer, before, prefix.encode())
     ids = [] if file_name is None else file_header(tokenizer, file_name)
-    if mode == "fim" or (mode == "auto" and suffix.strip()):
+    if mode == "fim":
         marks = [tokenizer.special_id(f"fim_{part}") for part in ("suffix", "prefix", "middle")]
         ids += [marks[0], *tokenizer.encode(suffix), marks[1], *before, marks[2]]
     else:
         ids += before
-    return CursorPrompt(ids=ids, removed=removed)
+    return CursorPrompt(ids=ids, removed=removed, mode="fim" if mode == "fim" else "plain")
 
 
 def _take_off(tokenizer: TextCodec, ids: list[int], raw: bytes) -> tuple[list[int], bytes]:
-    """`ids` without the last token, or the last ones if they are blanks or begin inside a character, and what they
-    spelled; all of `ids` if no token could reach from there beyond the prefix's end."""
+    """`ids` without the last token, or the last ones if they are blanks or begin inside a character, and what
+    they spelled; all of `ids` if no token could reach from there beyond the prefix's end."""
     spelled = _spellings(tokenizer)
     count, removed = 0, b""
     while count < len(ids) and (
@@ -122,8 +129,8 @@ def _spelled(decode: Callable[[Sequence[int]], bytes], vocab_size: int) -> tuple
 
 
 class CursorRow(Row):
-    """A `Row` that begins by writing again what was taken off the prompt, which it does not show, and that ends with
-    the file, or after `lines` (`CursorMatcher`).
+    """A `Row` that begins by writing again what was taken off the prompt, which it does not show, and that
+    ends with the file, or after `lines` (`CursorMatcher`).
 
     Args:
         line: the cursor's line up to the cursor.
@@ -141,14 +148,20 @@ class CursorRow(Row):
         sampling: SamplingConfig,
         stop: Sequence[str],
     ) -> None:
-        super().__init__(tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-        self._sampler = _CursorSampler(sampling, tokenizer, removed)
-        self._matcher = CursorMatcher(stop, skip=len(removed.decode()), line=line, lines=lines)
+        super().__init__(
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            sampler=_CursorSampler(sampling, tokenizer, removed),
+            matcher=CursorMatcher(stop, skip=len(removed.decode()), line=line, lines=lines),
+            begins=False,
+        )
 
 
 class _CursorSampler(Sampler):
-    """Draws among the tokens that agree with the bytes still to be written again; whatever ends a file is drawn as its
-    end."""
+    """Draws among the tokens that agree with the bytes still to be written again; whatever ends a file is
+    drawn as its end."""
 
     def __init__(self, config: SamplingConfig, tokenizer: TextCodec, removed: bytes) -> None:
         super().__init__(config, tokenizer.vocab_size)
@@ -169,14 +182,15 @@ class _CursorSampler(Sampler):
 
 
 class CursorMatcher(StopMatcher):
-    """Stop strings, and the end of what a completion is asked for: lines, or the statement or block at the cursor.
+    """Stop strings, and the end of what a completion is asked for: lines, or the statement or block at the
+    cursor.
 
     Args:
         stops: strings at which the text ends.
         skip: characters at its beginning that repeat the prefix's end and are not shown.
         line: the cursor's line up to the cursor.
-        lines: end after so many lines, blank ones in front not counted; 0 never; None where the statement or block
-            ends (`block_end`).
+        lines: end after so many lines, blank ones in front not counted; 0 never; None where the statement or
+            block ends (`block_end`).
     """
 
     def __init__(self, stops: Sequence[str], *, skip: int, line: str, lines: int | None) -> None:
@@ -223,9 +237,11 @@ class CursorMatcher(StopMatcher):
 def block_end(line: str, text: str) -> int | None:
     """Where in `text` the statement or block ends that it completes; None if it goes on to the end of `text`.
 
-    Behind words on its `line` a completion is the rest of a statement: that line, all that are indented deeper, and
-    those that close a bracket. On a blank line, or where a statement is complete and another one follows, it is the rest
-    of a block: all lines that are indented as much. Blank lines count for nothing, and those before the end are left out.
+    Behind words on its `line` a completion is the rest of a statement: that line, all that are indented
+        deeper, and
+    those that close a bracket. On a blank line, or where a statement is complete and another one follows, it
+    is the rest of a block: all lines that are indented as much. Blank lines count for nothing, and those
+        before the end are left out.
     """
     start = len(text) - len(text.lstrip())
     if start == len(text):

@@ -179,7 +179,7 @@ def read_row(
     return last_BV[0], state
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(ValueError, FloatingPointError):
     """A model's output is infinite or not a number."""
 
     def __init__(self) -> None:

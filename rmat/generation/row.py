@@ -1,11 +1,11 @@
 """One text as it is written, without the model: draws, ends, whole characters, stop strings.
 
-Whoever runs the model, alone or for many texts at once, asks a `Row` which token to read next and what to show for it.
+Whoever runs the model, alone or for many texts at once, asks a `Row` which token to read next and what to
+show for it.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -32,32 +32,59 @@ class TextCodec(Protocol):
 
     def special_id(self, name: str, /) -> int: ...
 
+    def stream(self, *, begins: bool = True) -> TextStream: ...
+
+
+class TextStream(Protocol):
+    """Text of tokens that come one after the other, in whole characters."""
+
+    def push(self, token: int, /) -> str: ...
+
+    def flush(self) -> str: ...
+
 
 class Row:
-    """The book-keeping of one text. Per token: `draw`, then the model reads the token, then `show`; at the end `rest`.
+    """The book-keeping of one text. Per token: `draw`, then the model reads the token, then `show`; at the
+    end `rest`.
+
+    Args:
+        tokenizer: what is shown is `tokenizer.decode` of the tokens.
+        max_new_tokens, sampling, stop: as in `rmat.generate`.
+        sampler, matcher: take the places of what `sampling` and `stop` make.
+        begins: False where the text goes on inside another one, which the first token of some tokenizers
+            tells.
 
     Raises ValueError for a setting out of range.
     """
 
     tokens: list[int]
-    """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document end is not."""
+    """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document
+    end is not."""
     finish: Literal["length", "stop", "end"] | None
     """Why it is over: max_new_tokens, a stop string, or the model ended the text. None before that."""
 
     def __init__(
-        self, tokenizer: TextCodec, *, max_new_tokens: int, sampling: SamplingConfig, stop: Sequence[str]
+        self,
+        tokenizer: TextCodec,
+        *,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+        stop: Sequence[str],
+        sampler: Sampler | None = None,
+        matcher: StopMatcher | None = None,
+        begins: bool = True,
     ) -> None:
         remedy = "give a whole number, 0 (only read the prompt) or more"
         self._max_new_tokens = whole("max_new_tokens", max_new_tokens, remedy=remedy)
         if sampling.min_tokens > self._max_new_tokens:
             refuse("min_tokens", sampling.min_tokens, f"at most max_new_tokens={max_new_tokens} are written")
         self.tokens, self.finish = [], None
-        self._tokenizer = tokenizer
         self._turn_end, self._document = (tokenizer.special_id(name) for name in END_TOKENS)
         self._min_tokens = sampling.min_tokens
-        self._sampler = Sampler(sampling, tokenizer.vocab_size, (self._turn_end, self._document))
-        self._matcher = StopMatcher(stop)
-        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        ends = (self._turn_end, self._document)
+        self._sampler = sampler or Sampler(sampling, tokenizer.vocab_size, ends)
+        self._matcher = matcher or StopMatcher(stop)
+        self._stream = tokenizer.stream(begins=begins)
 
     def draw(self, logits: Tensor) -> int | None:
         """The token to read next, from the logits (V,) after the last one; None if the text is over. Raises
@@ -80,7 +107,7 @@ class Row:
             self.finish = "end"
             return ""
         self._matcher.active = len(self.tokens) > self._min_tokens
-        piece, stopped = self._matcher.push(self._characters.decode(self._tokenizer.decode_bytes([token])))
+        piece, stopped = self._matcher.push(self._stream.push(token))
         if stopped:
             self.finish = "stop"
         return piece
@@ -89,5 +116,5 @@ class Row:
         """The text that was held back, now that nothing follows."""
         if self.finish == "stop":
             return ""
-        piece, stopped = self._matcher.push(self._characters.decode(b"", final=True))
+        piece, stopped = self._matcher.push(self._stream.flush())
         return piece if stopped else piece + self._matcher.flush()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 class StopMatcher:
     """Passes text on until a stop string appears, wherever the pieces happen to be cut.
 
-    Text that may still become a stop string is held back; the stop string itself and what follows are dropped. Of
-    several stop strings the one that is complete first counts, and of those the one that began first.
+    Text that may still become a stop string is held back; the stop string itself and what follows are
+    dropped. Of several stop strings the one that is complete first counts, and of those the one that began
+    first.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -1,12 +1,13 @@
 """The loop: read a prompt of any length in bounded pieces, then write token by token from the carried state.
 
-The model's state has one size however much was read, so a token costs the same after a thousand and after a million.
+The model's state has one size however much was read, so a token costs the same after a thousand and after a
+million.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from rmat.generation.reader import read_row
 from rmat.generation.row import Row, TextCodec
 from rmat.generation.sampling import SamplingConfig
 from rmat.model import LanguageModel, ModelConfig, StreamState
+from rmat.settings import known_keywords
 
 
 class Generation(Iterator[str]):
@@ -26,53 +28,58 @@ class Generation(Iterator[str]):
     text: str
     """All pieces so far."""
     tokens: list[int]
-    """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document end is not."""
+    """Tokens drawn so far: those of a matched stop string and a closing turn_end are among them, a document
+    end is not."""
     prompt_tokens: int
     """Tokens of the prompt."""
     state: StreamState | None
-    """The state after the prompt and all of `tokens`; None before the end. It can go into `generate` again."""
+    """The state after the prompt and all of `tokens`; None before the end. It can go into `generate`
+    again."""
     next_logits: Tensor | None
-    """(V,) float32 on the CPU: logits of the token after `tokens`; with `state` they let a text go on without a prompt."""
+    """(V,) float32 on the CPU: logits of the token after `tokens`; with `state` they let a text go on without
+    a prompt."""
 
     def __init__(
         self,
         model: LanguageModel,
-        tokenizer: TextCodec,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingConfig,
-        stop: Sequence[str],
-        state: StreamState | None,
-        next_logits: Tensor | None,
+        row: Row,
+        ids: Sequence[int],
+        start: Callable[[], tuple[Tensor | None, StreamState | None]],
     ) -> None:
-        check_tokenizer(tokenizer, model.config)
-        prompt_ids = _prompt_ids(tokenizer, prompt, model.config.vocab_size, fresh=state is None)
-        check_start(model.config, prompt_ids, state, next_logits)
-        self._row = Row(tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-        self.text, self.tokens = "", self._row.tokens
-        self.prompt_tokens = len(prompt_ids)
+        """A text that `row` keeps the books of, behind the prompt `ids`; `start` is called when reading
+        begins, for the logits (V,) and the state that it goes on from."""
+        self._model, self._row, self._ids, self._start = model, row, ids, start
+        self.text, self.tokens, self.prompt_tokens = "", row.tokens, len(ids)
         self.state, self.next_logits = None, None
-        self._pieces = self._run(model, prompt_ids, state, next_logits)
+        self._prompt_read: tuple[Tensor, StreamState | None] | None = None
+        self._pieces = self._run()
 
     @property
     def finish(self) -> Literal["length", "stop", "end"] | None:
         """Why it is over: max_new_tokens, a stop string, or the model ended the text. None before that."""
         return self._row.finish
 
+    def read(self, advance: Callable[[int], None] | None = None) -> None:
+        """Read the prompt now, which otherwise the first `next` does; `advance` is told of the tokens
+        read."""
+        if self._prompt_read is None:
+            logits, state = self._start()
+            if self._ids:
+                logits, state = read_row(self._model, self._ids, state, advance=advance)
+            assert logits is not None
+            self._prompt_read = logits, state
+
     def __next__(self) -> str:
         piece = next(self._pieces)
         self.text += piece
         return piece
 
-    def _run(
-        self, model: LanguageModel, prompt_ids: list[int], state: StreamState | None, logits: Tensor | None
-    ) -> Iterator[str]:
-        if prompt_ids:
-            logits, state = read_row(model, prompt_ids, state)
-        assert logits is not None
+    def _run(self) -> Iterator[str]:
+        self.read()
+        assert self._prompt_read is not None
+        logits, state = self._prompt_read
         while (token := self._row.draw(logits)) is not None:
-            logits, state = read_row(model, [token], state)
+            logits, state = read_row(self._model, [token], state)
             if piece := self._row.show(token):
                 yield piece
         self.state, self.next_logits = state, logits.float().cpu()
@@ -80,6 +87,7 @@ class Generation(Iterator[str]):
             yield piece
 
 
+@known_keywords()
 def generate(
     model: LanguageModel,
     tokenizer: TextCodec,
@@ -105,18 +113,21 @@ def generate(
     Args:
         model: on any device. It reads without dropout, and between pieces it is in the mode it was in.
         tokenizer: the one the model was trained with.
-        prompt: text, or token ids taken as they are. Of any length: it is read in pieces of bounded size. Text without
-            a state is read as a new document.
+        prompt: text, or token ids taken as they are. Of any length: it is read in pieces of bounded size.
+            Text without a state is read as a new document.
         max_new_tokens: most tokens to write; 0 only reads the prompt, for its `.state`.
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-            min_tokens, seed: see `SamplingConfig`. Penalties look at the tokens written by this call, not at the prompt.
-        stop: strings at which the text ends; they are not part of it. The special tokens turn_end and document always
-            end it.
-        state: what was read before (batch size 1), such as the `.state` of an earlier generation; it stays valid.
-        next_logits: (V,) the `.next_logits` that came with `state`; needed only to go on with an empty prompt.
+            min_tokens, seed: see `SamplingConfig`. Penalties look at the tokens written by this call, not at
+                the prompt.
+        stop: strings at which the text ends; they are not part of it. The special tokens turn_end and
+            document always end it.
+        state: what was read before (batch size 1), such as the `.state` of an earlier generation; it stays
+            valid.
+        next_logits: (V,) the `.next_logits` that came with `state`; needed only to go on with an empty
+            prompt.
 
-    Raises ValueError, at the call and not during the iteration, for a setting out of range or an empty prompt with
-    nothing to go on from.
+    Raises ValueError, at the call and not during the iteration, for a setting out of range or an empty prompt
+    with nothing to go on from.
     """
     sampling = SamplingConfig(
         temperature=temperature,
@@ -130,16 +141,11 @@ def generate(
         min_tokens=min_tokens,
         seed=seed,
     )
-    return Generation(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        state=state,
-        next_logits=next_logits,
-    )
+    check_tokenizer(tokenizer, model.config)
+    ids = _prompt_ids(tokenizer, prompt, model.config.vocab_size, fresh=state is None)
+    check_start(model.config, ids, state, next_logits)
+    row = Row(tokenizer, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+    return Generation(model, row, ids, lambda: (next_logits, state))
 
 
 def check_tokenizer(tokenizer: TextCodec | None, config: ModelConfig) -> None:
@@ -158,7 +164,8 @@ def check_tokenizer(tokenizer: TextCodec | None, config: ModelConfig) -> None:
 def check_start(
     config: ModelConfig, ids: Sequence[int], state: StreamState | None, next_logits: Tensor | None
 ) -> None:
-    """Raise ValueError if a text cannot begin with the prompt `ids` after `state`, or with `next_logits` (V,)."""
+    """Raise ValueError if a text cannot begin with the prompt `ids` after `state`, or with `next_logits`
+    (V,)."""
     if state is not None and state.batch_size != 1:
         raise ValueError(
             f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"

@@ -1,4 +1,5 @@
-"""`rmat chat`: in a script, where each line is a turn, and at a terminal, with keys as a person presses them."""
+"""`rmat chat`: in a script, where each line is a turn, and at a terminal, with keys as a person presses
+them."""
 
 import io
 import json
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from rmat.api import load
+from rmat.cli.chat_commands import Chat, loops
 from rmat.sessions.store import SessionBusy, SessionStore
 from tests.cli.conftest import Outcome, Rmat
 
@@ -118,6 +121,91 @@ def test_exchanges_can_be_taken_back(chat: Script, store: SessionStore) -> None:
     assert "there is nothing to forget" in chat("/forget", options=options).err
 
 
+def test_an_answer_can_be_had_again(chat: Script, store: SessionStore) -> None:
+    """The message is answered anew, with other draws, in place of the answer before."""
+    other_draws = ("--max-new-tokens", "40", "--temperature", "2", "--json")
+    outcome = chat("one", "two", "/retry", "/retry", "three", options=("--session", "talk", *other_draws))
+    answers = outcome.out.splitlines()
+    assert turns(store, "talk")[::2] == ["one", "two", "three"] and outcome.json["exchanges"] == 3
+    assert len({*answers[1:4]}) == 3 and turns(store, "talk")[3] == answers[3]
+    once = chat("one", "two", options=("--session", "other", *other_draws))
+    assert once.out.splitlines()[:2] == answers[:2]
+    for lines in (["/retry"], ["one", "/system Be kind.", "/retry"], ["one", "/forget", "/retry"]):
+        assert "there is no answer to retry" in chat(*lines).err
+    assert "at temperature 0 the answer would be the same" in chat("one", "/temperature 0", "/retry").err
+
+
+def test_documents_and_system_turns_come_in_between(
+    chat: Script, store: SessionStore, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("The shop opens at nine.\n")
+    outcome = chat(
+        "one",
+        f"/read {tmp_path}/notes.txt",
+        "/system Be kind.",
+        "two",
+        options=("--session", "talk", "--json"),
+    )
+    assert "read notes.txt: 26 tokens" in outcome.err  # a blank line in front
+    plain = chat("one", "two", options=("--session", "other", "--json")).json
+    read = len("\n\nThe shop opens at nine.\n") + len("Be kind.") + 2
+    assert outcome.json["tokens_read"] == plain["tokens_read"] + read
+    assert ("system", "Be kind.") in store.turns("talk")
+
+
+def test_the_temperature_can_be_changed(chat: Script) -> None:
+    outcome = chat("/temperature", "/temperature 0", "one", "/forget", "one")
+    assert outcome.out.splitlines()[0] == outcome.out.splitlines()[1]
+    assert "temperature 0.8" in outcome.err and "temperature 0\n" in outcome.err
+
+
+class TestLoops:
+    @pytest.mark.parametrize("piece", ["-", "ha ", "I am a sentence of some length.\n", "x" * 119 + "y"])
+    def test_what_is_one(self, piece: str) -> None:
+        times = next(n for n in range(1, 200) if loops("before " + piece * n))
+        assert times * len(piece) >= 100 and times >= 4
+        assert loops("before " + piece * (times + 3)) and not loops(piece * (times + 3) + "!")
+
+    def test_what_is_none(self) -> None:
+        assert not loops("") and not loops("-" * 80)
+        assert not loops("".join(f"{number}. line\n" for number in range(100)))
+
+    def test_an_answer_ends_where_it_repeats_itself(
+        self, chat: Script, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rmat.generation.sampling.Sampler.draw", lambda sampler, logits: ord("a"))
+        long = ("--max-new-tokens", "300", "--session", "talk", "--json")
+        ended = chat("one", "two", options=long)
+        assert ended.out.splitlines()[:2] == ["a" * 100] * 2 and ended.json["exchanges"] == 2
+        assert "the answer repeats itself and ends here (--allow-loops lets it go on)" in ended.err
+        assert turns(store, "talk") == ["one", "a" * 100, "two", "a" * 100]
+        allowed = chat("one", options=("--max-new-tokens", "300", "--allow-loops"))
+        assert allowed.out == "a" * 300 + "\n" and not allowed.err
+
+
+def test_a_dialogue_that_is_not_kept_is_asked_about(endless: Path, store: SessionStore, chat: Script) -> None:
+    chat("one", options=("--session", "kept"))
+    asked: list[str] = []
+
+    def answer(question: str) -> bool:
+        asked.append(question)
+        return len(asked) > 1
+
+    model, tokenizer = load(endless)
+    assert tokenizer is not None
+    settings: dict[str, Any] = {"max_new_tokens": 3, "temperature": 0.8, "seed": 1}
+    with Chat(model, tokenizer, store, settings, at_terminal=True, confirm=answer) as talk:
+        talk.take("/load kept")  # nothing is lost
+        assert talk.summary()["session"] == "kept" and not asked
+    with Chat(model, tokenizer, store, settings, at_terminal=True, confirm=answer) as talk:
+        talk.take("two")
+        talk.take("/load kept")
+        assert talk.summary()["session"] is None and talk.said() == ["two"]
+        talk.take("/load kept")
+        assert talk.summary()["session"] == "kept" and len(asked) == 2
+    assert "the dialogue so far is not kept" in chat("one", "/load kept").err
+
+
 def test_what_the_commands_show(chat: Script) -> None:
     outcome = chat("one " * 20, "/stats", "/help", options=("--session", "talk"))
     rows = [line.split() for line in outcome.out.splitlines()]
@@ -141,6 +229,11 @@ def test_what_the_commands_show(chat: Script) -> None:
         ("/load nothing", "nothing"),
         ("/forget x", "'x' is no number of exchanges"),
         ("/forget 0", "forget 1 or more"),
+        ("/read", "the file is missing: /read FILE"),
+        ("/read no/such.txt", "no/such.txt"),
+        ("/system", "the text is missing: /system TEXT"),
+        ("/temperature warm", "'warm' is no temperature"),
+        ("/temperature -1", "temperature"),
     ],
 )
 def test_wrong_commands(chat: Script, store: SessionStore, line: str, sentence: str) -> None:
@@ -173,6 +266,10 @@ def test_a_session_is_talked_in_by_one(
     assert outcome.status == 2 and "session 'talk' is in use" in outcome.err
 
 
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[@-~]|\r")
+"""What moves the cursor and colours the text."""
+
+
 class Terminal:
     """The command in a process of its own, at a terminal."""
 
@@ -182,7 +279,8 @@ class Terminal:
         if self._process == 0:
             os.chdir(cwd)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # where tests run in the background it is ignored
-            os.environ.update(PYTHONPATH=str(Path(__file__).parents[2]), TERM="dumb", COLUMNS="200")
+            os.environ.update(PYTHONPATH=str(Path(__file__).parents[2]), TERM="xterm", COLUMNS="200")
+            os.environ.update(PROMPT_TOOLKIT_NO_CPR="1", NO_COLOR="1")
             words = [sys.executable, "-m", "rmat", *map(str, arguments)]
             os.execv(words[0], words)
 
@@ -213,25 +311,25 @@ class Terminal:
             data = os.read(self._keys, 4096)
         except OSError:  # the other end is closed
             return False
-        self.screen += data.decode(errors="replace").replace("\r\n", "\n")
+        self.screen = _CONTROL.sub("", self.screen + data.decode(errors="replace"))
         return bool(data)
 
 
 def test_at_a_terminal(endless: Path, store: SessionStore, tmp_path: Path) -> None:
     options: tuple[Any, ...] = ("--session", "talk", "--seed", "1", "--json")
     terminal = Terminal("chat", endless, *options, "--max-new-tokens", "1000000", cwd=tmp_path)
-    terminal.wait_for(r"Ctrl-D leaves\n.*you> ")
-    terminal.press("hello\n")
-    terminal.wait_for(r"hello\nassistant> .")  # the answer has begun
+    terminal.wait_for(r"Ctrl-D leaves\n.*you>")
+    terminal.press("hello\r")
+    terminal.wait_for(r"assistant> .")  # the answer has begun
     terminal.press("\x03")
-    terminal.wait_for(r"the answer ends here\n.*you> ")
+    terminal.wait_for(r"the answer ends here\n.*you>")
     assert turns(store, "talk")[0] == "hello" and turns(store, "talk")[1]
     with pytest.raises(SessionBusy), store.lock("talk", timeout=0.1):
         pass
-    terminal.press("/hlp\n")
-    terminal.wait_for(r"there is no command /hlp: did you mean /help\?.*\n.*you> ")
+    terminal.press("/hlp\r")
+    terminal.wait_for(r"there is no command /hlp: did you mean /help\?.*\n.*you>")
     terminal.press("half a li\x03")
-    terminal.wait_for(r"Ctrl-D or /quit leaves\n.*you> ")
+    terminal.wait_for(r"Ctrl-D or /quit leaves\n.*you>")
     terminal.press("\x04")
     assert terminal.leave() == 0
     result = json.loads(terminal.screen.strip().splitlines()[-1])
@@ -240,14 +338,20 @@ def test_at_a_terminal(endless: Path, store: SessionStore, tmp_path: Path) -> No
     assert len(store.turns("talk")) == 2
 
     again = Terminal("chat", endless, *options, "--max-new-tokens", "3", cwd=tmp_path)
-    shown = again.wait_for(r"Ctrl-D leaves\n.*you> ")
+    shown = again.wait_for(r"Ctrl-D leaves\n.*you>")
     assert "session talk" in shown and "user> hello" in shown and "assistant> " in shown
-    again.press("\x1b[A\n")  # the key "up": what was said before is there to be said again
-    again.wait_for(r"hello\n")
-    again.wait_for(r"you> ")
-    again.press("/quit\n")
+
+    def say(keys: str) -> None:
+        again.press(keys)
+        again.wait_for(r"assistant> ")
+        again.wait_for(r"you>")
+
+    say("\x1b[A\r")  # the key "up": what was said before is there to be said again
+    say("\x1b[200~one\rtwo\n/three\x1b[201~\r")  # as terminals bracket what is pasted
+    say("four\x1b\rfive\\\rsix\r")  # Alt-Enter, and a backslash before Enter
+    again.press("/quit\r")
     assert again.leave() == 0
-    assert turns(store, "talk")[::2] == ["hello", "hello"]
+    assert turns(store, "talk")[::2] == ["hello", "hello", "one\ntwo\n/three", "four\nfive\nsix"]
 
 
 def test_the_example(

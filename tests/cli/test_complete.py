@@ -1,4 +1,5 @@
-"""`rmat complete` and `rmat eval completion` on a model that knows nothing: places, contexts, states, refusals."""
+"""`rmat complete` and `rmat eval completion` on a model that knows nothing: places, contexts, states,
+refusals."""
 
 import io
 import json
@@ -9,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from rmat.api import load
-from rmat.cli.complete import find_cursor
+from rmat.cli.complete import around_cursor, find_cursor
 from rmat.generation.completion import complete
 from tests.cli.conftest import Rmat, in_new_process
 from tests.makers.texts import write_files
 
-SHORT = ("--max-new-tokens", "6", "--lines", "0", "--temperature", "1", "--seed", "5")
+SHORT = ("--max-new-tokens", "6", "--lines", "0", "--temperature", "1", "--seed", "6")
 TEXT = "import near\n\ndef f(x):\n    é = 1\n    return é\n"
 
 
@@ -113,10 +114,58 @@ def test_the_mode_decides_what_is_read(rmat: Rmat, run_folder: Path, repository:
         return int(rmat("complete", run_folder, path, *SHORT, "--json", *options).json["prompt_tokens"])
 
     header, whole = 1 + len("target.py\n"), len(TEXT.encode())
-    assert tokens(":4") == header + whole + 3
-    assert tokens(":4", "--mode", "plain") == header + len(TEXT.encode().partition(b"\n    return")[0])
+    assert tokens(":4", "--mode", "fim") == header + whole + 3
+    assert tokens(":4") == header + len(TEXT.encode().partition(b"\n    return")[0])
     assert tokens("") == header + whole
     assert tokens("", "--mode", "fim") == header + whole + 3
+
+
+def test_the_line_ends_of_the_file_are_kept(rmat: Rmat, endless: Path, tmp_path: Path) -> None:
+    """Byte for byte, also around the completion."""
+    (tmp_path / "dos.py").write_bytes(b"one\r\ntwo\r\n")
+    shown = rmat("complete", endless, f"{tmp_path}/dos.py:1", *SHORT, "--show-file").out
+    text = rmat("complete", endless, f"{tmp_path}/dos.py:1", *SHORT, "--json").json["text"]
+    assert text and shown == f"one{text}\r\ntwo\r\n"
+
+
+LINES = [f"line number {number}\n" for number in range(1000)]
+
+
+class TestLargeFiles:
+    @pytest.mark.parametrize("most", [16, 100, 1000, 10**6])
+    def test_whole_lines_around_the_cursor(self, most: int) -> None:
+        prefix, suffix = "".join(LINES[:500]) + "here", "\n" + "".join(LINES[500:])
+        before, behind = around_cursor(prefix, suffix, most)
+        assert prefix.endswith(before) and len(before) <= most and before.startswith(("line", "here"))
+        assert suffix.startswith(behind) and len(behind) <= max(1, most // 4) and behind.endswith("\n")
+        assert most < 10**6 or (before, behind) == (prefix, suffix)
+        assert around_cursor(prefix, suffix, 0) == (prefix, suffix)
+
+    def test_a_line_without_end_and_broken_characters(self) -> None:
+        assert around_cursor("€" * 100, "€" * 100, 16) == ("€" * 5, "€")
+
+    def test_what_is_left_out_is_told(self, rmat: Rmat, run_folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "big.txt").write_text("".join(LINES * 10))
+        command = ["complete", run_folder, f"{tmp_path}/big.txt:9000", *SHORT, "--json"]
+        bounded = rmat(*command)
+        assert " KiB of 155.2 KiB around the cursor are read; --max-file-bytes 0: all" in bounded.err
+        assert 32_000 < bounded.json["prompt_tokens"] <= 32_768
+        small = rmat(*command, "--max-file-bytes", "100")
+        assert small.json["prompt_tokens"] <= 100
+        whole = rmat(*command, "--max-file-bytes", "0")
+        assert whole.json["prompt_tokens"] > 140_000 and not whole.err
+
+    def test_progress_is_told_where_it_takes_long(
+        self, rmat: Rmat, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rmat.cli.output.TELL_AFTER", 0.0)
+        (tmp_path / "big.txt").write_text("".join(LINES))
+        for command in (
+            ["complete", run_folder, tmp_path / "big.txt"],
+            ["generate", run_folder, "--file", tmp_path / "big.txt"],
+        ):
+            told = rmat(*command, "--max-new-tokens", "1").err
+            assert "rmat: reading the prompt: about 0 seconds to go" in told.splitlines()[0]
 
 
 class TestContext:
@@ -146,7 +195,7 @@ class TestContext:
             "lines": 0,
             "max_new_tokens": 60,
             "temperature": 1,
-            "seed": 5,
+            "seed": 6,
         }
         texts = [
             "".join(complete(model, tokenizer, TEXT, context=context, **options))  # type: ignore[arg-type]
@@ -163,14 +212,63 @@ class TestContext:
         assert told["context_files"] == 1
         assert told["context_tokens"] == 2 + len("pkg/near.py\n" + "near = 2\n" * 40)
 
-    def test_a_state_spares_the_second_reading(self, rmat: Rmat, run_folder: Path, repository: Path) -> None:
-        place, kept = f"{repository}/pkg/target.py:4", repository / "kept.safetensors"
+    def test_a_default_limit(
+        self, rmat: Rmat, run_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rmat.cli.complete.MAX_CONTEXT_BYTES", 400)
+        command = [
+            "complete",
+            run_folder,
+            f"{repository}/pkg/target.py",
+            "--context",
+            repository,
+            *SHORT,
+            "--json",
+        ]
+        bounded, whole = rmat(*command), rmat(*command, "--max-context-bytes", "0")
+        assert bounded.json["context_files"] == 1 and whole.json["context_files"] == 2
+        assert "1 over the limit of context" in bounded.err and "--max-context-bytes 0: all" in bounded.err
+        assert "over the limit" not in whole.err
+
+    def test_a_state_spares_the_second_reading(
+        self, rmat: Rmat, run_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RMAT_CACHE", str(repository.parent / "cache"))
+        place, kept = f"{repository}/pkg/target.py:4", repository.parent / "kept.safetensors"
         arguments = ["complete", run_folder, place, "--context", repository, *SHORT, "--json"]
-        first = rmat(*arguments, "--state-out", kept).json
-        second = rmat(*arguments, "--state-in", kept).json
-        assert second["context_files"] == 0 and first["context_files"] == 2
+        first = rmat(*arguments, "--state-out", kept)
+        cached = rmat(*arguments, "--state-out", kept.with_name("again.safetensors"))
+        assert "(read before)" in cached.err and "(read before)" not in first.err
+        given = rmat(*arguments, "--state-in", kept).json
+        again = rmat(*arguments, "--state-in", kept.with_name("again.safetensors")).json
+        assert (
+            given["context_files"] == 0 and first.json["context_files"] == cached.json["context_files"] == 2
+        )
         for name in ("text", "context_tokens", "prompt_tokens", "new_tokens", "state_bytes"):
-            assert first[name] == second[name], name
+            assert first.json[name] == cached.json[name] == given[name] == again[name], name
+
+    def test_the_cache_knows_content_name_and_model(
+        self, rmat: Rmat, run_folder: Path, endless: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = repository.parent / "cache"
+        monkeypatch.setenv("RMAT_CACHE", str(cache))
+        monkeypatch.setattr("rmat.cli.complete.CACHED_CONTEXTS", 3)
+
+        def is_known(model: Path = run_folder) -> bool:
+            place = f"{repository}/pkg/target.py:4"
+            return "(read before)" in rmat("complete", model, place, "--context", repository, *SHORT).err
+
+        assert not is_known() and is_known()
+        (repository / "far.py").write_text("far = 2\n" * 40)
+        assert not is_known() and is_known()
+        (repository / "far.py").rename(repository / "for.py")
+        assert not is_known() and not is_known(endless) and is_known()
+        assert len(list(cache.rglob("*.safetensors"))) == 3, "the longest unused have left"
+        for file in cache.rglob("*.safetensors"):
+            file.write_bytes(b"damaged")
+        assert not is_known() and is_known()
+        monkeypatch.setenv("RMAT_CACHE", str(repository / "for.py" / "no folder"))
+        assert not is_known() and not is_known()
 
     def test_text_on_standard_input_leaves_its_file_out(
         self, rmat: Rmat, run_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,8 +294,9 @@ class TestContext:
         (["target.py", "--state-out", "s"], "give --context"),
         (["target.py", "--context", ".", "--state-out", "no/s"], "there is no folder"),
         (["target.py", "--max-context-bytes", "3"], "is a limit of --context"),
+        (["target.py", "--max-file-bytes", "-1"], "--max-file-bytes is -1: give bytes, or 0 for all"),
         (["target.py", "--name", "x.py"], "is for standard input"),
-        (["target.py", "--lines", "-1"], "lines is -1"),
+        (["target.py", "--lines", "-1"], "lines=-1 is not possible"),
         (["target.py", "--mode", "middle"], "there is no 'middle'"),
         (["target.py", "--state-in", "near.py"], "near.py"),
         (["."], "directory"),

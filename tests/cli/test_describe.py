@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from rmat.api import load
 from rmat.model import LanguageModel, ModelConfig
 from tests.cli.conftest import Rmat
 
@@ -35,6 +36,11 @@ def test_a_run_and_its_model(rmat: Rmat, run_folder: Path) -> None:
     assert of_run["config"]["d_model"] == 16
 
 
+def test_a_model_that_comes_along(rmat: Rmat) -> None:
+    model, _ = load("starter")
+    assert rmat("describe", "starter", "--json").json["config"] == model.config.to_dict()
+
+
 def test_a_table_for_people(rmat: Rmat) -> None:
     outcome = rmat("describe", "tiny")
     assert outcome.status == 0 and "parameters" in outcome.out and "d_model" in outcome.out
@@ -45,8 +51,10 @@ def test_a_table_for_people(rmat: Rmat) -> None:
     [
         ([], "MODEL_OR_PRESET"),
         (["tinny"], "nearest is 'tiny'"),
+        (["startr"], "nearest is 'starter'"),
+        (["starter", "d_model=3"], "configuration is fixed"),
         (["tiny", "d_modle=3"], "did you mean 'd_model'"),
-        (["tiny", "d_model=x"], "d_model is 'x'"),
+        (["tiny", "d_model=x"], "d_model='x' is not possible"),
         (["tiny", "d_model=3"], "head"),
         (["tiny", "--variant", "papr"], "paper"),
         (["MODEL", "d_model=3"], "configuration is fixed"),

@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rmat.data.tokenizer import load_tokenizer
 from rmat.model import LanguageModel, ModelConfig, StreamState
 from rmat.storage import read_config
 from tests.cli.conftest import Rmat, in_new_process
+from tests.makers.engines import small_model
 
 SHORT = ("--max-new-tokens", "12", "--seed", "5")
 GREEDY = ("--temperature", "0", "--json")
@@ -126,7 +128,7 @@ def test_a_reader_that_leaves_ends_it_quietly(endless: Path) -> None:
         (["MODEL", "x", "--state-in", "no/such/file"], "no/such/file"),
         (["MODEL", "x", "--state-in", "LATIN"], "safetensors"),
         (["MODEL", "x", "--state-out", "no/such/folder/state"], "no/such/folder"),
-        (["MODEL", "--file", "LATIN"], "not UTF-8 text (byte 1)"),
+        (["MODEL", "--file", "LATIN"], "not valid UTF-8 at byte offset 1"),
         (["MODEL", "x", "y"], "one argument too many: 'y'"),
     ],
 )
@@ -168,3 +170,32 @@ def test_a_damaged_model_is_refused(rmat: Rmat, tmp_path: Path) -> None:
     model.save(tmp_path, tokenizer=load_tokenizer("bytes"))
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert "damaged" in rmat("generate", tmp_path, "x").refused()
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_numbers_that_are_not_finite_end_it(rmat: Rmat, tmp_path: Path, temperature: str) -> None:
+    tokenizer = load_tokenizer("bytes")
+    model = small_model("recommended", tokenizer)
+    torch.nn.init.constant_(model.norm.weight, float("nan"))
+    model.save(tmp_path / "bad", tokenizer=tokenizer)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    for command in (
+        ["generate", tmp_path / "bad", "hello"],
+        ["complete", tmp_path / "bad", tmp_path / "a.py"],
+    ):
+        outcome = rmat(*command, "--temperature", temperature)
+        assert outcome.status == 1 and not outcome.out
+        assert (
+            outcome.err.startswith("rmat: the model's output is not finite")
+            and len(outcome.err.splitlines()) == 1
+        )
+
+
+def test_what_is_no_regular_file_is_not_replaced(rmat: Rmat, endless: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    command = ("generate", endless, "x", *SHORT, "--state-out")
+    assert "no regular file" in rmat(*command, tmp_path / "pipe").refused()
+    assert "no regular file" in rmat(*command, "/dev/null").refused()
+    assert rmat(*command, tmp_path / "link").status == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "state").is_file()

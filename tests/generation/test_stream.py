@@ -1,13 +1,18 @@
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation import reader
+from rmat.generation.completion import complete
+from rmat.generation.cursor import CursorRow
 from rmat.generation.reader import NotFiniteError, piece_length, read_row
-from rmat.generation.sampling import Sampler
+from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stream import Generation, generate
 from rmat.model import LanguageModel, ModelConfig
 
@@ -77,6 +82,16 @@ def test_calls_of_the_model_are_bounded(
     monkeypatch.setattr(model, "hidden", recording)
     write(model, tokenizer, "x" * 10_000, max_new_tokens=3)
     assert lengths == [4096, 4096, 10_001 - 2 * 4096, 1, 1, 1]
+
+
+def test_the_prompt_can_be_read_ahead(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    expected = write(model, tokenizer, "x" * 5000, temperature=0)
+    writing = generate(model, tokenizer, "x" * 5000, max_new_tokens=40, temperature=0)
+    told: list[int] = []
+    writing.read(told.append)
+    assert told == [4096, 5001 - 4096] and writing.tokens == []
+    writing.read(told.append)
+    assert "".join(writing) == expected.text and sum(told) == writing.prompt_tokens
 
 
 def test_pieces_shrink_with_the_vocabulary() -> None:
@@ -158,6 +173,78 @@ class TestCharacters:
     def test_broken_bytes_do_not_block_what_follows(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
         with Script(model, b"\xe2ab"):
             assert "".join(generate(model, tokenizer, "x", max_new_tokens=3)) == "\ufffdab"
+
+
+class TestAnyTokenizer:
+    """What is shown while it is written is what the tokenizer decodes."""
+
+    WORDS = ("[UNK]", "hello", "##ing", "play", "world", "##s", ",")
+    PIECES = ("<unk>", "\u2581hello", "\u2581world", "\u2581", *"abcdefghijklmnopqrstuvwxyz")
+
+    def word_pieces(self) -> Tokenizer:
+        backend = tokenizers.Tokenizer(
+            models.WordPiece({word: i for i, word in enumerate(self.WORDS)}, unk_token="[UNK]")
+        )
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+        return Tokenizer(backend)
+
+    def metaspace(self) -> Tokenizer:
+        backend = tokenizers.Tokenizer(
+            models.Unigram([(p, -float(i)) for i, p in enumerate(self.PIECES)], unk_id=0)
+        )
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        return Tokenizer(backend)
+
+    @pytest.mark.parametrize("kind", ["word_pieces", "metaspace"])
+    def test_pieces_joined_are_the_decoded_tokens(self, model: LanguageModel, kind: str) -> None:
+        tokenizer = getattr(self, kind)()
+        size = len(self.WORDS if kind == "word_pieces" else self.PIECES)
+        draw = random.Random(0)
+        for _ in range(20):
+            tokens = [draw.randrange(size) for _ in range(8)]
+            with Script(model, tokens):
+                writing = generate(model, tokenizer, "hello", max_new_tokens=8)
+                pieces = list(writing)
+            assert "".join(pieces) == tokenizer.decode(tokens) == writing.text and all(pieces)
+
+    def test_stop_strings_are_found_across_pieces(self, model: LanguageModel) -> None:
+        tokens = [self.WORDS.index(word) for word in ("play", "##ing", "hello", "world", "##s")]
+        with Script(model, tokens):
+            writing = generate(model, self.word_pieces(), "hello", max_new_tokens=5, stop=["ng hel"])
+            assert "".join(writing) == "playi" and writing.finish == "stop"
+
+    def test_a_completion_goes_on_inside_the_text(self, model: LanguageModel) -> None:
+        """The blank in front of a first word is written where a text goes on, and only there."""
+        tokenizer, hello = self.metaspace(), self.PIECES.index("\u2581hello")
+        with Script(model, [hello]):
+            assert "".join(generate(model, tokenizer, "world", max_new_tokens=1)) == "hello"
+        with Script(model, [hello]):
+            row = CursorRow(
+                tokenizer,
+                removed=b" he",
+                line="world he",
+                lines=0,
+                max_new_tokens=1,
+                sampling=SamplingConfig(),
+                stop=(),
+            )
+            assert row.show(row.draw(torch.zeros(tokenizer.vocab_size)) or 0) == "llo"
+
+
+def test_numbers_of_numpy_are_whole_numbers(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    expected = write(model, tokenizer, max_new_tokens=5, seed=5, top_k=3).text
+    assert (
+        write(model, tokenizer, max_new_tokens=np.int64(5), seed=np.int64(5), top_k=np.int32(3)).text
+        == expected
+    )
+
+
+def test_a_default_device_is_none_of_its_business(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    expected = write(model, tokenizer).text
+    completed = "".join(complete(model, tokenizer, "def ma", "\n", max_new_tokens=9))
+    with torch.device("meta"):
+        assert write(model, tokenizer).text == expected
+        assert "".join(complete(model, tokenizer, "def ma", "\n", max_new_tokens=9)) == completed
 
 
 class TestStops:
@@ -281,6 +368,11 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(ValueError, match=sentence):
             generate(model, tokenizer, prompt)  # type: ignore[arg-type]
+
+    def test_unknown_keywords(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        for write in (generate, complete):
+            with pytest.raises(TypeError, match="takes no 'max_tokens': did you mean 'max_new_tokens'"):
+                write(model, tokenizer, "x", max_tokens=3)  # type: ignore[operator]
 
     def test_no_tokenizer(self, model: LanguageModel) -> None:
         with pytest.raises(ValueError, match="tokenizer is None"):
