@@ -153,7 +153,7 @@ class TestLargeFiles:
         small = rmat(*command, "--max-file-bytes", "100")
         assert small.json["prompt_tokens"] <= 100
         whole = rmat(*command, "--max-file-bytes", "0")
-        assert whole.json["prompt_tokens"] > 140_000 and not whole.err
+        assert whole.json["prompt_tokens"] > 140_000 and "around the cursor" not in whole.err
 
     def test_progress_is_told_where_it_takes_long(
         self, rmat: Rmat, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
