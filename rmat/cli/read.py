@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from rmat.sessions.store import SessionInfo, SessionStore
 
 DESCRIPTION = """\
-Read documents, one after the other, into a session: a document card of one size however long they are. `rmat ask` then
-answers from it without reading again. Text, Markdown, code, HTML and PDF (the last two need the extra 'documents').
+Read documents, one after the other, into a session: a document card of one size however long they are. `rmat
+ask` then answers from it without reading again. Text, Markdown, code, HTML and PDF (the last two need the
+extra 'documents').
 
-What is read is saved at least every ten seconds. After an interruption the same command goes on from there."""
+What is read is saved at least every ten seconds. After an interruption the same command goes on from
+there."""
 
 SAVE_SECONDS = 10.0
 """So often a reading is saved while it goes on."""
@@ -115,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _known(args: argparse.Namespace, store: SessionStore) -> SessionInfo | None:
-    """What is known of the session, None where it is begun. ValueError where the options do not fit what is there."""
+    """What is known of the session, None where it is begun. ValueError where the options do not fit what is
+    there."""
     from rmat.sessions.store import DamagedSession, UnknownSession
 
     try:
@@ -147,8 +150,8 @@ def _goes_on(args: argparse.Namespace, known: SessionInfo | None, documents: Seq
         return True
     if not (args.append or args.replace):
         raise ValueError(
-            f"session {args.session!r} holds {unfinished(known)}: the same documents, unchanged, go on with it; "
-            "--append reads others behind what was read, --replace begins the session anew"
+            f"session {args.session!r} holds {unfinished(known)}: the same documents, unchanged, go on "
+            "with it; --append reads others behind what was read, --replace begins the session anew"
         )
     return False
 

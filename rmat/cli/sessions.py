@@ -39,7 +39,8 @@ def add(commands: Any) -> None:
         added.add_argument(
             "--sessions",
             metavar="DIR",
-            help="folder of the sessions (default: $RMAT_SESSIONS, else rmat/sessions in the user's data folder)",
+            help="folder of the sessions (default: $RMAT_SESSIONS, else rmat/sessions in the user's data "
+            "folder)",
         )
         add_json(added)
         return added
@@ -241,8 +242,8 @@ def _whole(text: str) -> str:
 
 
 def _printable(text: str, *, lines: bool = True) -> str:
-    """The text without characters that command a terminal, such as escape, since it may come from anywhere, and
-    without `lines` without line ends."""
+    """The text without characters that command a terminal, such as escape, since it may come from anywhere,
+    and without `lines` without line ends."""
     return "".join(
         character if character.isprintable() or (lines and character in "\n\t") else "\ufffd"
         for character in _whole(text)

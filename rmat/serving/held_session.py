@@ -28,10 +28,11 @@ NO_RETRY = {"x-should-retry": "false"}
 
 
 class HeldSession:
-    """A session whose lock is held by a thread of its own, so that waiting for it never stops the other requests.
+    """A session whose lock is held by a thread of its own, so that waiting for it never stops the other
+    requests.
 
-    The thread does one thing after the other. `release` can therefore be called at any moment, even while the lock is
-    still waited for or the session is being saved, and needs no waiting itself.
+    The thread does one thing after the other. `release` can therefore be called at any moment, even while the
+    lock is still waited for or the session is being saved, and needs no waiting itself.
     """
 
     session: Session | None
@@ -52,8 +53,8 @@ class HeldSession:
     async def take(
         store: SessionStore, name: str, model: LanguageModel, seconds: float, *, anew: bool = False
     ) -> HeldSession:
-        """Wait for the lock, at most `seconds`, and load the session if there is one, or have the name free for one
-        that is begun `anew`. Raises ApiError."""
+        """Wait for the lock, at most `seconds`, and load the session if there is one, or have the name free
+        for one that is begun `anew`. Raises ApiError."""
         held = HeldSession(store, name, model)
         try:
             await held._do(lambda: held._locks.enter_context(store.lock(name, timeout=seconds)))
@@ -82,8 +83,8 @@ class HeldSession:
 
 
 async def with_store(work: Callable[[], T]) -> T:
-    """The result of `work`, which asks a store for something, from a thread of its own: it may have to wait, and must not
-    take the threads of others. Raises ApiError."""
+    """The result of `work`, which asks a store for something, from a thread of its own: it may have to wait,
+    and must not take the threads of others. Raises ApiError."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="rmat-session")
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, _told, work)

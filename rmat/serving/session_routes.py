@@ -137,8 +137,8 @@ async def delete(name: Name, request: HttpRequest) -> Deleted:
 
 @router.post("/{name}/fork", status_code=201)
 async def fork(name: Name, body: NameBody, request: HttpRequest) -> SessionEntry:
-    """Keep what is in a session under another name too; both then go on apart. Of a session in use, its last save is
-    taken."""
+    """Keep what is in a session under another name too; both then go on apart. Of a session in use, its last
+    save is taken."""
     service = service_of(request)
     store = service.store(request)
     return _entry(service, await _with_locks(request, (body.name,), lambda: store.fork(name, body.name)))
@@ -156,8 +156,8 @@ async def rename(name: Name, body: NameBody, request: HttpRequest) -> SessionEnt
 
 @router.post("/{name}/read")
 async def read(name: Name, body: ReadBody, request: HttpRequest) -> SessionEntry:
-    """Read a text on from where the session is. Its length is bounded by the limits only; the session's size does not
-    change."""
+    """Read a text on from where the session is. Its length is bounded by the limits only; the session's size
+    does not change."""
     service = service_of(request)
     held = await service.hold(request, name)
 

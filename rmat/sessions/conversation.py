@@ -1,4 +1,5 @@
-"""A conversation with a model: documents and turns are read into one session, answers are written out of it."""
+"""A conversation with a model: documents and turns are read into one session, answers are written out of
+it."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ FORGETTABLE = 16
 
 
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
-    """Ids of finished (role, text) turns as in training, without the document token. A role without a token of its own
-    speaks as a user whose text begins with `Role: `."""
+    """Ids of finished (role, text) turns as in training, without the document token. A role without a token
+    of its own speaks as a user whose text begins with `Role: `."""
     ids: list[int] = _content(tokenizer, dialogue_document("", turns)).tolist()
     return ids
 
 
 def open_turn(tokenizer: Tokenizer, role: str = "assistant") -> list[int]:
-    """The token that opens a turn of `role`, for the model to go on from. ValueError for a role without one."""
+    """The token that opens a turn of `role`, for the model to go on from. ValueError for a role without
+    one."""
     if role not in ROLES:
         raise ValueError(f"no token opens a turn of {role!r}: the roles are {', '.join(ROLES)}")
     return [tokenizer.special_id(role)]
@@ -56,7 +58,8 @@ class Conversation:
 
     @property
     def session(self) -> Session:
-        """Where the conversation is: an immutable value on the CPU, replaced by another one after each step."""
+        """Where the conversation is: an immutable value on the CPU, replaced by another one after each
+        step."""
         return self._session
 
     def read(self, text: str, *, progress: Callable[[int], None] | None = None) -> None:
@@ -79,12 +82,12 @@ class Conversation:
 
         Args:
             documents: of text or code.
-            progress: told of every piece read, in UTF-8 bytes, once the session holds it; of what an interrupted
-                reading had read at first, in one.
+            progress: told of every piece read, in UTF-8 bytes, once the session holds it; of what an
+                interrupted reading had read at first, in one.
 
-        Returns: tokens of each. Interrupted, the session holds what was read until then. Where nothing else was read
-        since, a call with the same documents goes on from there, also in another process that took the session up;
-        what it comes to is, bit for bit, what an uninterrupted reading comes to.
+        Returns: tokens of each. Interrupted, the session holds what was read until then. Where nothing else
+        was read since, a call with the same documents goes on from there, also in another process that took the
+        session up; what it comes to is, bit for bit, what an uninterrupted reading comes to.
         """
         progress = progress or (lambda n_bytes: None)
         entries, before = self._begun(documents)
@@ -117,7 +120,8 @@ class Conversation:
         return [entry.tokens for entry in entries]
 
     def read_document(self, document: Document, *, progress: Callable[[int], None] | None = None) -> int:
-        """Read a document as in training, code behind its name; a blank line separates text from what was read before.
+        """Read a document as in training, code behind its name; a blank line separates text from what was
+        read before.
 
         Args:
             document: of text or code, such as `read_file` of `rmat/data/extraction.py` gives.
@@ -142,11 +146,11 @@ class Conversation:
         Args:
             text: the turn that is answered.
             role: who says it.
-            sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop` and `seed` of
-                `rmat.generate`.
+            sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `stop` and
+                `seed` of `rmat.generate`.
 
-        Once the reply is exhausted or cut, the session holds both turns, closed; before that it is as it was. Raises
-        ValueError, at the call, for a setting out of range.
+        Once the reply is exhausted or cut, the session holds both turns, closed; before that it is as it was.
+        Raises ValueError, at the call, for a setting out of range.
         """
         return Reply(self, (role, text), sampling)
 
@@ -169,7 +173,8 @@ class Conversation:
         return forgotten
 
     def _begun(self, documents: Sequence[Document]) -> tuple[list[ReadDocument], tuple[ReadDocument, ...]]:
-        """How far the reading of `documents` is, which may have been interrupted, and the documents before it."""
+        """How far the reading of `documents` is, which may have been interrupted, and the documents before
+        it."""
         entries = [ReadDocument.unread(document) for document in documents]
         n_before = len(self.session.documents) - self.session.reading
         earlier, begun = self.session.documents[:n_before], self.session.documents[n_before:]
@@ -235,7 +240,8 @@ class Reply(Iterator[str]):
 
     @property
     def finish(self) -> str | None:
-        """`length`, `stop` or `end` as in `rmat.generate`; None before the end and for an answer that was cut."""
+        """`length`, `stop` or `end` as in `rmat.generate`; None before the end and for an answer that was
+        cut."""
         return self._writing.finish
 
     def __next__(self) -> str:
@@ -250,8 +256,9 @@ class Reply(Iterator[str]):
             raise
 
     def cut(self) -> None:
-        """End the answer here, also after an exception such as KeyboardInterrupt came out of the iteration: both turns
-        enter the session, the answer with the tokens that were written. Nothing happens to a complete answer."""
+        """End the answer here, also after an exception such as KeyboardInterrupt came out of the iteration:
+        both turns enter the session, the answer with the tokens that were written. Nothing happens to a
+        complete answer."""
         if not self._done:
             # An interrupted step leaves no state behind, so the exchange is read from the state before it.
             ids = self._prompt + self._writing.tokens

@@ -1,9 +1,10 @@
 """One session on disk: a safetensors file that says what it is and whether it is whole.
 
-Its metadata has two entries. `rmat` is JSON in ASCII: format, version, and the fields of `Header`; `sha256` is that
-of the JSON text. This much holds for every version, so that a file of a later one can be told from a damaged one.
-The JSON names the digest of the tensors: those of the state, `next_logits` (V,) float32, `tail` (n,) int32 and
-`turns` (bytes,) uint8, the JSON of the turns. Version 1 had no `model_name`, `documents` and `reading`.
+Its metadata has two entries. `rmat` is JSON in ASCII: format, version, and the fields of `Header`; `sha256`
+is that of the JSON text. This much holds for every version, so that a file of a later one can be told from a
+damaged one. The JSON names the digest of the tensors: those of the state, `next_logits` (V,) float32, `tail`
+(n,) int32 and `turns` (bytes,) uint8, the JSON of the turns. Version 1 had no `model_name`, `documents` and
+`reading`.
 """
 
 from __future__ import annotations
@@ -80,13 +81,15 @@ class Session:
     tokens_read: int
     """Tokens since the session began, read and written."""
     tail: tuple[int, ...] = ()
-    """The newest token ids; a store keeps the last `TAIL_TOKENS`. They show which words a memory slot holds."""
+    """The newest token ids; a store keeps the last `TAIL_TOKENS`. They show which words a memory slot
+    holds."""
     turns: tuple[Turn, ...] = ()
     """(role, text) of a chat, to be shown when it is taken up again; a store keeps the last `KEPT_TURNS`."""
     documents: tuple[ReadDocument, ...] = ()
     """The documents read, oldest first; `session_after` keeps the last `KEPT_DOCUMENTS`."""
     reading: int = 0
-    """So many of the last documents belong to a reading that is not over and can go on; 0 where there is none."""
+    """So many of the last documents belong to a reading that is not over and can go on; 0 where there is
+    none."""
     created: float | None = None
     """Unix time in seconds of the first save; None before it."""
     used: float | None = None
@@ -109,8 +112,8 @@ def session_after(
 ) -> Session:
     """The session once `ids` more are read, and so is `turns`; `before` is None where nothing was read yet.
 
-    `documents` and `reading` are those of the new session. Without `documents`, the ids are no document: they end a
-    reading that was interrupted.
+    `documents` and `reading` are those of the new session. Without `documents`, the ids are no document: they
+    end a reading that was interrupted.
     """
     before = before or Session(state=state, next_logits=next_logits, tokens_read=0)
     if documents is None:
@@ -167,7 +170,8 @@ def pack(session: Session) -> dict[str, Tensor]:
 
 
 def unpack(header: Header, tensors: dict[str, Tensor], config: ModelConfig, used: float) -> Session:
-    """Inverse of `pack` for a model with `config`. Raises `Damage` where the tensors are not those of a session."""
+    """Inverse of `pack` for a model with `config`. Raises `Damage` where the tensors are not those of a
+    session."""
     try:
         turns = unpack_turns(tensors["turns"])
         tail, next_logits = tensors["tail"], tensors["next_logits"]
@@ -205,7 +209,8 @@ def unpack_turns(encoded: Tensor) -> tuple[Turn, ...]:
 
 
 def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
-    """Write a file that only its owner can read, whole on the disk or not at all. Raises as `storage.replacing`."""
+    """Write a file that only its owner can read, whole on the disk or not at all. Raises as
+    `storage.replacing`."""
     text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(header)})
     metadata = {"rmat": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_tensors(path, tensors, metadata, mode=0o600)

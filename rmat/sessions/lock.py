@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
-# A context variable and not a thread's own: a task that hands its saving to a worker thread goes on holding its lock.
+# A context variable and not a thread's own: a task that hands its saving to a worker thread goes on holding
+# its lock.
 _HELD: ContextVar[MappingProxyType[Path, FileLock]] = ContextVar("held", default=MappingProxyType({}))
 """The locks that this flow of control holds, by their files."""
 
@@ -23,7 +24,8 @@ class SessionBusy(ValueError):
 
 @contextlib.contextmanager
 def hold(path: Path, name: str, timeout: float) -> Iterator[None]:
-    """Hold the lock of session `name`, whose file is `path`, at once where this flow of control holds it already.
+    """Hold the lock of session `name`, whose file is `path`, at once where this flow of control holds it
+    already.
 
     The operating system frees the lock of a killed process. Raises `SessionBusy` after `timeout` seconds.
     """
@@ -38,14 +40,15 @@ def hold(path: Path, name: str, timeout: float) -> Iterator[None]:
 @contextlib.contextmanager
 def take(path: Path, name: str, timeout: float) -> Iterator[None]:
     """As `hold`, but a lock that this flow holds already counts as taken."""
-    # Its own object each time, not bound to a thread: whoever leaves the block frees what was taken on entering.
+    # Its own object each time, not bound to a thread: whoever leaves the block frees what was taken on
+    # entering.
     lock = FileLock(path, mode=0o600, thread_local=False)
     try:
         lock.acquire(timeout=timeout)
     except Timeout:
         raise SessionBusy(
-            f"session {name!r} is in use by {_holder(path)}: wait until that is over, or fork its last save with "
-            f"`rmat sessions fork {name} NEW-NAME`"
+            f"session {name!r} is in use by {_holder(path)}: wait until that is over, or fork its last save "
+            f"with `rmat sessions fork {name} NEW-NAME`"
         ) from None
     with contextlib.suppress(OSError):
         path.write_text(_this_process(), encoding="utf-8")
@@ -54,7 +57,8 @@ def take(path: Path, name: str, timeout: float) -> Iterator[None]:
         yield
     finally:
         _HELD.set(MappingProxyType({k: v for k, v in _HELD.get().items() if k != path}))
-        # Removed while held: who waits finds that its file has no name any more, and begins anew with the next one.
+        # Removed while held: who waits finds that its file has no name any more, and begins anew with the
+        # next one.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()

@@ -94,14 +94,15 @@ class SessionInfo(SessionFile):
 class SessionStore:
     """Sessions in one folder, for any number of processes and threads at once.
 
-    Names are 1 to 64 letters, digits, '.', '_' and '-'. Every method raises ValueError for others, `UnknownSession`
-    for a name that is not there, and `OSError` where the folder cannot be read or written. What changes a session
-    waits for whoever holds its lock, and raises `SessionBusy` in the end.
+    Names are 1 to 64 letters, digits, '.', '_' and '-'. Every method raises ValueError for others,
+    `UnknownSession` for a name that is not there, and `OSError` where the folder cannot be read or written.
+    What changes a session waits for whoever holds its lock, and raises `SessionBusy` in the end.
 
     Args:
         folder: made when first needed, for its owner only; None takes `rmat.machine.sessions_folder()`.
-        max_age_days, max_count, max_bytes: after each save, sessions unused for so long, and the longest unused of
-            more or larger ones, are deleted; never the one just saved or one whose lock is held. None: no limit.
+        max_age_days, max_count, max_bytes: after each save, sessions unused for so long, and the longest
+            unused of more or larger ones, are deleted; never the one just saved or one whose lock is held.
+            None: no limit.
         wait: how many seconds to wait for a lock.
     """
 
@@ -130,11 +131,13 @@ class SessionStore:
         self._fingerprints: WeakKeyDictionary[LanguageModel, tuple[object, str]] = WeakKeyDictionary()
 
     def save(self, name: str, session: Session, model: LanguageModel) -> SessionInfo:
-        """Keep `session`, which `model` read, under `name`, in place of what was there; then delete what is too much.
+        """Keep `session`, which `model` read, under `name`, in place of what was there; then delete what is
+        too much.
 
-        When this returns the session is on the disk. Interrupted at any moment, the earlier one is there, whole. A
-        damaged file whose name is begun anew is moved to quarantine. Raises ValueError for a session of another
-        configuration or of several rows, and `SessionExists` if there is a session whose name differs by case only.
+        When this returns the session is on the disk. Interrupted at any moment, the earlier one is there,
+        whole. A damaged file whose name is begun anew is moved to quarantine. Raises ValueError for a session
+        of another configuration or of several rows, and `SessionExists` if there is a session whose name
+        differs by case only.
         """
         config = model.config
         if session.state.fingerprint != config.fingerprint():
@@ -182,9 +185,9 @@ class SessionStore:
             header = session_file.read_header(path)
             if header.model != expected:
                 raise OtherModel(
-                    f"session {name!r} was read by the model {header.model_name or 'of another name'} (fingerprint "
-                    f"{header.model}), this model has {expected}: go on with the model that read it, or begin another "
-                    "session"
+                    f"session {name!r} was read by the model {header.model_name or 'of another name'} "
+                    f"(fingerprint {header.model}), this model has {expected}: go on with the model that read "
+                    "it, or begin another session"
                 )
             used = path.stat().st_mtime
             return session_file.unpack(*session_file.read(path), model.config, used)
@@ -204,7 +207,8 @@ class SessionStore:
         return None
 
     def require_free(self, name: str) -> None:
-        """Raise `SessionExists` unless a session can be begun under `name`: there is none, or a damaged one."""
+        """Raise `SessionExists` unless a session can be begun under `name`: there is none, or a damaged
+        one."""
         self._refuse_taken(name, besides=name)
         with contextlib.suppress(UnknownSession, DamagedSession):
             self._read(name, _checked_header)
@@ -249,7 +253,8 @@ class SessionStore:
 
     @property
     def damaged(self) -> Sequence[str]:
-        """Names of the sessions whose files do not begin as they should; of others it shows when they are loaded."""
+        """Names of the sessions whose files do not begin as they should; of others it shows when they are
+        loaded."""
         found = []
         for name in sorted(self._names()):
             try:
@@ -269,7 +274,8 @@ class SessionStore:
         return self._read(name, lambda path: self._info(name, session_file.read_header(path)))
 
     def turns(self, name: str) -> tuple[Turn, ...]:
-        """(role, text) of the turns kept in the session, which needs no model. Errors as in `load`, for any model."""
+        """(role, text) of the turns kept in the session, which needs no model. Errors as in `load`, for any
+        model."""
         return self._read(name, lambda path: session_file.unpack_turns(session_file.read(path)[1]["turns"]))
 
     def exists(self, name: str) -> bool:
@@ -277,16 +283,16 @@ class SessionStore:
         return check_name(name) in self._names()
 
     def expire(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Apply the limits now, and remove what killed saves left; the names of the deleted sessions. A dry run says
-        which these would be, and deletes nothing."""
+        """Apply the limits now, and remove what killed saves left; the names of the deleted sessions. A dry
+        run says which these would be, and deletes nothing."""
         return self._expire(keep=None, dry_run=dry_run)
 
     def lock(self, name: str, timeout: float | None = None) -> AbstractContextManager[None]:
         """Keep other processes and threads from changing the session: hold it from load to save.
 
-        Within it, methods of this class called by the same flow (or by its `asyncio.to_thread`) do not wait. The
-        session need not exist. The operating system frees the lock of a killed process. Entering raises `SessionBusy`
-        after `timeout` seconds, or the store's `wait`.
+        Within it, methods of this class called by the same flow (or by its `asyncio.to_thread`) do not wait.
+        The session need not exist. The operating system frees the lock of a killed process. Entering raises
+        `SessionBusy` after `timeout` seconds, or the store's `wait`.
         """
         path = self._lock_file(name)
         _make(self._locks)
@@ -334,8 +340,8 @@ class SessionStore:
         return SessionInfo(name=name, used=stat.st_mtime, nbytes=stat.st_size, **said)
 
     def _read(self, name: str, read: Callable[[Path], T]) -> T:
-        """What `read` makes of the session's file. Raises `DamagedSession` where it raises `Damage`, `UnknownSession`
-        where there is no file."""
+        """What `read` makes of the session's file. Raises `DamagedSession` where it raises `Damage`,
+        `UnknownSession` where there is no file."""
         path = self._file(name)
         # By its exact name, also where the file system does not care for case.
         if name not in self._names():
@@ -344,7 +350,8 @@ class SessionStore:
             return read(path)
         except Damage as damage:
             raise DamagedSession(
-                f"session {name!r} is damaged, {damage}: delete it, or begin it anew, which puts its file aside"
+                f"session {name!r} is damaged, {damage}: delete it, or begin it anew, which puts its file "
+                "aside"
             ) from None
         except FileNotFoundError:
             raise self._unknown(name) from None
@@ -360,7 +367,8 @@ class SessionStore:
         return self._info(name, header)
 
     def _remove(self, name: str) -> None:
-        """Delete the file and what a killed save of it left. The caller holds the lock. Raises `UnknownSession`."""
+        """Delete the file and what a killed save of it left. The caller holds the lock. Raises
+        `UnknownSession`."""
         if name not in self._names():
             raise self._unknown(name)
         self._file(name).unlink()
@@ -368,7 +376,8 @@ class SessionStore:
         flush(self.folder)
 
     def _remove_unused(self, seen: SessionFile, dry_run: bool) -> bool:
-        """Delete a session unless it is in use now, or was used after it was `seen`; whether it was deleted."""
+        """Delete a session unless it is in use now, or was used after it was `seen`; whether it was
+        deleted."""
         with contextlib.suppress(SessionBusy, FileNotFoundError, UnknownSession), self._take(seen.name):
             if self._file(seen.name).stat().st_mtime == seen.used:
                 if not dry_run:
@@ -402,9 +411,9 @@ class SessionStore:
             os.utime(self._file(name), (now, now))
 
     def _refuse_taken(self, name: str, besides: str | None = None) -> None:
-        """Raise `SessionExists` if there is a session of this name, or of one that differs by case only, which some
-        file systems take for the same; or where something else than a file has its place. `besides` is a name that
-        may be there."""
+        """Raise `SessionExists` if there is a session of this name, or of one that differs by case only,
+        which some file systems take for the same; or where something else than a file has its place.
+        `besides` is a name that may be there."""
         for other in self._names():
             if other != besides and other.lower() == name.lower():
                 raise SessionExists(
@@ -454,8 +463,8 @@ def check_name(name: str) -> str:
     """`name` if a session can be called so, else ValueError."""
     if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(
-            f"no session can be called {name!r}: give 1 to 64 letters (a to z), digits, '.', '_' or '-', the first "
-            "a letter or digit"
+            f"no session can be called {name!r}: give 1 to 64 letters (a to z), digits, '.', '_' or '-', the "
+            "first a letter or digit"
         )
     if not is_name(name):
         raise ValueError(
