@@ -105,7 +105,7 @@ class Sampler:
         self._end_tokens = list(ends)
         biases = config.logit_bias or {}
         if max(biases, default=0) >= vocab_size:
-            refuse("logit_bias", config.logit_bias, f"token ids must be below {vocab_size}")
+            refuse("logit_bias", max(biases), f"token ids must be below {vocab_size}")
         self._biased = list(biases)
         self._biases = torch.tensor(list(biases.values()), dtype=torch.float32, device="cpu")
         self._generator = torch.Generator(device="cpu")

@@ -15,7 +15,7 @@ import rmat
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
-from rmat.serving import chat, completions, openai_types, session_routes
+from rmat.serving import chat, completions, openai_types, session_routes, tokens
 from rmat.serving.auth import Keys
 from rmat.serving.bodies import Bodies
 from rmat.serving.errors import install_handlers
@@ -23,7 +23,7 @@ from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
 from rmat.serving.openai_types import ERRORS, Health, Model, ModelLimits, ModelList
 from rmat.serving.page import page_routes
-from rmat.serving.service import Service, service_of, unknown_model
+from rmat.serving.service import Service, service_of
 from rmat.sessions.store import SessionStore
 from rmat.storage import weights_fingerprint
 
@@ -67,11 +67,11 @@ def create_app(
     )
     app = FastAPI(title="rmat", version=rmat.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    field_names = openai_types.FIELD_NAMES | session_routes.FIELD_NAMES
+    field_names = openai_types.FIELD_NAMES | session_routes.FIELD_NAMES | tokens.FIELD_NAMES
     app.state.bodies = Bodies(limits, field_names)
     app.state.metrics = metrics = Metrics(engine.stats)
     with_key = [Depends(HTTPBearer(auto_error=False))] if keys else []
-    for part in (completions.router, chat.router, session_routes.router, router):
+    for part in (completions.router, chat.router, tokens.router, session_routes.router, router):
         app.include_router(part, dependencies=with_key)
     app.include_router(open_router)
     app.include_router(page_routes())
@@ -105,8 +105,7 @@ async def models(request: HttpRequest) -> ModelList:
 async def model(model: Annotated[str, Path(max_length=256)], request: HttpRequest) -> Model:
     """The model, if it has this name."""
     service = service_of(request)
-    if model != service.model_name:
-        raise unknown_model(model, service.model_name)
+    service.check_model(model)
     return _model(service)
 
 

@@ -13,7 +13,7 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
-from rmat.serving.openai_types import ChatBody, ChatCompletion, Message, answered
+from rmat.serving.openai_types import ChatBody, ChatCompletion, answered, turns_of
 from rmat.serving.service import Service, service_of
 from rmat.serving.streaming import Form, finish, finite, respond, token_text
 from rmat.sessions.conversation import encode_turns, open_turn
@@ -32,22 +32,26 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     length = _length(body, service)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs is for logprobs: true only", param="top_logprobs")
-    turns = [_turn(message) for message in body.messages]
+    turns, begun = turns_of(body.messages, body.continue_final_message, body.add_generation_prompt)
     return await respond(
         request,
         body,
         _Form(service),
-        lambda begins: [_ids(service.tokenizer, turns, begins)],
+        lambda begins: [chat_ids(service.tokenizer, turns, begun, begins)],
         turns=turns,
+        begun=begun or "",
         max_new_tokens=length,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         close_turn=body.session is not None,
     )
 
 
-def _ids(tokenizer: Tokenizer, turns: Sequence[Turn], begins: bool) -> list[int]:
+def chat_ids(tokenizer: Tokenizer, turns: Sequence[Turn], begun: str | None, begins: bool) -> list[int]:
+    """Ids of finished turns and of the one that opens the answer, which has `begun` with this text; the document token
+    first if a document `begins`."""
     start = [tokenizer.special_id("document")] if begins else []
-    return [*start, *encode_turns(tokenizer, turns), *open_turn(tokenizer)]
+    opened = [*open_turn(tokenizer), *tokenizer.encode(begun or "")]
+    return [*start, *encode_turns(tokenizer, turns), *opened]
 
 
 def _length(body: ChatBody, service: Service) -> int:
@@ -55,14 +59,7 @@ def _length(body: ChatBody, service: Service) -> int:
     if old is not None and new is not None and old != new:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: leave one out", param="max_tokens")
     param = "max_tokens" if new is None else "max_completion_tokens"
-    return service.length(old if new is None else new, DEFAULT_TOKENS, param)
-
-
-def _turn(message: Message) -> Turn:
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return role, f"{message.name}: {text}" if message.name and role == "user" else text
+    return service.length(body, old if new is None else new, DEFAULT_TOKENS, param)
 
 
 class _Form(Form):

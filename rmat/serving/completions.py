@@ -30,7 +30,7 @@ async def completions(body: CompletionBody, request: HttpRequest) -> Response:
     tokenizer = service.tokenizer
     prompts = _prompts(body)
     service.check(body, len(prompts))
-    length = service.length(body.max_tokens, DEFAULT_TOKENS, "max_tokens")
+    length = service.length(body, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs is not supported: leave one out", param="echo")
     echoed = await in_thread(lambda: [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts])

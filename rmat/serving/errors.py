@@ -20,6 +20,7 @@ _TYPES = {401: "authentication_error", 409: "conflict_error", 429: "rate_limit_e
 _HINTS = {
     "prompt": "give text, a list of texts, a list of token ids, or a list of such lists",
     "stop": "give a text, or a list of at most 16 texts of 1 to 1000 characters",
+    "logit_bias": 'give token ids with numbers from -100 to 100, such as {"12": -100}',
     "content": 'give text, or a list of parts {"type": "text", "text": "..."}',
 }
 """Fields that may be of several kinds, for which pydantic would tell what is wrong with each kind."""
@@ -49,24 +50,15 @@ _WORDS = {
 }
 """What to do, by pydantic's names of mistakes; the only pattern is that of a session's name."""
 
+_PLAIN = "this server writes plain text, without JSON mode, tools or functions"
 _UNSUPPORTED = {
-    "audio",
-    "best_of",
-    "frequency_penalty",
-    "function_call",
-    "functions",
-    "logit_bias",
-    "modalities",
-    "presence_penalty",
-    "reasoning_effort",
-    "response_format",
-    "tool_calls",
-    "tool_choice",
-    "tools",
-    "verbosity",
-    "web_search_options",
+    **dict.fromkeys(("audio", "modalities", "reasoning_effort", "verbosity", "web_search_options"), ""),
+    "best_of": "",
+    **dict.fromkeys(
+        ("function_call", "functions", "response_format", "tool_calls", "tool_choice", "tools"), _PLAIN
+    ),
 }
-"""Fields of OpenAI's that would change the answer and that no model here can follow; neutral values are
+"""Fields of OpenAI's that would change the answer and that no model here can follow, and why; neutral values are
 accepted."""
 
 
@@ -168,7 +160,8 @@ def explain(error: Mapping[str, Any], field_names: frozenset[str]) -> ApiError:
     elif not param:
         message = "the body is no JSON object"
     elif (fields and fields[0] in _UNSUPPORTED) or path[-1] in _UNSUPPORTED:
-        message = f"{param} is not supported by this server: leave it out"
+        why = _UNSUPPORTED.get(fields[0]) or _UNSUPPORTED.get(path[-1]) or "the model here cannot follow it"
+        message = f"{param} is not supported: {why}; leave it out"
     elif error["type"] == "extra_forbidden":
         message = f"there is no field '{param}' here"
     elif fields and fields[-1] in _HINTS:

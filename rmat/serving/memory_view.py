@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
-
 from pydantic import BaseModel
 
 from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rmat.model import ModelConfig
+from rmat.serving.tokens import spelled
 from rmat.sessions.file import Session
 
 TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
@@ -107,10 +105,9 @@ class _Words:
         if not 0 <= index < len(self._tail):
             return None, None
         begin = max(0, index - TOKENS_BEFORE)
-        before, text = (self._join(self._tail[begin:end]) for end in (index, index + TOKENS_BEHIND + 1))
+        before, text = (
+            spelled(self._tokenizer, self._tail[begin:end], dict.fromkeys(self._special, "\n"))
+            for end in (index, index + TOKENS_BEHIND + 1)
+        )
         cut = len(text) - len(text.lstrip("\ufffd"))  # characters that the cut went through
         return text.strip("\ufffd"), max(0, len(before) - cut)
-
-    def _join(self, ids: Sequence[int]) -> str:
-        runs = groupby(ids, key=self._special.__contains__)
-        return "".join("\n" if special else self._tokenizer.decode(list(run)) for special, run in runs)

@@ -5,11 +5,14 @@ A field of a request that is not named here is refused, so that no wish is silen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rmat.data.documents import Turn
 from rmat.generation.sampling import SamplingConfig
+from rmat.serving.errors import ApiError
 from rmat.sessions.store import NAME_PATTERN
 
 MAX_TOKEN_IDS = 2**20
@@ -19,20 +22,27 @@ MAX_MESSAGES = 2**14
 """Most messages of a conversation, and parts of a message."""
 
 SessionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
 Prompts = Annotated[list[str | TokenIds], Field(min_length=1, max_length=16, fail_fast=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
-NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Body(BaseModel):
-    """What all bodies have: types are not converted, unknown fields are refused."""
+    """What all bodies have: types are not converted, unknown fields are refused, and null is as good as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict) and None in value.values():
+            return {name: entry for name, entry in value.items() if entry is not None}
+        return value
 
 
 class StreamOptions(Body):
@@ -59,12 +69,17 @@ class WritingBody(Body):
     )
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(None, description="0 and -1: all tokens")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[TokenKey, Bias] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -76,18 +91,18 @@ class WritingBody(Body):
     store: bool | None = None
     user: str | None = None
 
-    # Accepted only where they ask for nothing.
-    frequency_penalty: Zero | None = None
-    logit_bias: NoEntries | None = None
-    presence_penalty: Zero | None = None
-
     def sampling(self, index: int) -> SamplingConfig:
         """How the tokens of choice `index` are drawn; the seeds of the choices follow on each other."""
         return SamplingConfig(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=self.top_k if self.top_k and self.top_k > 0 else None,
+            min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            min_tokens=self.min_tokens or 0,
             seed=None if self.seed is None else (self.seed + index) % 2**63,
         )
 
@@ -119,8 +134,15 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    refusal: None = None
+    annotations: Nothing | None = None
     tool_calls: Nothing | None = None
+
+    def turn(self) -> Turn:
+        """(role, text)."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        return role, f"{self.name}: {text}" if self.name and role == "user" else text
 
 
 class ChatBody(WritingBody):
@@ -130,17 +152,33 @@ class ChatBody(WritingBody):
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    audio: None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     function_call: Literal["none"] | None = None
     functions: Nothing | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: None = None
     response_format: TextFormat | None = None
-    tool_choice: Literal["none"] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     tools: Nothing | None = None
-    verbosity: None = None
-    web_search_options: None = None
+
+
+def turns_of(
+    messages: Sequence[Message], continue_final: bool | None, opens_turn: bool | None
+) -> tuple[list[Turn], str | None]:
+    """(role, text) of finished turns, and the text with which the answer begins, if the last message is the assistant's
+    and to be continued. Raises ApiError."""
+    turns = [message.turn() for message in messages]
+    last = turns[-1][0] == "assistant"
+    if continue_final and opens_turn:
+        message = "continue_final_message and add_generation_prompt exclude each other: set one to false"
+        raise ApiError(400, message, param="add_generation_prompt")
+    if (continue_final or opens_turn is False) and not last:
+        param = "continue_final_message" if continue_final else "add_generation_prompt"
+        raise ApiError(400, f"{param}: the last message is not the assistant's: leave it out", param=param)
+    if not last or opens_turn or continue_final is False:
+        return turns, None
+    return turns[:-1], turns[-1][1]
 
 
 class ErrorDetail(BaseModel):

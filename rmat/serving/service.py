@@ -84,8 +84,7 @@ class Service:
 
     def check(self, body: WritingBody, n_prompts: int) -> None:
         """Refuse a body that asks for another model or too much. Raises ApiError."""
-        if body.model is not None and body.model != self.model_name:
-            raise unknown_model(body.model, self.model_name)
+        self.check_model(body.model)
         n = body.n or 1
         if n * n_prompts > self.limits.max_choices:
             raise ApiError(
@@ -96,14 +95,24 @@ class Service:
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options is for stream: true only", param="stream_options")
 
-    def length(self, asked: int | None, default: int, param: str) -> int:
-        """Tokens to write. Raises ApiError."""
-        most = self.limits.max_new_tokens
+    def check_model(self, name: str | None) -> None:
+        """Refuse another model. Raises ApiError."""
+        if name is not None and name != self.model_name:
+            message = f"there is no model {name!r} here: the model is {self.model_name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def length(self, body: WritingBody, asked: int | None, default: int, param: str) -> int:
+        """Tokens to write: `asked` for by the field `param`, or `default`. Raises ApiError."""
+        most, least = self.limits.max_new_tokens, body.min_tokens or 0
         if asked is not None and asked > most:
             raise ApiError(
                 400, f"{param} is {asked}: this server writes at most {most} in one answer", param=param
             )
-        return min(default, most) if asked is None else asked
+        length = min(default, most) if asked is None else asked
+        if least > length:
+            message = f"min_tokens is {least}, but {param} is {length}: at most so many are written"
+            raise ApiError(400, message, param="min_tokens")
+        return length
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -124,10 +133,3 @@ def service_of(request: HttpRequest) -> Service:
 def stopping() -> ApiError:
     """What is told while the server stops."""
     return ApiError(503, "the server is stopping: try again later", retry_after=5)
-
-
-def unknown_model(name: str, known: str) -> ApiError:
-    """What is told of a model that is not there."""
-    return ApiError(
-        404, f"there is no model {name!r} here: the model is {known!r}", param="model", code="model_not_found"
-    )

@@ -25,7 +25,7 @@ from rmat.generation.sampling import SamplingConfig
 from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
 from rmat.serving.openai_types import WritingBody
-from rmat.serving.service import Service, service_of
+from rmat.serving.service import Service, service_of, stopping
 from rmat.sessions.file import session_after
 
 GRACE_SECONDS = 10.0
@@ -70,6 +70,7 @@ async def begin(
     samplings: Sequence[SamplingConfig] = (SamplingConfig(),),
     *,
     turns: Sequence[Turn] | None = None,
+    begun: str = "",
     max_new_tokens: int = 0,
     **settings: Any,
 ) -> Answers:
@@ -81,6 +82,7 @@ async def begin(
         encode: called in a thread.
         samplings: of the answers to each prompt.
         turns: those that are read, if it is a chat.
+        begun: text at the prompt's end with which the answer's turn begins.
         max_new_tokens, settings: of the engine's requests.
 
     Raises ApiError.
@@ -112,7 +114,7 @@ async def begin(
             held.release()
         raise
     turn_end = service.tokenizer.special_id("turn_end")
-    return Answers(streams, len(samplings), held, prompts[0], turns, turn_end)
+    return Answers(streams, len(samplings), held, prompts[0], turns, begun, turn_end)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Answers:
     """The first prompt."""
     turns: Sequence[Turn] | None
     """(role, text) of the turns in `ids`; None if it is no chat."""
+    begun: str
+    """Text of `ids` with which the answer's turn begins."""
     turn_end: int
     """The token."""
 
@@ -160,7 +164,7 @@ class Answers:
 
     async def _save(self, held: HeldSession, stream: Stream, text: str) -> None:
         """Keep the session after `stream`, which wrote `text`, and let others have it."""
-        turns = () if self.turns is None else (*self.turns, ("assistant", text))
+        turns = () if self.turns is None else (*self.turns, ("assistant", self.begun + text))
         assert stream.state is not None and stream.next_logits is not None
         ids = [*self.ids, *stream.tokens, *([self.turn_end] if stream.closed else [])]
         before, state, logits = held.session, stream.state, stream.next_logits
@@ -272,12 +276,17 @@ def _require_answer(stream: Stream) -> None:
     """Raise ApiError where a stream ended without an answer."""
     if isinstance(stream.error, NotFiniteError):
         message = "the model's numbers are not finite: its weights or this session's state are damaged"
-        raise ApiError(500, message, code="not_finite")
+        raise ApiError(500, message, code="not_finite", headers={"x-should-retry": "false"})
     if stream.finish == "error":
         raise stream.error or RuntimeError("the engine failed")
+    if stream.state is None and stream.finish == "timeout":
+        message = (
+            f"the prompt of {stream.prompt_tokens} tokens was not read in the time that a request may take: send less, "
+            "or read it in parts into a session"
+        )
+        raise ApiError(413, message, code="too_long")
     if stream.state is None:
-        told = {"timeout": "the request took longer than it may", "stopped": "the server is stopping"}
-        raise ApiError(503, f"{told.get(stream.finish or '', 'the request was given up')}: try again later")
+        raise stopping()
 
 
 class Form:

@@ -125,17 +125,59 @@ def test_a_streamed_answer_is_kept_too(client: TestClient) -> None:
     assert history == [USER, {"role": "assistant", "content": text(chat(client, USER))}]
 
 
+def test_a_last_message_of_the_assistant_is_continued(client: TestClient) -> None:
+    begun = {"role": "assistant", "content": "I am"}
+    ids = [
+        tokenizer().special_id("document"),
+        *encode_turns(tokenizer(), [("user", "how are you?")]),
+        *open_turn(tokenizer()),
+        *b"I am",
+    ]
+    went_on = "".join(generate(model(), tokenizer(), ids, max_new_tokens=12, seed=5, temperature=1.0))
+    assert text(chat(client, USER, begun)) == went_on
+    assert (
+        text(chat(client, USER, begun, continue_final_message=True, add_generation_prompt=False)) == went_on
+    )
+    new_turn = expected(("user", "how are you?"), ("assistant", "I am"))
+    assert text(chat(client, USER, begun, continue_final_message=False)) == new_turn
+    assert text(chat(client, USER, begun, add_generation_prompt=True)) == new_turn
+    listed = client.post("/tokenize", json={"messages": [USER, begun]}).json()
+    assert listed["tokens"] == ids
+    assert text(chat(client, begun, seed=1)), "also where nothing stands before it"
+
+
+def test_a_session_keeps_the_whole_turn_that_was_continued(client: TestClient, folder: Path) -> None:
+    answer = chat(client, USER, {"role": "assistant", "content": "I am"}, session="continued")
+    kept = SessionStore(folder / "public").load("continued", model())
+    assert kept.turns == (("user", USER["content"]), ("assistant", "I am" + text(answer)))
+    spelled = [*encode_turns(tokenizer(), kept.turns)]
+    assert list(kept.tail) == [tokenizer().special_id("document"), *spelled]
+
+
+def test_null_is_as_good_as_left_out(client: TestClient) -> None:
+    nulls = dict.fromkeys(("audio", "tools", "response_format", "not_a_field", "top_k", "session", "stop"))
+    empty = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls", "name"))
+    assert text(chat(client, {**USER, **empty}, **nulls)) == text(chat(client, USER))
+    assert text(chat(client, USER, tool_choice="auto", tools=[])) == text(chat(client, USER))
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": None}, "messages"),
+        ({"messages": None}, "messages is missing"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content is missing"),
+        ({"continue_final_message": True}, "the last message is not the assistant's"),
+        ({"add_generation_prompt": False}, "the last message is not the assistant's"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "exclude each other"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool_calls is not supp"),
         ({"tools": [{"type": "function"}]}, "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "without JSON mode, tools or functions; leave it out"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "without JSON mode"),
+        ({"tool_choice": "required"}, "without JSON mode, tools or functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort is not supported"),
         ({"top_logprobs": 2}, "logprobs: true"),

@@ -1,11 +1,14 @@
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from rmat.generation.stream import generate
 from rmat.serving.completions import prompt_ids
+from rmat.serving.limits import Limits
 from tests.makers.servers import NAME, events, message, model, running_client, tokenizer
 
 PROMPT = "once upon a time"
@@ -48,11 +51,71 @@ def test_the_text_is_that_of_generate(client: TestClient) -> None:
         {"temperature": 0},
         {"temperature": 0.5, "top_p": 0.7},
         {"top_k": 3, "repetition_penalty": 1.5},
+        {"min_p": 0.2, "presence_penalty": 1.5, "frequency_penalty": -0.5},
         {"seed": 2**63 - 1},
     ],
 )
 def test_settings_mean_what_they_mean_in_generate(client: TestClient, settings: dict[str, Any]) -> None:
     assert complete(client, **settings)["choices"][0]["text"] == alone(**settings)
+
+
+def test_biases_are_by_token_id(client: TestClient) -> None:
+    bias = {str(token): 100 for token in b"z"}
+    assert complete(client, temperature=0, logit_bias=bias)["choices"][0]["text"] == "z" * 12
+    forbidden = {str(token): -100 for token in set(alone().encode())}
+    assert not set(complete(client, logit_bias=forbidden)["choices"][0]["text"]) & set(alone())
+
+
+def test_a_least_length_comes_before_ends(client: TestClient) -> None:
+    ends = {str(tokenizer().special_id(name)): 100 for name in ("document", "turn_end")}
+    answer = complete(client, logit_bias=ends)
+    assert answer["choices"][0]["finish_detail"] == "end" and answer["usage"]["completion_tokens"] <= 1
+    stop = alone()[1]
+    answer = complete(client, logit_bias=ends, min_tokens=5, stop=stop)
+    assert len(answer["choices"][0]["text"]) == 5 and answer["choices"][0]["finish_detail"] == "end"
+
+
+@pytest.mark.parametrize("top_k", [0, -1, None])
+def test_no_top_k_in_the_words_of_other_servers(client: TestClient, top_k: int | None) -> None:
+    assert complete(client, top_k=top_k)["choices"][0]["text"] == alone()
+
+
+def test_tokenize_as_vllm_and_as_llama_cpp(client: TestClient) -> None:
+    def tokenize(**body: Any) -> dict[str, Any]:
+        answer = client.post("/tokenize", json=body)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    document, text = tokenizer().special_id("document"), list("hé".encode())
+    vllm = tokenize(model=NAME, prompt="hé", return_token_strs=True)
+    assert vllm["tokens"] == [document, *text] and vllm["count"] == 4 and vllm["max_model_len"] > 1000
+    assert vllm["token_strs"] == ["<|document|>", "h", "bytes:\\xc3", "bytes:\\xa9"]
+    assert tokenize(prompt="hé", add_special_tokens=False)["tokens"] == text
+    assert tokenize(content="hé")["tokens"] == text
+    assert tokenize(content="", add_special=True)["tokens"] == [document]
+    pieces = tokenize(content="hé", with_pieces=True)["tokens"]
+    assert pieces == [{"id": 104, "piece": "h"}, {"id": 195, "piece": [195]}, {"id": 169, "piece": [169]}]
+    back = client.post("/detokenize", json={"tokens": vllm["tokens"]}).json()
+    assert back == {"prompt": "<|document|>hé", "content": "<|document|>hé"}
+    usage = complete(client, prompt="hé")["usage"]
+    assert usage["prompt_tokens"] == vllm["count"], "a completion reads the same"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("tokenize", {}, "give one of prompt, content and messages"),
+        ("tokenize", {"prompt": "a", "content": "a"}, "give one of"),
+        ("tokenize", {"prompt": "a", "model": "gpt"}, "there is no model 'gpt'"),
+        ("tokenize", {"content": "a", "parse_special": True}, "parse_special is true: give False"),
+        ("detokenize", {}, "tokens is missing"),
+        ("detokenize", {"tokens": [999]}, "token id 999 is outside the vocabulary"),
+    ],
+)
+def test_what_cannot_be_tokenized(client: TestClient, path: str, body: dict[str, Any], said: str) -> None:
+    answer = client.post(f"/{path}", json=body)
+    assert answer.status_code == (404 if "model" in body else 400)
+    assert said in message(answer.json())
 
 
 def test_a_text_is_16_tokens_long_if_nothing_is_said(client: TestClient) -> None:
@@ -175,8 +238,13 @@ def test_a_prompt_that_begins_alike_is_not_read_again(client: TestClient) -> Non
         ({"prompt": {"a": 1}}, "prompt: give text"),
         ({"prompt": [["a"]]}, "prompt"),
         ({"best_of": 4}, "best_of is not supported"),
-        ({"logit_bias": {"5": 3}}, "logit_bias is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"logit_bias": {"five": 3}}, "logit_bias: give token ids with numbers"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "300": 1}}, "logit_bias=300 is not possible: token ids must be below 265"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5: give a number of at most 2"),
+        ({"min_p": -1}, "min_p is -1"),
+        ({"min_tokens": 3}, "min_tokens is 3, but max_tokens is 2"),
+        ({"top_k": -2}, "top_k is -2: give a number of -1 or more"),
         ({"temprature": 1}, "no field 'temprature'"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
@@ -197,3 +265,32 @@ def test_a_wrong_field_is_named(client: TestClient, body: dict[str, Any], said: 
 def test_what_does_not_change_the_answer_is_accepted(client: TestClient) -> None:
     harmless = {"user": "me", "metadata": {"a": "b"}, "logit_bias": {}, "presence_penalty": 0, "best_of": 1}
     assert complete(client, **harmless)["choices"][0]["text"] == alone()
+
+
+@pytest.mark.parametrize("body", [{"temperature": 0}, {"max_tokens": 0}, {"stream": True}])
+def test_numbers_that_are_not_finite_are_told(tmp_path: Path, body: dict[str, Any]) -> None:
+    with running_client(tmp_path, seed=9) as client:
+        norm = client.app.state.service.model.norm.weight  # type: ignore[attr-defined]
+        whole = norm.detach().clone()
+        try:
+            with torch.no_grad():
+                norm.fill_(float("nan"))
+            answer = client.post("/v1/completions", json={"prompt": PROMPT, "session": "a", **body})
+            assert "numbers are not finite" in answer.text
+            assert body.get("stream") or (answer.status_code, answer.headers["x-should-retry"]) == (
+                500,
+                "false",
+            )
+            assert client.get("/v1/sessions").json()["data"] == [], "nothing broken is kept"
+        finally:
+            with torch.no_grad():
+                norm.copy_(whole)
+
+
+def test_a_prompt_that_takes_too_long_is_the_clients(tmp_path: Path) -> None:
+    limits = Limits(max_seconds=0.05)
+    with running_client(tmp_path, limits=limits) as client:
+        answer = client.post("/v1/completions", json={"prompt": "x" * 200_000})
+    assert answer.status_code == 413 and "retry-after" not in answer.headers
+    said = message(answer.json())
+    assert "the prompt of 200001 tokens was not read in the time" in said and "again" not in said

@@ -83,6 +83,29 @@ def test_chat_whole_and_streamed(client: OpenAI) -> None:
     assert chunks[-2].choices[0].finish_reason == choice.finish_reason == "length"
 
 
+def test_an_answer_can_be_sent_back_as_the_client_dumps_it(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=NAME, messages=[USER], max_tokens=5, seed=1)  # type: ignore[list-item]
+    messages = [USER, answer.choices[0].message.model_dump(), USER]
+    again = client.chat.completions.create(model=NAME, messages=messages, max_tokens=5)  # type: ignore[arg-type]
+    assert again.usage is not None and answer.usage is not None
+    assert again.usage.prompt_tokens > answer.usage.prompt_tokens + 5
+    assert client.chat.completions.create(model=NAME, messages=messages[:2], max_tokens=5).usage  # type: ignore[arg-type]
+
+
+def test_penalties_and_biases(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model=NAME,
+        prompt="once",
+        max_tokens=20,
+        temperature=0,
+        logit_bias={"97": 100, "98": 99},
+        frequency_penalty=2,
+        presence_penalty=2,
+        extra_body={"min_p": 0.1, "top_k": -1, "min_tokens": 20},
+    )
+    assert set(answer.choices[0].text) == {"a", "b"}, "one after the other becomes less likely"
+
+
 def test_a_session_is_an_extra_field(client: OpenAI) -> None:
     sizes = []
     for _ in range(3):
