@@ -4,6 +4,7 @@ then its text is written token by token, in one call of the model with all other
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,9 @@ from rmat.generation.stream import check_start
 from rmat.model import LanguageModel, StreamState
 
 _log = logging.getLogger(__name__)
+
+SCORED = 64
+"""So many tokens of a prompt are scored at a time: each takes a number for every token of the vocabulary."""
 
 
 class Job:
@@ -72,11 +76,13 @@ class Job:
         self._turn_end = tokenizer.special_id("turn_end")
         self._vocab_size = tokenizer.vocab_size
         self._n_logprobs = request.logprobs
+        self._scores_prompt = request.prompt_logprobs and request.logprobs is not None
         self._unsent: list[int] = []
         self._unsent_logprobs: list[TokenLogprob] = []
         inner = list(cuts(len(ids), model.config.segment_len, slice_tokens))
         # What a session goes on with is no beginning that other prompts could share.
-        self._keys = prefix_keys(request.owner, ids, inner) if request.state is None else []
+        shares = request.state is None and not self._scores_prompt
+        self._keys = prefix_keys(request.owner, ids, inner) if shares else []
         self._ends = [*inner, len(ids)] if len(ids) else []
         self._calls = 0
         self._read = 0
@@ -121,6 +127,8 @@ class Job:
         """
         end = self._ends[self._calls]
         hidden, self.state = model.hidden(self._tokens_1T[:, self._read : end], self.state)
+        if self._scores_prompt:
+            self._score(model, hidden[0])
         index, self._read, self._calls = self._calls, end, self._calls + 1
         if index < len(self._keys):
             stride = cache.stride(len(self._keys), self.state.nbytes)
@@ -128,6 +136,20 @@ class Job:
                 cache.put(self._keys[index], self.state)
         if self.is_read:
             self.logits = model.logits(hidden[0, -1]).float().cpu()
+
+    def _score(self, model: LanguageModel, hidden: Tensor) -> None:
+        """Report how likely the next tokens of the prompt were, after which the model is at `hidden` (tokens, d_model)."""
+        assert self._n_logprobs is not None
+        tokens = self._tokens_1T[0, self._read : self._read + len(hidden)].tolist()
+        for start in range(0, len(tokens), SCORED):
+            logits = model.logits(hidden[start : start + SCORED]).float().cpu()
+            for token, after in zip(tokens[start : start + SCORED], logits, strict=True):
+                if self.logits is None:
+                    told = TokenLogprob(token=token, logprob=math.nan, top=())
+                else:
+                    told = self._likelihood(token, self.logits, self._n_logprobs)
+                self.stream.prompt_logprobs.append(told)
+                self.logits = after
 
     def advance(self, logits: Tensor) -> bool:
         """Choose and show the next token, from its `logits` (V,) float32 on the CPU; set `feed`.

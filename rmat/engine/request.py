@@ -47,6 +47,9 @@ class Request:
     logprobs: int | None = None
     """Report log-probabilities of each token and of this many likeliest ones (0 for none); None: do not."""
 
+    prompt_logprobs: bool = False
+    """Whether, with `logprobs`, the prompt's tokens are reported too; it is then read without the cache."""
+
     state: StreamState | None = None
     """What was read before (one row, any device); None begins afresh. It stays valid."""
 
@@ -70,7 +73,7 @@ class TokenLogprob:
 
     token: int
     logprob: float
-    """Natural logarithm of its probability."""
+    """Natural logarithm of its probability; not a number for a prompt's first token with nothing before it."""
     top: tuple[tuple[int, float], ...]
     """The likeliest tokens at its place and their log-probabilities, likeliest first."""
 
@@ -98,6 +101,8 @@ class Stream(Iterator[Piece]):
     """Tokens of the prompt."""
     cached_tokens: int
     """So many of them were not read again, because another prompt began with them."""
+    prompt_logprobs: list[TokenLogprob]
+    """One for each of the prompt's tokens, if the request asked for them; complete before the first piece."""
     tokens: list[int]
     """Tokens drawn so far, as in `rmat.generate`: a closing turn_end is among them, a document end is not."""
     finish: Finish | None
@@ -122,6 +127,7 @@ class Stream(Iterator[Piece]):
     ) -> None:
         self.listener = listener
         self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
+        self.prompt_logprobs = []
         self.tokens, self.finish, self.closed = tokens, None, False
         self.state, self.next_logits, self.error = None, None, None
         self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()

@@ -70,7 +70,7 @@ class _Form(Form):
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._delta(index, {"role": "assistant", "content": ""}, None)
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
         return self._delta(index, {"content": piece.text}, piece.logprobs)
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,13 @@ from rmat.serving.openai_types import Completion, CompletionBody, answered
 from rmat.serving.service import Service, in_thread, service_of
 from rmat.serving.streaming import Form, finish, finite, respond, token_text
 
+Prompt = str | list[int]
+
 DEFAULT_TOKENS = 16
 """Length of an answer if nothing is said, as at OpenAI."""
+
+MAX_LISTED = 2**17
+"""Most log-probabilities of prompts in one answer."""
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
@@ -31,16 +37,31 @@ async def completions(body: CompletionBody, request: HttpRequest) -> Response:
     prompts = _prompts(body)
     service.check(body, len(prompts))
     length = service.length(body, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo with logprobs is not supported: leave one out", param="echo")
+    scores = bool(body.echo) and body.logprobs is not None
+    if scores and body.suffix is not None:
+        raise ApiError(400, "echo with logprobs takes no suffix: leave one out", param="suffix")
     echoed = await in_thread(lambda: [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts])
+
+    def encode(begins: bool) -> list[list[int]]:
+        ids = [prompt_ids(tokenizer, prompt, body.suffix, begins) for prompt in prompts]
+        listed = sum(map(len, ids)) * (body.n or 1) * (1 + (body.logprobs or 0))
+        if scores and listed > MAX_LISTED:
+            message = (
+                f"echo with logprobs would list {listed} numbers, at most {MAX_LISTED}: send shorter prompts"
+            )
+            raise ApiError(400, message, param="logprobs")
+        return ids
+
     return await respond(
         request,
         body,
-        _Form(service, [text for text in echoed for _ in range(body.n or 1)]),
-        lambda begins: [prompt_ids(tokenizer, prompt, body.suffix, begins) for prompt in prompts],
+        _Form(
+            service, [pair for pair in zip(prompts, echoed, strict=True) for _ in range(body.n or 1)], scores
+        ),
+        encode,
         max_new_tokens=length,
         logprobs=body.logprobs,
+        prompt_logprobs=scores,
     )
 
 
@@ -62,7 +83,7 @@ def prompt_ids(
     return ids
 
 
-def _prompts(body: CompletionBody) -> list[str | list[int]]:
+def _prompts(body: CompletionBody) -> list[Prompt]:
     prompt = body.prompt
     if prompt is None:
         return [""]
@@ -73,7 +94,7 @@ def _prompts(body: CompletionBody) -> list[str | list[int]]:
     return [part for part in prompt if not isinstance(part, int)]
 
 
-def _text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
+def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
@@ -81,23 +102,46 @@ class _Form(Form):
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, service: Service, echoed: Sequence[str]) -> None:
+    def __init__(self, service: Service, echoed: Sequence[tuple[Prompt, str]], scores: bool) -> None:
         super().__init__(service)
         self._echoed = echoed
+        self._scores = scores
+        self._shown = [False for _ in echoed]
         self._offsets = [_Offsets(self.tokenizer) for _ in echoed]
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        echoed = self._echoed[index]
-        return self._choice(index, echoed, None) if echoed else None
+        echoed = self._echoed[index][1]
+        # The prompt's log-probabilities are known when it is read; then it comes with the first piece.
+        return self._choice(index, echoed, None) if echoed and not self._scores else None
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
-        return self._choice(index, piece.text, piece.logprobs)
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
+        echoed, listed = self._scored(index, stream)
+        logprobs = None if piece.logprobs is None else [*listed, *piece.logprobs]
+        return self._choice(index, echoed + piece.text, logprobs)
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:
-        return self._choice(index, "", None, **finish(stream))
+        echoed, listed = self._scored(index, stream)
+        return self._choice(index, echoed, listed or None, **finish(stream))
 
     def whole(self, index: int, stream: Stream, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
-        return self._choice(index, self._echoed[index] + text, logprobs or None, **finish(stream))
+        _, listed = self._scored(index, stream)
+        text = self._echoed[index][1] + text
+        return self._choice(index, text, [*listed, *logprobs] or None, **finish(stream))
+
+    def _scored(self, index: int, stream: Stream) -> tuple[str, list[TokenLogprob]]:
+        """The prompt and its tokens, at the first call, if it is shown with its log-probabilities."""
+        if not self._scores or self._shown[index]:
+            return "", []
+        self._shown[index] = True
+        prompt, echoed = self._echoed[index]
+        # Text has no special tokens: what it begins with is the document token that was put before it.
+        added = (
+            isinstance(prompt, str) and stream.prompt_logprobs[:1] and self._begins(stream.prompt_logprobs[0])
+        )
+        return echoed, stream.prompt_logprobs[1:] if added else stream.prompt_logprobs
+
+    def _begins(self, first: TokenLogprob) -> bool:
+        return first.token == self.tokenizer.special_id("document")
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, **more: Any
@@ -122,9 +166,13 @@ class _Offsets:
         text = self._tokenizer
         return {
             "tokens": [token_text(text, entry.token) for entry in logprobs],
-            "token_logprobs": [finite(entry.logprob) for entry in logprobs],
+            "token_logprobs": [
+                None if math.isnan(entry.logprob) else finite(entry.logprob) for entry in logprobs
+            ],
             "top_logprobs": [
-                {token_text(text, token): finite(logprob) for token, logprob in entry.top}
+                None
+                if math.isnan(entry.logprob)
+                else {token_text(text, token): finite(logprob) for token, logprob in entry.top}
                 for entry in logprobs
             ],
             "text_offset": offsets,

@@ -251,11 +251,11 @@ class Choice(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """The tokens of a text."""
+    """The tokens of a text; null for a first token before which nothing stands."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

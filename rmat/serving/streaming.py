@@ -56,11 +56,15 @@ async def respond(
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return _EventStream(answers, form, request, with_usage)
     texts, logprobs = await answers.collect(request)
-    choices = [
-        form.whole(index, stream, texts[index], logprobs[index])
-        for index, stream in enumerate(answers.streams)
-    ]
-    return JSONResponse({**form.envelope(choices, chunk=False), "usage": answers.usage()})
+
+    def whole() -> Response:
+        choices = [
+            form.whole(index, stream, texts[index], logprobs[index])
+            for index, stream in enumerate(answers.streams)
+        ]
+        return JSONResponse({**form.envelope(choices, chunk=False), "usage": answers.usage()})
+
+    return await asyncio.to_thread(whole)  # log-probabilities of long prompts take a while
 
 
 async def begin(
@@ -257,7 +261,7 @@ async def _events(answers: Answers, form: Form, request_id: str, with_usage: boo
             if piece is None:
                 yield chunk(form.ending(index, answers.streams[index]))
             elif piece.text or piece.logprobs:
-                yield chunk(form.part(index, piece))
+                yield chunk(form.part(index, answers.streams[index], piece))
         if with_usage:
             yield chunk(usage=answers.usage())
         yield "data: [DONE]\n\n"
@@ -315,7 +319,7 @@ class Form:
         """The choice in the first chunk, if there is one before the text."""
         raise NotImplementedError
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
         """The choice in a chunk."""
         raise NotImplementedError
 

@@ -216,6 +216,75 @@ def test_log_probabilities_are_those_of_the_tokens(client: TestClient) -> None:
     assert complete(client)["choices"][0]["logprobs"] is None
 
 
+def prompt_logprobs(ids: list[int]) -> list[float]:
+    """Of all but the first token, by the model alone."""
+    with torch.no_grad():
+        logits, _ = model()(torch.tensor([ids]))
+    every = logits[0, :-1].log_softmax(-1)
+    return [float(row[token]) for row, token in zip(every, ids[1:], strict=True)]
+
+
+def test_echo_lists_the_log_probabilities_of_the_prompt(client: TestClient) -> None:
+    long = "Tell me: " + PROMPT * 50  # read in several calls
+    document = tokenizer().special_id("document")
+    for _ in range(2):  # the second time, the prompt would be found in the cache
+        choice = complete(client, prompt=long, echo=True, logprobs=2, temperature=0)["choices"][0]
+        listed = choice["logprobs"]
+        assert "".join(listed["tokens"]) == choice["text"] and choice["text"].startswith(long)
+        assert listed["text_offset"] == list(range(len(choice["text"])))
+        found = listed["token_logprobs"][: len(long)]
+        assert found == pytest.approx(prompt_logprobs([document, *long.encode()]), abs=1e-4)
+        assert all(len(top) in (2, 3) for top in listed["top_logprobs"])
+    plain = complete(client, prompt=long, logprobs=2, temperature=0)["choices"][0]
+    assert choice["text"] == long + plain["text"]
+    assert listed["token_logprobs"][len(long) :] == pytest.approx(
+        plain["logprobs"]["token_logprobs"], abs=1e-4
+    )
+
+
+def test_the_first_of_given_ids_has_no_log_probability(client: TestClient) -> None:
+    """As lm-eval asks: ids in, all of them back, and the text they make scored."""
+    ids = [tokenizer().special_id("document"), *PROMPT.encode()]
+    choice = complete(client, prompt=[ids, ids[1:]], echo=True, logprobs=0, max_tokens=0)["choices"]
+    for given, listed in zip(
+        (ids, ids[1:]), (one["logprobs"]["token_logprobs"] for one in choice), strict=True
+    ):
+        assert listed[0] is None
+        assert listed[1:] == pytest.approx(prompt_logprobs(given), abs=1e-4)
+    assert choice[0]["logprobs"]["top_logprobs"][0] is None and choice[1]["text"] == PROMPT
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_echo_with_log_probabilities_streamed(client: TestClient, max_tokens: int) -> None:
+    body = {
+        "prompt": [PROMPT, "twice"],
+        "max_tokens": max_tokens,
+        "seed": 5,
+        "echo": True,
+        "logprobs": 1,
+        "n": 2,
+    }
+    whole = client.post("/v1/completions", json=body).json()["choices"]
+    parts = [
+        part["choices"][0]
+        for part in events(client.post("/v1/completions", json={**body, "stream": True}).text)
+    ]
+    for choice in whole:
+        own = [part for part in parts if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        for name in ("tokens", "token_logprobs", "text_offset"):
+            told = [entry for part in own if part["logprobs"] for entry in part["logprobs"][name]]
+            assert told == choice["logprobs"][name]
+
+
+def test_in_a_session_the_first_token_follows_on_what_was_read(client: TestClient) -> None:
+    complete(client, session="scored", max_tokens=0)
+    answer = complete(client, session="scored", prompt=" there", max_tokens=0, echo=True, logprobs=0)
+    ids = [tokenizer().special_id("document"), *PROMPT.encode(), *b" there"]
+    found = answer["choices"][0]["logprobs"]["token_logprobs"]
+    assert found == pytest.approx(prompt_logprobs(ids)[-6:], abs=1e-4)
+
+
 def test_a_prompt_that_begins_alike_is_not_read_again(client: TestClient) -> None:
     long = PROMPT * 40
     first, second = (complete(client, prompt=long) for _ in range(2))
@@ -232,7 +301,8 @@ def test_a_prompt_that_begins_alike_is_not_read_again(client: TestClient) -> Non
         ({"max_tokens": 5000}, "max_tokens is 5000: this server writes at most 4096"),
         ({"n": 5, "prompt": ["a"] * 4}, "at most 16"),
         ({"n": 2, "session": "a"}, "one answer"),
-        ({"echo": True, "logprobs": 1}, "leave one out"),
+        ({"echo": True, "logprobs": 1, "suffix": "x"}, "leave one out"),
+        ({"echo": True, "logprobs": 20, "prompt": "x" * 7000}, "would list 147021 numbers, at most 131072"),
         ({"prompt": [0, 300]}, "below 265"),
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": {"a": 1}}, "prompt: give text"),
