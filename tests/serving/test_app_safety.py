@@ -66,8 +66,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         (b'{"stream": 1}', "stream is 1: give true or false"),
         (b'{"session": "a b"}', 'session is "a b": give 1 to 64 letters'),
         (
-            b'{"stream_options": {"include_usage": null}}',
-            "stream_options.include_usage is null: give true or false",
+            b'{"stream_options": {"include_usage": 1}}',
+            "stream_options.include_usage is 1: give true or false",
         ),
     ],
 )
