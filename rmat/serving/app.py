@@ -134,5 +134,5 @@ def _model(service: Service) -> Model:
     limits = ModelLimits(
         max_tokens=service.limits.max_new_tokens, max_prompt_tokens=service.limits.max_prompt_tokens
     )
-    state_bytes = service.model.initial_state(1, device="meta").nbytes
+    state_bytes = service.model.initial_state(1).nbytes
     return Model(id=service.model_name, created=service.started, state_bytes=state_bytes, limits=limits)

@@ -228,6 +228,25 @@ def test_a_long_document_is_read_in_parts(opened: Windows) -> None:
     tab.sound(REFUSED, "Failed to load resource: the server responded with a status of 507")
 
 
+def test_a_damaged_session_is_shown_and_can_be_deleted(opened: Windows, tmp_path: Path) -> None:
+    with running_app(tmp_path) as app, running_server(app) as address:
+        tab, name = opened(at=address), fresh("damaged")
+        tab.create(name)
+        tab.read(TEXT)
+        assert "Read the pasted text" in tab.text(".event")
+        tab.page.reload()
+        tab.page.wait_for_selector(".blank p:text-matches('It has read the pasted text')")
+        (file,) = tmp_path.rglob(f"{name}*.safetensors")
+        file.write_bytes(file.read_bytes()[:-9])
+        tab.page.goto("about:blank")
+        tab.page.goto(address)
+        tab.page.click(f"#sessions button:has-text('{name}'):has-text('damaged')")
+        tab.confirm("removing")
+        tab.page.wait_for_selector("#sessions:has-text('None yet.')")
+        assert not list(tmp_path.rglob(f"{name}*.safetensors"))
+        tab.sound(REFUSED)
+
+
 def test_by_keyboard_alone(opened: Windows) -> None:
     tab, name = opened(), fresh("keys")
     tab.set(max_tokens="40")
