@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from rmat.storage import write_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that colour-blind readers tell apart (Okabe and Ito, 2008), without the yellow, which is faint on
@@ -162,62 +161,3 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     starts = [total / count for total, count in blocks for _ in range(int(count))]
     places = dict(zip(order, (start + rank * gap for rank, start in enumerate(starts)), strict=True))
     return [places[index] for index in range(len(wanted))]
-
-
-_CORNERS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-_SIDES = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
-
-
-def label_points(
-    figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[tuple[int, str, str]]
-) -> None:
-    """Write (number of the point, text, colour) beside points, each where it covers least.
-
-    Call it when everything else is drawn. `points` are all points, labelled or not.
-    """
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-
-    def around(x: float, y: float, size: float) -> Bbox:
-        return Bbox.from_extents(x - size, y - size, x + size, y + size)
-
-    taken = [around(x, y, 5) for x, y in axes.transData.transform(list(points))]
-    for line in axes.get_lines():
-        if line.get_linestyle() != "None":
-            for start, end in pairwise(line.get_transform().transform(line.get_xydata())):
-                between = (start + (end - start) * part / 50 for part in range(51))
-                taken += [around(x, y, 1) for x, y in between]
-    legend = axes.get_legend()
-    if legend is not None:
-        taken.append(legend.get_window_extent())
-    frame = axes.get_window_extent()
-    for number, name, color in labels:
-        tried: list[tuple[int, int, Annotation, Bbox]] = []
-        for distance in (7, 20, 34):
-            for right, up in _CORNERS:
-                text = axes.annotate(
-                    name,
-                    points[number],
-                    (distance * right, distance * up),
-                    textcoords="offset points",
-                    ha=_SIDES[right][0],
-                    va=_SIDES[up][1],
-                    color=color,
-                    fontsize=10,
-                    arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6}
-                    if distance > 7
-                    else None,
-                )
-                # moves the text to its place; with the arrow, which may cross what it likes
-                text.get_window_extent()
-                box = Text.get_window_extent(text)
-                covered = sum(box.overlaps(other) for i, other in enumerate(taken) if i != number)
-                outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0)
-                tried.append((covered + outside, len(tried), text, box))
-        best = min(tried, key=lambda item: item[:2])
-        for _, _, text, _ in tried:
-            if text is not best[2]:
-                text.remove()
-        taken.append(best[3])

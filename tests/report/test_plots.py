@@ -14,8 +14,6 @@ from rmat.report import figures
 from rmat.report.plots import (
     plot_accuracy,
     plot_by_position,
-    plot_curves,
-    plot_state_tradeoff,
     write_table,
 )
 
@@ -35,38 +33,6 @@ CELLS = {
     ]
     for name, share in (("start", 0.9), ("end", 1.0))
 }
-POINTS = [
-    {"name": "ours", "state_bytes": 65536, "accuracy": 0.98, "low": 0.97, "high": 0.99},
-    {"name": "ours", "state_bytes": 32768, "accuracy": 0.9},
-    {"name": "DeltaNet", "state_bytes": 131072, "accuracy": 0.99, "reference": True},
-    {"name": "GLA", "state_bytes": 65536, "accuracy": 0.95, "reference": True},
-]
-RUN = [
-    {
-        "kind": "train",
-        "step": 1,
-        "tokens": 1_000_000,
-        "loss": 5.0,
-        "bits_per_byte": 7.0,
-        "openness": [0.2, 0.3],
-    },
-    {"kind": "train", "step": 40, "tokens": 40_000_000, "loss": None, "bits_per_byte": None, "openness": []},
-    {
-        "kind": "train",
-        "step": 50,
-        "tokens": 50_000_000,
-        "loss": 1.0,
-        "bits_per_byte": 2.0,
-        "openness": [0.1, 0.3],
-    },
-    {"kind": "eval", "step": 50, "bits_per_byte": 2.1, "bits_per_byte_memory_zeroed": 2.2},
-    {"kind": "skipped", "step": 51, "reason": "loss", "so_far": 1},
-]
-TASK_RUN = [
-    {"kind": "train", "step": 1, "tokens": 1_000_000, "loss": 5.0, "bits_per_byte": None, "openness": []},
-    {"kind": "eval", "step": 1, "nats": 4.0, "accuracy": 0.1, "rows_right": 0.0},
-]
-
 Draw = Callable[[Path], list[Path]]
 PLOTS: dict[str, tuple[Draw, list[str]]] = {
     "position": (
@@ -76,18 +42,6 @@ PLOTS: dict[str, tuple[Draw, list[str]]] = {
     "accuracy": (
         lambda path: plot_accuracy(CELLS, path, title="Pass key"),
         ["Pass key", "start", "end", "length (tokens)", "accuracy", "16K", "1M"],
-    ),
-    "tradeoff": (
-        lambda path: plot_state_tradeoff(POINTS, path),
-        ["ours", "DeltaNet", "GLA", "published", "state of one sequence", "64 KiB", "accuracy"],
-    ),
-    "curves": (
-        lambda path: plot_curves(RUN, path),
-        ["training", "memory on", "memory zeroed", "bits per byte", "layer 2", "tokens (millions)"],
-    ),
-    "task": (
-        lambda path: plot_curves(TASK_RUN, path),
-        ["training", "held out", "nats per scored token", "share right", "whole rows"],
     ),
 }
 
@@ -146,8 +100,6 @@ def test_a_suffix_picks_one_file(tmp_path: Path) -> None:
     [
         lambda path: plot_by_position({"on": []}, path),
         lambda path: plot_accuracy({}, path),
-        lambda path: plot_state_tradeoff([], path),
-        lambda path: plot_curves([{"kind": "skipped", "step": 1}], path),
     ],
 )
 def test_nothing_to_plot(tmp_path: Path, draw: Draw) -> None:
@@ -202,34 +154,6 @@ def test_lines_can_be_told_apart() -> None:
     found = [tuple(look.items()) for look in figures.looks(28)]
     assert len(set(found)) == 28
     assert len({look["color"] for look in figures.looks(7)}) == 7
-
-
-def overlapping(names: list[str], points: list[tuple[float, float]]) -> list[tuple[str, str]]:
-    """Pairs of labels that cover each other."""
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([0.5, 0.5, *(x for x, _ in points)], [0, 1, *(y for _, y in points)], "o")
-    figures.label_points(figure, axes, points, [(i, name, "black") for i, name in enumerate(names)])
-    figure.draw_without_rendering()
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in axes.texts]
-    assert [name for name, _ in boxes] == names
-    return [(a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[:i] if box.overlaps(other)]
-
-
-def test_labels_of_close_points_do_not_cover_each_other() -> None:
-    names = [f"a system called {n}" for n in range(6)]
-    assert not overlapping(names, [(0.4 + 0.01 * n, 0.5 + 0.01 * (n % 2)) for n in range(6)])
-
-
-def test_the_first_fall_does_not_flatten_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A loss of 700 at the start leaves no trace on the axis; one that comes back later does."""
-    start = [{**RUN[0], "bits_per_byte": 700.0}, *RUN[1:]]
-    assert "700" not in texts(plot_curves(start, tmp_path / "a.svg")[0])
-    back = [*RUN, {**RUN[2], "tokens": 60_000_000, "bits_per_byte": 700.0}]
-    assert "700" in texts(plot_curves(back, tmp_path / "b.svg")[0])
 
 
 def test_tables_have_a_column_for_every_key(tmp_path: Path) -> None:
