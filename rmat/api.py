@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,9 +96,12 @@ class _Scorer:
         from rmat.evaluation.perplexity import perplexity
 
         def bits(**how: Any) -> float:
-            found = perplexity(
-                self.model, self.tokenizer, store, max_bytes=self.max_bytes, buckets=False, **how
-            )
+            try:
+                found = perplexity(
+                    self.model, self.tokenizer, store, max_bytes=self.max_bytes, buckets=False, **how
+                )
+            except FloatingPointError:  # it is for `train.max_nonfinite` to decide whether training ends
+                return math.nan
             return found.bits_per_byte
 
         on = bits()
@@ -114,6 +118,9 @@ def sample(model: LanguageModel, tokenizer: Tokenizer) -> str:
     """A short text that the model begins by itself; the same weights give the same text."""
     from rmat.generation.stream import generate
 
-    return "".join(
-        generate(model, tokenizer, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)
-    )
+    try:
+        return "".join(
+            generate(model, tokenizer, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)
+        )
+    except FloatingPointError as error:  # as for `evaluate`
+        return f"({error})"

@@ -32,11 +32,12 @@ SCORES = ("exact", "95 % interval", "similarity")
 ASPECT_NAMES = {"prompt": "suffix", "context": "context", "memory": "memory"}
 
 COMPLETION = """\
-Exact match of lines of held-out code, written greedily: from what stands before them, and by fill-in-the-middle; without
-and with other files of the folder, which the model was trained on, read first; with the memory on and zeroed.
+Exact match of lines of held-out code, written greedily: from what stands before them, and by
+fill-in-the-middle; without and with other files of the folder, which the model was trained on, read first;
+with the memory on, zeroed (every read finds it empty) and shuffled (it holds another held-out file).
 
-The files that are held out are those that training on the same data holds out. A file's split is decided by its name and
-content, so measure a model trained on python-stdlib with the Python version that it was trained with."""
+The files that are held out are those that training on the same data holds out. A file's split is decided by
+its name and content, so measure a model trained on python-stdlib with the Python version of its training."""
 
 
 def add(commands: Any) -> None:
@@ -61,8 +62,9 @@ def add(commands: Any) -> None:
         "ablation",
         run=run_ablation,
         help="bits per byte with the memory on, zeroed, frozen and shuffled",
-        description="What the memory is worth: bits per byte with it on; zeroed (every read finds it empty), frozen (it keeps\n"
-        "the document's start) and shuffled (it holds another document's; left out where there is one document only).",
+        description="What the memory is worth: bits per byte with it on; zeroed (every read finds it\n"
+        "empty), frozen (it keeps the document's start) and shuffled (it holds another document's; left out\n"
+        "where there is one document only).",
     )
     _add_text(ablation)
     ablation.add_argument(
@@ -79,8 +81,8 @@ def add(commands: Any) -> None:
         "dialogue",
         run=run_dialogue,
         help="bits per byte of answers about whole meetings, memory on, off and shuffled",
-        description="Bits per byte of reference answers to questions about whole meetings (QMSum), with the memory on, zeroed,\n"
-        "frozen and shuffled. FILE: one conversation a line, with turns and queries.",
+        description="Bits per byte of reference answers to questions about whole meetings (QMSum), with the\n"
+        "memory on, zeroed, frozen and shuffled. FILE: one conversation a line, with turns and queries.",
     )
     _add_measuring(dialogue)
     dialogue.add_argument("--data", required=True, metavar="FILE", help="JSONL file with turns and queries")
@@ -124,8 +126,9 @@ def run_perplexity(args: argparse.Namespace) -> int:
         score = bucket.score
         rows.append((_range(bucket), *with_interval(score.value, score.low, score.high)))
     caption = (
-        f"{found.documents:,} documents, {found.bytes:,} bytes, {found.tokens:,} tokens, memory {found.memory}; positions "
-        f"are bytes of the document, over the {found.position_documents:,} longest; {_state(found.to_dict())}"
+        f"{found.documents:,} documents, {found.bytes:,} bytes, {found.tokens:,} tokens, memory "
+        f"{found.memory}; positions are bytes of the document, over the {found.position_documents:,} "
+        f"longest; {_state(found.to_dict())}"
     )
     return _show(args, model, found.to_dict(), ["position", "bits per byte", "95 % interval"], rows, caption)
 
@@ -155,8 +158,8 @@ def run_ablation(args: argparse.Namespace) -> int:
         rows.append((mode, *with_interval(result.bits_per_byte, result.low, result.high), *difference))
     on = found.modes["on"].result
     caption = (
-        f"{on.documents:,} held-out documents, {on.bytes:,} bytes; intervals are over documents, those of the difference "
-        "paired, so a difference above zero by its whole interval says that the memory helps"
+        f"{on.documents:,} held-out documents, {on.bytes:,} bytes; intervals are over documents, those of "
+        "the difference paired, so a difference above zero by its whole interval says that the memory helps"
     )
     print_table(["memory", "bits per byte", "95 % interval", "minus on", "95 % interval"], rows, caption)
     others = [mode for mode in found.modes if mode != "on"]
@@ -208,8 +211,8 @@ def run_dialogue(args: argparse.Namespace) -> int:
         )
         rows.append((mode, *with_interval(score["bits_per_byte"], score["low"], score["high"]), *difference))
     caption = (
-        f"{result['samples']:,} answers on {result['meetings']} meetings; a difference above zero by its whole interval says "
-        f"that the memory helps; {_state(result)}"
+        f"{result['samples']:,} answers on {result['meetings']} meetings; a difference above zero by its "
+        f"whole interval says that the memory helps; {_state(result)}"
     )
     columns = ["memory", "bits per byte", "95 % interval", "minus on", "95 % interval"]
     return _show(args, model, result, columns, rows, caption)
@@ -255,8 +258,8 @@ def run_completion(args: argparse.Namespace) -> int:
         for cell in result["cells"]
     ]
     caption = (
-        f"{result['samples']:,} lines of {result['files']} held-out files; context: {result['context_bytes']:,.0f} bytes a "
-        f"file on average; {_state(result)}\n"
+        f"{result['samples']:,} lines of {result['files']} held-out files; context: "
+        f"{result['context_bytes']:,.0f} bytes a file on average; {_state(result)}\n"
     )
     _show(args, model, result, ["asked with", "tokens", *SCORES], rows, caption)
     if not args.json:
@@ -327,7 +330,8 @@ def _add_tasks(kinds: Any) -> None:
 
 
 def _when_parsed(parser: Parser, fill: Callable[[], None]) -> None:
-    """Let `fill` add options when the parser is used: tasks load torch, which the help of others can do without."""
+    """Let `fill` add options when the parser is used: tasks load torch, which the help of others can do
+    without."""
     parse = parser.parse_known_args
 
     def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
@@ -476,8 +480,8 @@ def _require_trained(
     specs = () if run is None else RunConfig.load(run).data.specs
     if specs and not any(spec.partition(":")[0] == args.measurement for spec in specs):
         raise ValueError(
-            f"{args.model} was trained on {', '.join(specs)}, never on {args.measurement}: ask a model that was "
-            f"trained on it (rmat train --data {args.measurement})"
+            f"{args.model} was trained on {', '.join(specs)}, never on {args.measurement}: "
+            f"ask a model that was trained on it (rmat train --data {args.measurement})"
         )
 
 
@@ -515,7 +519,8 @@ def _load_text(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, Toke
 
 
 def _part(corpus: TextCorpus, split: str) -> TokenStore | JoinedStores:
-    """A split, or for "all" every split there is: a source with parts of its own is split whatever valid_share says."""
+    """A split, or for "all" every split there is: a source with parts of its own is split whatever
+    valid_share says."""
     from rmat.data.store import JoinedStores
 
     if split == "all":

@@ -113,6 +113,9 @@ class Corpus(Protocol):
     def held_out(self, batch_size: int, window: int) -> HeldOut:
         """What to validate on."""
 
+    def row_tokens(self, window: int, updates: int) -> float:
+        """Tokens of a row of training, on average over so many updates."""
+
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """Nats per token as bits per byte; None where tokens stand for no text."""
 
@@ -187,6 +190,11 @@ class TextCorpus:
         store: TokenStore = getattr(self, split)
         name = f"{', '.join(self.data.specs)}, {split} split"
         return first_documents(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
+
+    def row_tokens(self, window: int, updates: int) -> float:
+        """The window: every row is full."""
+        del updates
+        return window
 
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """Nats per token as bits per byte, by the bytes that a token of the training split stands for on

@@ -1,8 +1,8 @@
 """What the memory is worth: the same text scored with the memory on and with it taken away in three ways.
 
-`zeroed` finds every bank empty, `frozen` keeps the document's first writes and takes no more, `shuffled` reads the
-bank of another document. If `zeroed` is as good as `on` the memory is dead weight; if `shuffled` is as good, it carries
-a habit and no content; if `frozen` is as good, new writes add nothing.
+`zeroed` finds every bank empty, `frozen` keeps the document's first writes and takes no more, `shuffled`
+reads the bank of another document. If `zeroed` is as good as `on` the memory is dead weight; if `shuffled` is
+as good, it carries a habit and no content; if `frozen` is as good, new writes add nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class ModeScore:
     result: PerplexityResult
     """Bits per byte in this mode, with its interval."""
     minus_on: Interval
-    """Bits per byte in this mode minus those with the memory on, paired by document; above zero: the memory helps."""
+    """Bits per byte in this mode minus those with the memory on, paired by document; above zero: the memory
+    helps."""
     minus_on_by_position: tuple[PositionScore, ...]
     """The same difference in each position bucket."""
 

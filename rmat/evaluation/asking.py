@@ -50,7 +50,8 @@ class Cell:
         return {"task": self.task, **turns, "length": self.length, "depth": self.depth}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: task, turns (if it has any), length, depth, samples, accuracy, and its 95 % bounds low and high.
+        """JSON-able: task, turns (if it has any), length, depth, samples, accuracy, and its 95 % bounds low
+        and high.
 
         Bounds are Wilson's where every score is 0 or 1, else bootstrapped (None for a single sample).
         """
@@ -82,7 +83,8 @@ class QuestionResult:
     seed: int
     """Seed of the samples."""
     examples: tuple[dict[str, Any], ...]
-    """The first samples of the first cells: place of the cell, end of the prompt, reference, output and score."""
+    """The first samples of the first cells: place of the cell, end of the prompt, reference, output and
+    score."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: cells, state_bytes, memory, seed, examples."""
@@ -117,7 +119,8 @@ def ask(
         max_new_tokens: most tokens of an answer; None: what the questions need.
         model, tokenizer, batch_size, piece, memory, advance: see `answers`.
 
-    Raises ValueError as `answers` does, for less than one sample, and for what `questions` cannot be asked with.
+    Raises ValueError as `answers` does, for less than one sample, and for what `questions` cannot be asked
+    with.
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: ask at least one")
@@ -180,9 +183,9 @@ def answers(
 ) -> Iterator[str]:
     """What the model says after each example's prompt, in order, without the token that ends it.
 
-    The document token is put in front of every prompt, as in training. Prompts are read as they are made, so memory
-    does not grow with their length. An answer depends neither on its neighbours nor on `batch_size` and `piece`, except
-    with memory="shuffled", where a row reads its neighbour's bank.
+    The document token is put in front of every prompt, as in training. Prompts are read as they are made, so
+    memory does not grow with their length. An answer depends neither on its neighbours nor on `batch_size`
+    and `piece`, except with memory="shuffled", where a row reads its neighbour's bank.
 
     Args:
         model: stays on its device; it reads without dropout and is then in the mode it was in.
@@ -192,10 +195,10 @@ def answers(
         max_new_tokens: most tokens of an answer; it also ends at turn_end or document.
         piece: most tokens of a prompt read in one call; less where the logits would be very many.
         memory: "on", or an ablation of the model's memory.
-        advance: told the tokens of prompts read since it was told last.
+        advance: called with the number of tokens of prompts read since the last call.
 
-    Raises ValueError for a tokenizer of another size than the model's vocabulary, a count below one, numbers of the
-    model that are not finite, or memory="shuffled" with a single example.
+    Raises ValueError for a tokenizer of another size than the model's vocabulary, a count below one, numbers
+    of the model that are not finite, or memory="shuffled" with a single example.
     """
     tokenizer.require_vocab_size(model.config.vocab_size)
     if min(batch_size, max_new_tokens, piece) < 1:

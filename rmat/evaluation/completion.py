@@ -1,4 +1,5 @@
-"""Completion of held-out code: is the next line exactly right, and what do suffix, repository and memory give to it?
+"""Completion of held-out code: is the next line exactly right, and what do suffix, repository and memory give
+to it?
 
 Every line is asked for in each of these ways, so that differences are paired:
 
@@ -37,24 +38,27 @@ def completion(
 ) -> CompletionResult:
     """Ask for the lines of held-out files in every way, and score what is written.
 
-    A model without memory is asked with the memory on only. An answer does not depend on its neighbours nor on
-    `batch_size`.
+    A model without memory is asked with the memory on only. An answer does not depend on its neighbours nor
+    on `batch_size`.
 
     Args:
         model: stays on its device; it reads without dropout and is then in the mode it was in.
         tokenizer: the one the model was trained with.
         files: what to ask, from `choose_files`.
         max_new_tokens: most tokens of a line.
-        batch_size: lines side by side, each in all ways of one use of the memory; more where a file has more lines.
+        batch_size: lines side by side, each in all ways of one use of the memory; more where a file has more
+            lines.
         seed: seed of the bootstrap.
-        advance: told the tokens read since it was told last, all rows together.
+        advance: called with the number of tokens read since the last call.
 
-    Raises ValueError for a tokenizer of another size than the model's vocabulary, no files, or a count below one.
+    Raises ValueError for a tokenizer of another size than the model's vocabulary, no files, or a count below
+    one.
     """
     tokenizer.require_vocab_size(model.config.vocab_size)
     if min(max_new_tokens, batch_size) < 1 or not files:
         raise ValueError(
-            f"{len(files)} files, max_new_tokens={max_new_tokens}, batch_size={batch_size}: give at least one each"
+            f"{len(files)} files, max_new_tokens={max_new_tokens}, batch_size={batch_size}: "
+            "give at least one each"
         )
     ways = ways_of(model)
     answers: dict[Way, list[str]] = {way: [] for way in ways}

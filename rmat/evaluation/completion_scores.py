@@ -1,4 +1,5 @@
-"""How completed lines are scored, and what `completion` finds: by way of asking, with differences that are paired."""
+"""How completed lines are scored, and what `completion` finds: by way of asking, with differences that are
+paired."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ class CompletionResult:
         return found
 
     def accuracy(self, way: Way) -> Interval:
-        """Share of lines that are exactly right. The wider of two intervals: over files, whose lines are not independent
-        of each other, and Wilson's, because no share is certain to be 0 or 1."""
+        """Share of lines that are exactly right. The wider of two intervals: over files, whose lines are not
+        independent of each other, and Wilson's, because no share is certain to be 0 or 1."""
         right = self.scores[way][0]
         files, lines = self._interval(right), wilson(int(right.sum()), len(right))
         assert lines.low is not None and lines.high is not None
@@ -91,8 +92,8 @@ class CompletionResult:
         return np.add.reduceat(values, np.cumsum([0, *(len(file.lines) for file in self.files)])[:-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: `cells` (a way each), `differences` (two ways that differ in one aspect), `samples`, `files`,
-        `context_bytes` (mean over files), `state_bytes`, `seed`, `examples`."""
+        """JSON-able: `cells` (a way each), `differences` (two ways that differ in one aspect), `samples`,
+        `files`, `context_bytes` (mean over files), `state_bytes`, `seed`, `examples`."""
         lines = [(file, line) for file in self.files for line in file.lines]
         context = [sum(len(text.encode()) for _, text in file.context) for file in self.files]
         return {
@@ -161,8 +162,8 @@ def is_right(answer: str, target: str) -> bool:
 
 
 def similarity(answer: str, target: str) -> float:
-    """How alike two lines are, 0 to 1, blanks at their ends aside: twice the length of their longest common subsequence
-    over their lengths together, which is the edit similarity of CodeXGLUE (arXiv 2102.04664)."""
+    """How alike two lines are, 0 to 1, blanks at their ends aside: twice the length of their longest common
+    subsequence over their lengths together, which is the edit similarity of CodeXGLUE (arXiv 2102.04664)."""
     one, two = answer.rstrip(), target.rstrip()
     if not one and not two:
         return 1.0

@@ -1,13 +1,13 @@
 """Questions on whole conversations: does the memory make the reference answer more likely?
 
-Protocol (QMSum: Zhong et al. 2021, arXiv 2104.05938): a meeting is read once from an empty state, in pieces of constant
-size. Every question is then asked from that same state, as a turn of the user, and its reference answer follows as
-a turn of the assistant. Scored are bits per byte of the answer's text alone. Turns, questions and answers are encoded
-as in training (`rmat.evaluation.meetings`).
+Protocol (QMSum: Zhong et al. 2021, arXiv 2104.05938): a meeting is read once from an empty state, in pieces
+of constant size. Every question is then asked from that same state, as a turn of the user, and its reference
+answer follows as a turn of the assistant. Scored are bits per byte of the answer's text alone. Turns,
+questions and answers are encoded as in training (`rmat.evaluation.meetings`).
 
-Every mode of the memory holds from the meeting's first token on: a bank switched off only at the question would have
-left its traces in the keys and values of local attention. "shuffled" reads the bank of another meeting, while the
-meeting is read and while the question is asked (`rmat.evaluation.shuffling`).
+Every mode of the memory holds from the meeting's first token on: a bank switched off only at the question
+would have left its traces in the keys and values of local attention. "shuffled" reads the bank of another
+meeting, while the meeting is read and while the question is asked (`rmat.evaluation.shuffling`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class DialogueResult:
     """Seed of the bootstrap."""
 
     def bits_per_byte(self, mode: MemoryMode = "on", group: Group | None = None) -> Interval:
-        """Bits per byte of the answers, of all or of one group, bootstrapped over meetings. ValueError if it is empty."""
+        """Bits per byte of the answers, of all or of one group, bootstrapped over meetings. ValueError if it
+        is empty."""
         return bootstrap_ratio(*self._sums(group, self.nats[mode], self.bytes), scale=_BITS, seed=self.seed)
 
     def minus_on(self, mode: MemoryMode, group: Group | None = None) -> Interval:
@@ -73,8 +74,8 @@ class DialogueResult:
         return [np.bincount(place, value[kept]).astype(np.float64) for value in values]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: a score under the name of each of `modes`, with its difference to "on" and its groups (null for
-        one without questions); `samples` is the number of questions."""
+        """JSON-able: a score under the name of each of `modes`, with its difference to "on" and its groups
+        (null for one without questions); `samples` is the number of questions."""
         groups = {name: self.group == name for name in get_args(Group)}
         found: dict[str, Any] = {"task": "dialogue", "modes": list(self.nats)}
         for mode in self.nats:
@@ -116,17 +117,18 @@ def dialogue(
         model: the model; it stays on its device and its training mode is restored.
         tokenizer: the one the model was trained with.
         path: JSONL file with `turns` and `queries`; other records are passed over.
-        modes: uses of the memory, "on" always among them; None for all that are possible: a single meeting has no
-            other whose bank it could be given.
+        modes: uses of the memory, "on" always among them; None for all that are possible: a single meeting
+            has no other whose bank it could be given.
         max_meetings: take only the first so many; None for all.
-        max_turn_tokens: cut the text of longer turns of a meeting behind so many tokens; None to keep them whole.
+        max_turn_tokens: cut the text of longer turns of a meeting behind so many tokens; None to keep them
+            whole.
         batch_size: meetings read side by side.
         window: tokens of a meeting read in one call; None for about 2048. It changes memory use, not results.
         seed: seed of the bootstrap.
         advance: called with the number of tokens of meetings read, all rows together.
 
-    Raises ValueError if the file cannot be used or has no questions, a token is unknown to the model, an argument is
-    out of range, or "shuffled" is asked for with one meeting only.
+    Raises ValueError if the file cannot be used or has no questions, a token is unknown to the model, an
+    argument is out of range, or "shuffled" is asked for with one meeting only.
     """
     if modes is not None and not set(modes) <= set(MODES):
         odd = next(mode for mode in modes if mode not in MODES)
@@ -195,7 +197,8 @@ def _answers(
     nats: list[list[float]] = [[] for _ in meetings]
     for number in range(max(len(meeting.questions) for meeting in meetings)):
         live = [index for index, meeting in enumerate(meetings) if number < len(meeting.questions)]
-        # Under "shuffled" all meetings keep their rows: the row before one is to be the meeting it was before.
+        # Under "shuffled" all meetings keep their rows: the row before one is to be the meeting it was
+        # before.
         rows = list(range(-front, len(meetings))) if front else live
         asked = [meetings[row].questions[number] if row in live else None for row in rows]
 

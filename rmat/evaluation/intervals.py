@@ -1,8 +1,8 @@
 """95 % intervals: Wilson for shares of right answers, bootstrap over documents for ratios of sums.
 
-Both give an `Interval`. The bootstrap resamples whole documents, because bytes of one document are not independent
-of each other; a difference between two systems is bootstrapped on the pairs (same documents on both sides), which is
-what makes small differences visible.
+Both give an `Interval`. The bootstrap resamples whole documents, because bytes of one document are not
+independent of each other; a difference between two systems is bootstrapped on the pairs (same documents on
+both sides), which is what makes small differences visible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ RESAMPLES = 2000
 """Bootstrap resamples; the 2.5 % tails then rest on 50 values each."""
 
 _COUNTS_PER_BLOCK = 4_000_000
-"""Resampling counts held at once (32 MB), so that a split of many documents needs no more memory than a small one."""
+"""Resampling counts held at once (32 MB), so that a split of many documents needs no more memory than a small
+one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
-            f"successes={successes} of trials={trials} is not a share: give at least one trial and 0..trials successes"
+            f"successes={successes} of trials={trials} is not a share: "
+            "give at least one trial and 0..trials successes"
         )
     z = _quantile(confidence)
     share = successes / trials
@@ -82,8 +84,8 @@ def bootstrap_ratio(
     below = np.asarray(denominators, dtype=np.float64)
     if above.ndim != 1 or above.shape != below.shape or above.size == 0:
         raise ValueError(
-            f"numerators of shape {above.shape} and denominators of shape {below.shape} are not one pair per document: "
-            "give two vectors of equal length >= 1"
+            f"numerators of shape {above.shape} and denominators of shape {below.shape} are not one pair "
+            "per document: give two vectors of equal length >= 1"
         )
     if not below.sum() > 0:
         raise ValueError(
@@ -110,14 +112,15 @@ def paired_bootstrap_ratio(
 ) -> Interval:
     """Percentile bootstrap of the difference `numerators - baseline` per denominator, on the same documents.
 
-    Each resample draws documents and takes both systems' sums on exactly these, so what makes a document hard for
-    both cancels. Arguments and errors as in `bootstrap_ratio`.
+    Each resample draws documents and takes both systems' sums on exactly these, so what makes a document hard
+    for both cancels. Arguments and errors as in `bootstrap_ratio`.
     """
     ours = np.asarray(numerators, dtype=np.float64)
     theirs = np.asarray(baseline, dtype=np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(
-            f"{ours.shape} values against a baseline of {theirs.shape} cannot be paired: score both on the same documents"
+            f"{ours.shape} values against a baseline of {theirs.shape} cannot be paired: "
+            "score both on the same documents"
         )
     return bootstrap_ratio(
         ours - theirs, denominators, scale=scale, resamples=resamples, seed=seed, confidence=confidence
@@ -127,7 +130,8 @@ def paired_bootstrap_ratio(
 def _resampled_ratios(
     above: NDArray[np.float64], below: NDArray[np.float64], resamples: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(resamples,) ratio of sums over documents drawn with replacement; a draw without bytes is drawn again."""
+    """(resamples,) ratio of sums over documents drawn with replacement; a draw without bytes is drawn
+    again."""
     documents = above.size
     chances = np.full(documents, 1 / documents)
     found: list[NDArray[np.float64]] = []

@@ -1,7 +1,9 @@
-"""Conversations with questions on them, as token ids and just as in a document of training (`rmat.data.records`).
+"""Conversations with questions on them, as token ids and just as in a document of training
+(`rmat.data.records`).
 
-Questions fall into three groups by where their evidence lies: "far", wholly out of reach of local attention through all
-layers, so that only the memory can know of it; "near", at least partly within reach; "whole", on all of the meeting.
+Questions fall into three groups by where their evidence lies: "far", wholly out of reach of local attention
+through all layers, so that only the memory can know of it; "near", at least partly within reach; "whole", on
+all of the meeting.
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ def choose_files(
 ) -> list[CodeFile]:
     """Lines to ask for: at most `per_file` of each file of `test`, spread over it, until there are `samples`.
 
-    Only files of code count, which open with their name, and whose text is not that of a training file under another
-    name. Their context are files of the same folder in `train`, chosen and ordered as `rmat complete --context` does, by
-    what the file imports before the first line that is asked for.
+    Only files of code count, which open with their name, and whose text is not that of a training file under
+    another name. Their context are files of the same folder in `train`, chosen and ordered as `rmat complete
+    --context` does, by what the file imports before the first line that is asked for.
 
     Args:
         train, test: splits of one corpus.

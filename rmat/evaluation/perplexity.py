@@ -1,12 +1,13 @@
 """Bits per byte over a split, in total and by position in the document.
 
 Protocol: one stateful pass per document, memory empty at its start, every byte scored exactly once. The
-document-start token is context only and the document's end is not scored, so the number of nats does not depend on how
-documents are packed; special tokens inside a document are scored and stand for no byte. Nats are summed in float64 and
-divided by bytes of text, which makes numbers comparable between tokenizers.
+document-start token is context only and the document's end is not scored, so the number of nats does not
+depend on how documents are packed; special tokens inside a document are scored and stand for no byte. Nats
+are summed in float64 and divided by bytes of text, which makes numbers comparable between tokenizers.
 
-Documents run as rows of a batch, sorted by length; a long document is read window by window through the carried
-state, and rows that are done leave the batch. Memory therefore depends on batch size and window, not on length.
+Documents run as rows of a batch, sorted by length; a long document is read window by window through the
+carried state, and rows that are done leave the batch. Memory therefore depends on batch size and window, not
+on length.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
 FIRST_BUCKET_BYTES = 256
-"""Width of the first position bucket; each further bucket ends at twice the position the one before it ends at."""
+"""Width of the first position bucket; each further bucket ends at twice the position the one before it ends
+at."""
 
 LEAST_BUCKET_DOCUMENTS = 8
-"""The last bucket ends where fewer documents than this (or a tenth of them, if that is more) would reach its end."""
+"""The last bucket ends where fewer documents than this (or a tenth of them, if that is more) would reach its
+end."""
 
 _WINDOW_TOKENS = 2048
 
@@ -41,7 +44,8 @@ class Documents(Protocol):
     def __len__(self) -> int: ...
 
     def view(self, index: int, /) -> NDArray[Any]:
-        """(tokens,) ids of a document, the document token first; best a mapped file, as all are held at once."""
+        """(tokens,) ids of a document, the document token first; best a mapped file, as all are held at
+        once."""
 
     def document_bytes(self, index: int, /) -> int:
         """UTF-8 bytes of a document."""
@@ -107,16 +111,18 @@ def perplexity(
         tokenizer: tells the bytes of each token; it must be the one the store was made with.
         store: the documents, each beginning with the document token.
         memory: "on", or an ablation of the model's memory at evaluation time (see `LanguageModel.forward`).
-        max_bytes: stop after this many bytes of text: whole documents in order, the last one cut; None for all.
+        max_bytes: stop after this many bytes of text: whole documents in order, the last one cut; None for
+            all.
         max_document_bytes: read only so many bytes from the start of every document; None for all.
         batch_size: documents read side by side.
-        window: tokens of a document read in one call; None for about 2048. It changes memory use, not results.
+        window: tokens of a document read in one call; None for about 2048. It changes memory use, not
+            results.
         buckets: also sum by position in the document.
         seed: seed of the bootstrap.
-        advance: told the tokens read since it was told last.
+        advance: called with the number of tokens read since the last call.
 
-    Raises ValueError if there is nothing to score, a token is unknown to the model, or memory="shuffled" finds one
-    document only.
+    Raises ValueError if there is nothing to score, a token is unknown to the model, or memory="shuffled"
+    finds one document only.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: read at least one document at a time")
@@ -155,7 +161,8 @@ def tokens_to_score(
 def _plan(
     store: Documents, tokenizer: ByteCounter, max_bytes: int | None, max_document_bytes: int | None
 ) -> list[_Tally]:
-    """The documents to score, in order, each cut at `max_document_bytes`, the last one where `max_bytes` ends."""
+    """The documents to score, in order, each cut at `max_document_bytes`, the last one where `max_bytes`
+    ends."""
     left = math.inf if max_bytes is None else max_bytes
     most = math.inf if max_document_bytes is None else max_document_bytes
     tallies: list[_Tally] = []
@@ -177,14 +184,15 @@ def _plan(
         left -= size
     if not tallies:
         raise ValueError(
-            "there is no text to score: the split has no document with text, or max_bytes is below one token; "
-            "choose another split, other data or more bytes"
+            "there is no text to score: the split has no document with text, or max_bytes is below one "
+            "token; choose another split, other data or more bytes"
         )
     return tallies
 
 
 def _edges(sizes: list[int]) -> NDArray[np.int64]:
-    """Bucket edges 0, 256, 512, ...: as far as enough documents reach; only [0] if too few reach the first."""
+    """Bucket edges 0, 256, 512, ...: as far as enough documents reach; only [0] if too few reach the
+    first."""
     needed = min(len(sizes), max(LEAST_BUCKET_DOCUMENTS, len(sizes) // 10))
     reach = sorted(sizes, reverse=True)[needed - 1]
     edges = [0]

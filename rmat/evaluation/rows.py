@@ -1,7 +1,8 @@
-"""Rows of numbered tokens, with the right answers given as they go (teacher forcing): validation, and `recall` and `mqar`.
+"""Rows of numbered tokens, with the right answers given as they go (teacher forcing): validation, and
+`recall` and `mqar`.
 
-Rows are read part by part through the carried state, so that memory does not grow with their length; the head sees the
-places alone where something is asked.
+Rows are read part by part through the carried state, so that memory does not grow with their length; the head
+sees the places alone where something is asked.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Answers:
         return cls(first_right=counts[0], first_asked=counts[1], right=counts[2], asked=counts[3])
 
     def count(self, predicted: Tensor, part: RowPart) -> None:
-        """Compare `predicted` (B, T) int64, the token the model would say at each place, with the part's targets."""
+        """Compare `predicted` (B, T) int64, the token the model would say at each place, with the part's
+        targets."""
         asked = part.targets != IGNORED
         right = asked & (predicted == part.targets)
         self.first_right += (right & part.first).sum(1)
@@ -114,8 +116,8 @@ class RowResult:
     """Result of `ask_rows`."""
 
     cells: tuple[dict[str, Any], ...]
-    """JSON-able: the labels of each cell with samples, accuracy, and its 95 % bounds low and high; over questions also
-    the same of `all` of them."""
+    """JSON-able: the labels of each cell with samples, accuracy, and its 95 % bounds low and high; over
+    questions also the same of `all` of them."""
     mean: float | None
     """Mean accuracy over cells, if samples are rows."""
     state_bytes: int
@@ -153,15 +155,15 @@ def ask_rows(
         piece: tokens of a row read in one call, where rows come in parts.
         seed: seed of the rows. Training rows are made from other numbers.
         memory: "on", or an ablation of the model's memory.
-        advance: told the tokens read since it was told last, all rows together.
+        advance: called with the number of tokens read since the last call.
 
-    Raises ValueError for a vocabulary that the model has not, counts below one, what `questions` cannot be asked with,
-    or numbers of the model that are not finite.
+    Raises ValueError for a vocabulary that the model has not, counts below one, what `questions` cannot be
+    asked with, or numbers of the model that are not finite.
     """
     if questions.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"the task needs {questions.vocab_size} tokens, the model has {model.config.vocab_size}: ask a model trained "
-            "on the task, with the vocabulary of its training"
+            f"the task needs {questions.vocab_size} tokens, the model has {model.config.vocab_size}: "
+            "ask a model trained on the task, with the vocabulary of its training"
         )
     if min(rows, batch_size, piece) < 1:
         raise ValueError(f"rows={rows}, batch_size={batch_size}, piece={piece}: give at least one each")
@@ -207,10 +209,7 @@ def _cell(cell: RowCell, found: list[Answers], seed: int) -> dict[str, Any]:
         **cell.labels,
         "samples": int(first_asked.sum()),
         **_numbers(wilson(int(first_right.sum()), int(first_asked.sum()))),
-        "all": {
-            "samples": int(asked.sum()),
-            **_numbers(wilson(int(right.sum()), int(asked.sum()))),
-        },
+        "all": {"samples": int(asked.sum()), **_numbers(wilson(int(right.sum()), int(asked.sum())))},
     }
 
 
@@ -219,8 +218,9 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
 
 
 def score_rows(model: LanguageModel, rows: Rows, batches: int = VALIDATION_BATCHES) -> dict[str, float]:
-    """`nats`: mean over scored tokens; `accuracy`: share of them right; `rows_right`: share of rows without a fault,
-    among those with a scored token. Not a number where nothing is scored. The model's training mode is restored."""
+    """`nats`: mean over scored tokens; `accuracy`: share of them right; `rows_right`: share of rows without a
+    fault, among those with a scored token. Not a number where nothing is scored. The model's training mode is
+    restored."""
     found = [
         read_rows(model, [RowPart(batch.tokens, batch.targets, batch.targets != IGNORED)])
         for batch in rows.batches(batches)

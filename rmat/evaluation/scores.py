@@ -1,4 +1,5 @@
-"""What `perplexity` finds: totals with their interval, buckets by position, and the sums that pair two results."""
+"""What `perplexity` finds: totals with their interval, buckets by position, and the sums that pair two
+results."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from rmat.model.language_model import MemoryMode
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats (...) of targets (...) int64 under logits (..., V), in at least float32; 0 where a target is -100."""
+    """Nats (...) of targets (...) int64 under logits (..., V), in at least float32; 0 where a target is
+    -100."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     nats = F.cross_entropy(wide, targets.to(wide.device).flatten(), reduction="none", ignore_index=IGNORED)
     return nats.view(targets.shape)
@@ -43,7 +45,8 @@ class PositionScore:
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityResult:
-    """Result of `perplexity`. Arrays are ordered as the documents of the store, so two results can be paired."""
+    """Result of `perplexity`. Arrays are ordered as the documents of the store, so two results can be
+    paired."""
 
     bits_per_byte: float
     """Nats of all scored tokens over ln 2 and over the bytes of all scored text."""
@@ -64,7 +67,8 @@ class PerplexityResult:
     state_bytes: int
     """Size of the streaming state of one row."""
     by_position: tuple[PositionScore, ...]
-    """Buckets of the position in bytes; all over the same documents, those at least as long as the last bucket."""
+    """Buckets of the position in bytes; all over the same documents, those at least as long as the last
+    bucket."""
     position_documents: int
     """Number of documents `by_position` rests on."""
     document_nats: NDArray[np.float64] = field(repr=False)

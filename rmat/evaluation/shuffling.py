@@ -1,10 +1,13 @@
-"""`memory="shuffled"`: every row reads the bank of another document, and nothing that it hears comes from itself.
+"""`memory="shuffled"`: every row reads the bank of another document, and nothing that it hears comes from
+itself.
 
-Under "shuffled" row b reads the bank of row b - 1, the first row that of the last. Rows in a ring would hear of
-themselves: each layer hands on what its bank has heard, so that content goes one row further from layer to layer (and
-from segment to segment where blocks write from their output). The ring is therefore cut: in front of the rows that are
-scored stand a row that never reads anything, whose bank stays empty, and behind it a donor, a document of which no copy
-stands below. The first scored row reads the donor's bank, each other one that of the row before.
+Under "shuffled" row b reads the bank of row b - 1, the first row that of the last. Rows in a ring would hear
+of
+themselves: each layer hands on what its bank has heard, so that content goes one row further from layer to
+layer (and from segment to segment where blocks write from their output). The ring is therefore cut: in front
+of the rows that are scored stand a row that never reads anything, whose bank stays empty, and behind it a
+donor, a document of which no copy stands below. The first scored row reads the donor's bank, each other one
+that of the row before.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ def behind(donor: Iterable[int] | None, rows: Sequence[Iterable[int]]) -> list[I
 
 
 def groups(items: Sequence[T], count: int, memory: MemoryMode, what: str) -> list[tuple[T | None, list[T]]]:
-    """`items` in `count` groups of equal size up to one, in order; with "shuffled" at least two of them, each with a
-    donor from another group.
+    """`items` in `count` groups of equal size up to one, in order; with "shuffled" at least two of them, each
+    with a donor from another group.
 
     Raises ValueError if "shuffled" is asked for with one item; `what` names the items.
     """

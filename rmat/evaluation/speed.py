@@ -1,4 +1,5 @@
-"""Speed and memory of a model on one device: training, prefill and decoding rates, and the rate of a matrix product.
+"""Speed and memory of a model on one device: training, prefill and decoding rates, and the rate of a matrix
+product.
 
 Every timing here is one measurement in seconds; who compares systems interleaves them and takes medians.
 """
@@ -50,7 +51,8 @@ def matmul_rate(device: str, dtype: str = "float32", *, size: int | None = None,
 def trainer(
     model: LanguageModel, *, device: str, dtype: str = "float32", compile_model: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """A function of tokens (B, T + 1) int64 that does one training step (forward, backward, AdamW) from an empty state.
+    """A function of tokens (B, T + 1) int64 that does one training step (forward, backward, AdamW) from an
+    empty state.
 
     It returns the loss, detached, so that a caller may look at it after the timing.
     """
@@ -101,7 +103,8 @@ def decode(
 def peak_memory(work: Callable[[], object], device: str) -> int:
     """Bytes that `work` held at its peak above what was held before it.
 
-    On a GPU by the allocator's own count. Elsewhere by the process's high-water mark, which earlier and larger work
+    On a GPU by the allocator's own count. Elsewhere by the process's high-water mark, which earlier and
+    larger work
     hides: call it once, in a fresh process.
     """
     _wait(device)

@@ -1,7 +1,8 @@
-"""The one loop that reads token ids through a state: rows of any lengths side by side, in pieces of bounded size.
+"""The one loop that reads token ids through a state: rows of any lengths side by side, in pieces of bounded
+size.
 
-`scan` is the loop; `read` also gives the logits after each row's last token; `read_row` reads a single row. All of them
-read without dropout and without gradients, and leave the model in the mode it was in.
+`scan` is the loop; `read` also gives the logits after each row's last token; `read_row` reads a single row.
+All of them read without dropout and without gradients, and leave the model in the mode it was in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PIECE_LOGITS = 2**24
 """A piece is shorter where its logits would be more numbers than this (64 MB in float32)."""
 
 Advance = Callable[[int], None]
-"""Told the number of tokens read since it was told last, all rows together."""
+"""Called with the number of tokens read since the last call, all rows together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Piece:
     ended: tuple[int, ...]
     """Places in `rows` of the rows whose last token is in this piece."""
     hidden_BTE: Tensor
-    """Hidden vectors for `LanguageModel.logits`; anything at padding, which stands behind each row's tokens."""
+    """Hidden vectors for `LanguageModel.logits`; anything at padding, which stands behind each row's
+    tokens."""
     state: StreamState
     """State of the rows after this piece."""
 
@@ -56,14 +58,15 @@ class Piece:
 
 
 def piece_length(model: LanguageModel, rows: int = 1) -> int:
-    """Tokens of a row read in one call beside `rows - 1` others, so that their logits stay few: whole segments for a
-    single row, or less than one where segments are very long."""
+    """Tokens of a row read in one call beside `rows - 1` others, so that their logits stay few: whole
+    segments for a single row, or less than one where segments are very long."""
     most = max(1, min(PIECE_TOKENS, PIECE_LOGITS // model.config.vocab_size))
     segment = model.config.segment_len
     return max(1, (most - most % segment if most >= segment else most) // rows)
 
 
-# no_grad rather than inference_mode: tensors that a model caches, or the state handed out, may enter training later.
+# no_grad rather than inference_mode: tensors that a model caches, or the state handed out, may enter training
+# later.
 @torch.no_grad()
 def scan(
     model: LanguageModel,
@@ -80,15 +83,15 @@ def scan(
 
     Args:
         model: stays on its device.
-        rows: the ids of B rows, in any mixture of lengths, none among them. Iterators are consumed piece by piece, so
-            that memory does not grow with a row's length.
+        rows: the ids of B rows, in any mixture of lengths, none among them. Iterators are consumed piece by
+            piece, so that memory does not grow with a row's length.
         state: what the B rows have read before; None for nothing. It stays valid.
         size: most tokens of a row in one call; None for `piece_length`.
         memory: "on", or an ablation of the model's memory (`LanguageModel.forward`).
-        leave: rows that have ended take no part in later pieces, which saves their time; not with "shuffled", where
-            a row's bank is read by its neighbour.
+        leave: rows that have ended take no part in later pieces, which saves their time; not with "shuffled",
+            where a row's bank is read by its neighbour.
         each: called with each piece, for its logits, hidden vectors or state.
-        advance: told of each piece's tokens.
+        advance: called after each piece with its number of tokens.
 
     Raises ValueError for ids that the model has not, or a state of other rows.
     """
@@ -173,19 +176,20 @@ def read_row(
     *,
     advance: Advance | None = None,
 ) -> tuple[Tensor, StreamState]:
-    """Read a single row of at least one id: logits (V,) after the last token, and the state. Errors as in `read`."""
+    """Read a single row of at least one id: logits (V,) after the last token, and the state. Errors as in
+    `read`."""
     assert len(ids) > 0, "a row without ids has no last token"
     last_BV, state = read(model, [ids], state, advance=advance)
     return last_BV[0], state
 
 
-class NotFiniteError(ValueError, FloatingPointError):
+class NotFiniteError(FloatingPointError, ValueError):
     """A model's output is infinite or not a number."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the model's output is not finite: a weight or a carried state is broken (infinite or not a number); use "
-            "another checkpoint, start from an empty state, or compute in float32"
+            "the model's output is not finite: a weight or a carried state is broken (infinite or not a "
+            "number); use another checkpoint, start from an empty state, or compute in float32"
         )
 
 

@@ -8,4 +8,5 @@ TASKS = {
     "babilong": "bAbI facts scattered in text",
     "facts": "facts stated in a dialogue and asked for many turns later",
 }
-"""The tasks, which are the modules of this package with these names (`rmat.tasks.registry`), each in one line."""
+"""The tasks, which are the modules of this package with these names (`rmat.tasks.registry`), each in one
+line."""

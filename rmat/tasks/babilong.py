@@ -1,8 +1,10 @@
-"""Facts of bAbI stories (arXiv 1502.05698) spread in order over long text, in the manner of BABILong (2406.10149).
+"""Facts of bAbI stories (arXiv 1502.05698) spread in order over long text, in the manner of BABILong
+(2406.10149).
 
-A story with several questions gives several samples: the statements before a question, and the question. Train facts
-come from `_train` files and go into train filler, test facts from `_test` files into test filler. Of task 4, which has
-few possible stories, many test stories also occur in the train file: that is so in the original data.
+A story with several questions gives several samples: the statements before a question, and the question.
+Train facts come from `_train` files and go into train filler, test facts from `_test` files into test filler.
+Of task 4, which has few possible stories, many test stories also occur in the train file: that is so in the
+original data.
 
     Mary went to the kitchen. (filler) John moved to the garden. (filler)
     Question: Where is Mary? Answer: kitchen
@@ -24,15 +26,7 @@ from rmat.data.lanes import IGNORED
 from rmat.data.sources import STDLIB
 from rmat.data.tokenizer import Tokenizer
 from rmat.machine import expand
-from rmat.tasks.haystack import (
-    NOISE,
-    Replay,
-    Split,
-    count_tokens,
-    hide,
-    load_filler,
-    sample_texts,
-)
+from rmat.tasks.haystack import NOISE, Replay, Split, count_tokens, hide, load_filler, sample_texts
 from rmat.tasks.task import (
     Example,
     Member,
@@ -97,7 +91,8 @@ class BabilongTask(TextTask):
     """The task's settings. Raises ValueError naming setting, value and remedy."""
 
     facts: str
-    """Folder of the bAbI files `qaN_NAME_train.txt` and `qaN_NAME_test.txt`, or of folders such as `en` with them."""
+    """Folder of the bAbI files `qaN_NAME_train.txt` and `qaN_NAME_test.txt`, or of folders such as `en` with
+    them."""
 
     filler: str = NOISE
     """`noise` or a SPEC of text."""
@@ -109,7 +104,8 @@ class BabilongTask(TextTask):
     """Where facts and filler come from; `valid` facts are every tenth story of the train file."""
 
     questions: Literal["last", "all"] = "last"
-    """Which questions of a story a training row asks: the one at its end, or also the earlier ones where they stand."""
+    """Which questions of a story a training row asks: the one at its end, or also the earlier ones where they
+    stand."""
 
     def __post_init__(self) -> None:
         if not self.tasks or not set(self.tasks) <= set(TASKS):
@@ -124,8 +120,8 @@ class BabilongTask(TextTask):
     def fitting(self, task: int, length: int, tokenizer: Tokenizer) -> list[Sample]:
         """The samples of a bAbI task that fit `length` tokens without filler, in the order of the file.
 
-        Every sample fits the length 0, which stands for no filler and no limit. Raises ValueError, naming the least
-        length, if none fits.
+        Every sample fits the length 0, which stands for no filler and no limit. Raises ValueError, naming the
+        least length, if none fits.
         """
         return self._fitting(task, length, tokenizer, whole=False)
 
@@ -134,7 +130,8 @@ class BabilongTask(TextTask):
         return self.ask(self._draw(random, length, tokenizer, whole=False), random, length, tokenizer)
 
     def ask(self, sample: Sample, random: np.random.Generator, length: int, tokenizer: Tokenizer) -> Example:
-        """The example of one sample: its statements in filler, its question at the end. Labels: task and facts."""
+        """The example of one sample: its statements in filler, its question at the end. Labels: task and
+        facts."""
         statements, question = sample.statements, sample.lines[-1]
         assert question.answer is not None
         budget = max(0, length - _size(tokenizer, sample, whole=False))
@@ -204,8 +201,8 @@ class BabilongTask(TextTask):
         fits = sizes <= (length or sizes.max())
         if not fits.any():
             raise ValueError(
-                f"babilong: no sample of task {task} fits {length} tokens with this tokenizer; the least length is "
-                f"{sizes.min()}"
+                f"babilong: no sample of task {task} fits {length} tokens with this tokenizer; the least "
+                f"length is {sizes.min()}"
             )
         if whole:
             # Of a story's questions the last that fits: it brings the most earlier ones along.
@@ -267,7 +264,8 @@ def _sizes(folder: str, task: int, split: str, tokenizer: Tokenizer, whole: bool
 
 
 def _size(tokenizer: Tokenizer, sample: Sample, *, whole: bool) -> int:
-    """Tokens of document token, statements, questions (`whole`: all, else the last one), answers and end tokens."""
+    """Tokens of document token, statements, questions (`whole`: all, else the last one), answers and end
+    tokens."""
     *lines, question = sample.lines
     asked = [line for line in lines if whole and line.answer is not None] + [question]
     parts = [*sample.statements, *(line.text for line in asked), *(line.answer or "" for line in asked)]
@@ -277,8 +275,8 @@ def _size(tokenizer: Tokenizer, sample: Sample, *, whole: bool) -> int:
 def named_label(output: str, target: str, question: str, labels: Sequence[str]) -> float:
     """1 if of the labels the output names the target alone (BABILong's score of free answers).
 
-    Only what stands before the first full stop counts, whatever its case, and labels that the question names are left
-    out, so that repeating the question does no harm.
+    Only what stands before the first full stop counts, whatever its case, and labels that the question names
+    are left out, so that repeating the question does no harm.
     """
     said, asked = _CUT.split(output.lower(), maxsplit=1)[0], question.lower()
     named = {label.lower() for label in labels if label.lower() in said and label.lower() not in asked}
@@ -286,12 +284,7 @@ def named_label(output: str, target: str, question: str, labels: Sequence[str]) 
 
 
 def members(
-    *,
-    split: Split,
-    facts: str,
-    filler: str = STDLIB,
-    tasks: str = "1+2+3+4+5",
-    questions: str = "last",
+    *, split: Split, facts: str, filler: str = STDLIB, tasks: str = "1+2+3+4+5", questions: str = "last"
 ) -> list[Member]:
     """See `rmat.tasks.registry`."""
     asked = last_or_all(questions)
@@ -323,8 +316,8 @@ class BabilongQuestions(TextQuestions):
             raise ValueError(f"scorer='labels' has no labels for task {unlabelled[0]}: choose exact")
 
     def cells(self, tokenizer: Tokenizer, samples: int, seed: int) -> Iterator[QuestionCell]:
-        """By length and task. Every sample is asked at most once in a cell, so that a cell has fewer than `samples`
-        where the file has."""
+        """By length and task. Every sample is asked at most once in a cell, so that a cell has fewer than
+        `samples` where the file has."""
         chosen = BabilongTask(facts=self.facts, filler=self.filler, tasks=self.task, split=self.split)
         for length in self.length:
             for task in self.task:

@@ -68,6 +68,13 @@ class TaskCorpus:
             TaskLanes(full, self.data.specs, self.tokenizer, batch_size, window, VALIDATION_SEED)
         )
 
+    def row_tokens(self, window: int, updates: int) -> float:
+        """Tokens of a row, on average over the mixture: rows may have a length of their own, or grow."""
+        some = range(0, max(1, updates), max(1, updates // 1000))
+        members = self._members("train")
+        lengths = [np.mean([member.lengths(window, update) for update in some]) for member in members]
+        return float(np.average(lengths, weights=[member.share for member in members]))
+
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """None: a task's tokens stand for no text."""
         del nats_per_token

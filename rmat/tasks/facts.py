@@ -3,7 +3,8 @@
     <|user|>My dog is called Rex.<|turn_end|><|assistant|>Noted.<|turn_end|> ... filler, turn by turn ...
     <|user|>What is my dog called?<|turn_end|><|assistant|>Your dog is called Rex.<|turn_end|>
 
-What must be kept looks like what must not: the filler `talk` is full of facts of the same kinds about other people.
+What must be kept looks like what must not: the filler `talk` is full of facts of the same kinds about other
+people.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from rmat.tasks.task import (
 from rmat.tasks.turns import InTokens, Passage, in_turns, load_turns, weave
 
 LEAD_TURNS = 10
-"""Where the distance is given, fewer turns than this stand before the first fact, so that it has no fixed place."""
+"""Where the distance is given, fewer turns than this stand before the first fact, so that it has no fixed
+place."""
 
 TRIES = 100
 """Draws of which one must fit a row."""
@@ -57,7 +59,7 @@ class Fact:
     kind: Kind
     values: tuple[str, ...]
     """Its value; where it is corrected later, the old and the new one."""
-    told: tuple[Exchange, ...]
+    stated: tuple[Exchange, ...]
     """The statement of each value and what the assistant says to it."""
     asked: Exchange
     """The question and the right answer."""
@@ -86,7 +88,8 @@ class FactsTask(TextTask):
     """Share of the facts that are corrected later; the newest value is the right one."""
 
     questions: Literal["last", "all"] = "last"
-    """Whether the facts that the last question does not ask for are asked for on the way, at any place behind them."""
+    """Whether the facts that the last question does not ask for are asked for on the way, at any place behind
+    them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.filler, str) or not self.filler:
@@ -124,31 +127,33 @@ class FactsTask(TextTask):
         return Row(np.array(tokens[:-1], dtype=np.int64), targets.astype(np.int64))
 
     def after(self, random: np.random.Generator, turns: int) -> Example:
-        """The facts one after the other, so many turns of filler, the question; corrections stand in the filler.
+        """The facts one after the other, so many turns of filler, the question; corrections stand in the
+        filler.
 
-        Fewer than `LEAD_TURNS` turns of filler come first. Labels as of `example`. Raises ValueError for negative
-        `turns`.
+        Fewer than `LEAD_TURNS` turns of filler come first. Labels as of `example`. Raises ValueError for
+        negative `turns`.
         """
         if turns < 0:
             raise ValueError(f"turns={turns} is not possible: give 0 or more")
         spec, facts, seed = self._draw(random)
         lead = int(random.integers(LEAD_TURNS))
         later = [
-            (place, Passage(told))
+            (place, Passage(stated))
             for fact in facts
-            for place, told in zip(fact.places[1:], fact.told[1:], strict=False)
+            for place, stated in zip(fact.places[1:], fact.stated[1:], strict=False)
         ]
 
         def passages() -> Iterator[Passage]:
             filler = self._filler(spec, facts, seed)
             yield from weave((), filler, lead, in_turns)
-            yield from (Passage(fact.told[0]) for fact in facts)
+            yield from (Passage(fact.stated[0]) for fact in facts)
             yield from weave(sorted(later, key=itemgetter(0)), filler, turns, in_turns)
 
         return _example(spec, facts, passages)
 
     def dialogue(self, random: np.random.Generator, turns: int) -> list[Turn]:
-        """(role, text) of every turn of a dialogue with `turns` turns of filler, the last question and its answer too."""
+        """(role, text) of every turn of a dialogue with `turns` turns of filler, the last question and its
+        answer too."""
         spec, facts, seed = self._draw(random)
         woven = weave(self._scenes(facts), self._filler(spec, facts, seed), turns, in_turns)
         return [turn for passage in woven for turn in passage.turns] + list(facts[0].asked)
@@ -171,12 +176,13 @@ class FactsTask(TextTask):
         return spec, facts, int(random.integers(2**63))
 
     def _scenes(self, facts: Sequence[Fact]) -> list[tuple[float, Passage]]:
-        """(share of the filler before it, passage) of all that is said of the facts before the last question."""
+        """(share of the filler before it, passage) of all that is said of the facts before the last
+        question."""
         scenes = [
             (place, passage)
             for fact in facts
             for place, passage in zip(
-                fact.places, (*map(Passage, fact.told), Passage(fact.asked, scored=True)), strict=False
+                fact.places, (*map(Passage, fact.stated), Passage(fact.asked, scored=True)), strict=False
             )
         ]
         return sorted(scenes, key=itemgetter(0))
@@ -184,8 +190,8 @@ class FactsTask(TextTask):
     def _draw_fitting(
         self, random: np.random.Generator, length: int, tokenizer: Tokenizer
     ) -> tuple[Drawn, int]:
-        """A draw that fits, less facts that do not, and the tokens left for filler. Where the first fact alone is too
-        long, another draw is tried."""
+        """A draw that fits, less facts that do not, and the tokens left for filler. Where the first fact
+        alone is too long, another draw is tried."""
         fit = InTokens(tokenizer)
         shortest = []
         for _ in range(TRIES):
@@ -207,9 +213,9 @@ class FactsTask(TextTask):
         known += [
             statement.partition("{}")[0].strip() for fact in facts for statement in fact.kind.statements
         ]
-        told = re.compile(rf"\b(?:{'|'.join(map(re.escape, known))})\b", re.IGNORECASE)
+        mentioned = re.compile(rf"\b(?:{'|'.join(map(re.escape, known))})\b", re.IGNORECASE)
         exchanges = load_turns(spec, self.split).exchanges(np.random.default_rng(seed))
-        return (exchange for exchange in exchanges if not any(told.search(text) for _, text in exchange))
+        return (exchange for exchange in exchanges if not any(mentioned.search(text) for _, text in exchange))
 
 
 def _fact(random: np.random.Generator, kind: Kind, changed: bool, on_the_way: bool, taken: set[str]) -> Fact:
@@ -225,7 +231,7 @@ def _fact(random: np.random.Generator, kind: Kind, changed: bool, on_the_way: bo
     return Fact(
         kind=kind,
         values=tuple(values),
-        told=tuple((("user", text), ("assistant", pick(random, ACKNOWLEDGED))) for text in texts),
+        stated=tuple((("user", text), ("assistant", pick(random, ACKNOWLEDGED))) for text in texts),
         asked=(("user", pick(random, kind.questions)), ("assistant", kind.answer.format(values[-1]))),
         places=tuple(sorted(random.random(len(values) + on_the_way).tolist())),
     )
@@ -283,8 +289,8 @@ def members(
 
 @dataclass(frozen=True, kw_only=True)
 class FactsQuestions(TextQuestions):
-    """Facts that a user states in a dialogue and asks for many turns later, for models trained with --data facts or on
-    dialogues. Right is an answer that has the value in it."""
+    """Facts that a user states in a dialogue and asks for many turns later, for models trained with --data
+    facts or on dialogues. Right is an answer that has the value in it."""
 
     turns: tuple[int, ...] = option((10, 100, 1000), "turns between facts and question", metavar="N")
     filler: tuple[str, ...] = option(

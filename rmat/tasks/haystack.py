@@ -1,7 +1,8 @@
 """Endless filler, sentence by sentence, and statements hidden in it, in constant memory.
 
-A sentence carries the blank that stood before it: filler and statements are joined as they are, and as no usual
-tokenizer makes one token of a letter and the blank behind it, tokens may be counted sentence by sentence.
+A sentence carries the blank that stood before it: filler and statements are joined as they are, and as no
+usual tokenizer makes one token of a letter and the blank behind it, tokens may be counted sentence by
+sentence.
 """
 
 from __future__ import annotations
@@ -147,15 +148,13 @@ def fill(sentences: Iterable[str], budget: int, tokenizer: Tokenizer) -> Iterato
 
 
 def hide(
-    statements: Sequence[tuple[float, str]],
-    sentences: Iterable[str],
-    budget: int,
-    tokenizer: Tokenizer,
+    statements: Sequence[tuple[float, str]], sentences: Iterable[str], budget: int, tokenizer: Tokenizer
 ) -> Iterator[tuple[int | None, str]]:
     """Filler of at most `budget` tokens with statements in it, as (number of the statement or None, text).
 
     Args:
-        statements: (share of the filler before it, text), by rising share; each goes to the nearest end of a sentence.
+        statements: (share of the filler before it, text), by rising share; each goes to the nearest end of a
+            sentence.
         sentences: the filler; all of it where it ends before the budget is full.
         budget: tokens of the filler alone.
         tokenizer: what tokens are counted with.
@@ -177,7 +176,8 @@ def without(words: Sequence[str], sentences: Iterator[str]) -> Iterator[str]:
 
 
 def room_for(length: int, parts: Sequence[str], tokenizer: Tokenizer, task: str) -> int:
-    """Tokens left for filler in `length` tokens that begin with the document token and close with the end token.
+    """Tokens left for filler in `length` tokens that begin with the document token and close with the end
+    token.
 
     Raises ValueError, naming the least length, if `parts` alone need more.
     """

@@ -63,14 +63,14 @@ class TaskLanes:
         self._fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
     def resumed(self, values: Mapping[str, Any] | None) -> Iterator[tuple[Batch, TaskPosition]]:
-        """`batches` from the position of `TaskPosition.to_dict`, or from the start. Raises ValueError if it belongs to
-        other lanes."""
+        """`batches` from the position of `TaskPosition.to_dict`, or from the start. Raises ValueError if it
+        belongs to other lanes."""
         if values is None:
             return self.batches()
         if values.get("lanes") != self._fingerprint:
             raise ValueError(
-                f"this data state belongs to lanes {values.get('lanes')}, not {self._fingerprint}: SPEC, tokenizer, seed, "
-                "batch size or window have changed; resume with those of the run"
+                f"this data state belongs to lanes {values.get('lanes')}, not {self._fingerprint}: SPEC, "
+                "tokenizer, seed, batch size or window have changed; resume with those of the run"
             )
         return self.batches(TaskPosition(lanes=self._fingerprint, batches=int(values["batches"])))
 

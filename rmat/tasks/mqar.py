@@ -1,8 +1,10 @@
-"""Multi-query associative recall, the protocol of zoology (Arora et al., arXiv 2312.04927, section 4 and its code).
+"""Multi-query associative recall, the protocol of zoology (Arora et al., arXiv 2312.04927, section 4 and its
+code).
 
-A row opens with N pairs `key value`; keys are distinct tokens of the lower half of the vocabulary (0 left out), values
-distinct tokens of the upper half. The rest of the row is two-token slots; every key stands once more, in slot i with
-probability proportional to (i + 1)^-0.99, and is to be answered by its value. All other places hold random tokens.
+A row opens with N pairs `key value`; keys are distinct tokens of the lower half of the vocabulary (0 left
+out), values distinct tokens of the upper half. The rest of the row is two-token slots; every key stands once
+more, in slot i with probability proportional to (i + 1)^-0.99, and is to be answered by its value. All other
+places hold random tokens.
 """
 
 from __future__ import annotations
@@ -58,12 +60,14 @@ class MqarTask(NumberedTask):
     """Tokens V: keys from 1..V/2-1, values from V/2..V-1."""
 
     changes: int = 0
-    """Of the pairs, so many are stated a second time, after all the others, with another value: the newest must win."""
+    """Of the pairs, so many are stated a second time, after all the others, with another value: the newest
+    must win."""
 
     def __post_init__(self) -> None:
         if self.vocabulary < 4 or not 1 <= self.pairs < self.vocabulary // 2:
             raise ValueError(
-                f"mqar.pairs is {self.pairs} with {self.vocabulary} tokens: give 1 to {max(1, self.vocabulary // 2 - 1)}"
+                f"mqar.pairs is {self.pairs} with {self.vocabulary} tokens: "
+                f"give 1 to {max(1, self.vocabulary // 2 - 1)}"
             )
         if not 0 <= self.changes <= self.pairs:
             raise ValueError(f"mqar.changes is {self.changes}: give 0 to {self.pairs}, the pairs there are")
@@ -79,7 +83,8 @@ class MqarTask(NumberedTask):
         return 2 * (self.pairs + self.changes)
 
     def row(self, random: np.random.Generator, length: int, tokenizer: Tokenizer | None = None) -> Row:
-        """One row of exactly `length` tokens. Raises ValueError if it does not hold every pair and question."""
+        """One row of exactly `length` tokens. Raises ValueError if it does not hold every pair and
+        question."""
         slots = (length - self.stated) // 2
         if slots < self.pairs:
             raise ValueError(
@@ -162,7 +167,8 @@ class MqarQuestions(RowQuestions):
         return sum(length for length, _ in self.sets)
 
     def cells(self, rows: int, seed: int, piece: int) -> Iterator[RowCell]:
-        """By test set; whole rows. Each row has a seed of its own, of other numbers than those of training."""
+        """By test set; whole rows. Each row has a seed of its own, of other numbers than those of
+        training."""
         for length, pairs in self.sets:
             task = MqarTask(pairs=pairs, vocabulary=self.vocabulary, changes=min(self.changes, pairs))
             batch = partial(_rows, task, length, [seed, 1, length, pairs])

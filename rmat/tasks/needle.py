@@ -1,4 +1,5 @@
-"""Needles in a haystack: eight retrieval tasks and variable tracking in the manner of RULER (arXiv 2404.06654).
+"""Needles in a haystack: eight retrieval tasks and variable tracking in the manner of RULER (arXiv
+2404.06654).
 
     single_1      noise         one key, one number
     single_2      text          one key, one number
@@ -8,10 +9,11 @@
     multikey_3    needles       the same with UUIDs for keys and values
     multivalue    text          one key with four numbers, all asked for
     multiquery    text          four keys, all asked for
-    tracking      noise         a variable and four that were set to it one from the other: which hold its value?
+    tracking      noise         a variable and four that were set to it one from the other: which hold its
+        value?
 
-Unlike there, no instruction stands before the text, and `tracking` has no solved example: a model that was trained on
-the task knows its form.
+Unlike there, no instruction stands before the text, and `tracking` has no solved example: a model that was
+trained on the task knows its form.
 """
 
 from __future__ import annotations
@@ -28,16 +30,7 @@ import numpy as np
 
 from rmat.data.sources import STDLIB
 from rmat.data.tokenizer import Tokenizer
-from rmat.tasks.haystack import (
-    NOISE,
-    Replay,
-    Split,
-    hide,
-    load_filler,
-    room_for,
-    sample_texts,
-    without,
-)
+from rmat.tasks.haystack import NOISE, Replay, Split, hide, load_filler, room_for, sample_texts, without
 from rmat.tasks.task import Example, Member, QuestionCell, TextQuestions, TextTask, draw_examples, option
 from rmat.tasks.words import ADJECTIVES, NOUNS
 
@@ -95,7 +88,8 @@ class NeedleTask(TextTask):
             )
 
     def example(self, random: np.random.Generator, length: int, tokenizer: Tokenizer) -> Example:
-        """See `TextTask.example`. Labels: task, and depth (the needle's share) where there is one needle to find."""
+        """See `TextTask.example`. Labels: task, and depth (the needle's share) where there is one needle to
+        find."""
         if self.task == "tracking":
             return self._tracking(random, length, tokenizer)
         kind = _KINDS[self.task]
@@ -180,9 +174,9 @@ def _needle(key: str, value: str, is_uuid: bool) -> str:
 def _question(keys: list[str], kind: _Kind) -> str:
     named = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
     what = "uuid" if kind.uuid_values else "number"
-    if kind.values * kind.queries == 1:
-        return f"\nWhat is the special magic {what} for {named}? The special magic {what} for {named} mentioned in the provided text is"
-    return f"\nWhat are the special magic {what}s for {named}? The special magic {what}s for {named} mentioned in the provided text are"
+    several, be = ("", "is") if kind.values * kind.queries == 1 else ("s", "are")
+    things = f"special magic {what}{several} for {named}"
+    return f"\nWhat {be} the {things}? The {things} mentioned in the provided text {be}"
 
 
 def _distractors(random: np.random.Generator, kind: _Kind) -> Iterator[str]:

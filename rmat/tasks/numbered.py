@@ -18,7 +18,8 @@ def numbered_tokenizer(size: int) -> Tokenizer:
 
 
 def require_numbered(tokenizer: Tokenizer, size: int, task: str) -> None:
-    """Raise ValueError for a tokenizer whose first `size` tokens are not the numbered ones of a task's rows."""
+    """Raise ValueError for a tokenizer whose first `size` tokens are not the numbered ones of a task's
+    rows."""
     if size > tokenizer.vocab_size or tokenizer.encode(str(size - 1)) != [size - 1]:
         raise ValueError(
             f"the model does not speak in the numbered tokens of {task}: ask a model that was trained on it "

@@ -1,4 +1,5 @@
-"""The pass key: a random number stated once in filler and asked for at the end (after Mohtashami and Jaggi, 2023)."""
+"""The pass key: a random number stated once in filler and asked for at the end (after Mohtashami and Jaggi,
+2023)."""
 
 from __future__ import annotations
 
@@ -9,16 +10,7 @@ from functools import partial
 import numpy as np
 
 from rmat.data.tokenizer import Tokenizer
-from rmat.tasks.haystack import (
-    NOISE,
-    Replay,
-    Split,
-    hide,
-    load_filler,
-    room_for,
-    sample_texts,
-    without,
-)
+from rmat.tasks.haystack import NOISE, Replay, Split, hide, load_filler, room_for, sample_texts, without
 from rmat.tasks.task import (
     Example,
     Member,
@@ -32,7 +24,8 @@ from rmat.tasks.task import (
 )
 
 NEAR = 0.01
-"""A needle at a depth stands within this share of the filler around it, so that start and end are no fixed places."""
+"""A needle at a depth stands within this share of the filler around it, so that start and end are no fixed
+places."""
 
 QUESTION = "\nWhat is the pass key? The pass key is"
 
@@ -101,7 +94,8 @@ def members(*, split: Split, filler: str = "noise", digits: str = "5") -> list[M
 
 @dataclass(frozen=True, kw_only=True)
 class PasskeyQuestions(TextQuestions):
-    """A random number stated once in filler and asked for at the end, for models trained with --data passkey."""
+    """A random number stated once in filler and asked for at the end, for models trained with --data
+    passkey."""
 
     length: tuple[int, ...] = option((1280,), "tokens of prompt and answer", metavar="TOKENS")
     depth: tuple[float, ...] = option(

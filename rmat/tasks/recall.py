@@ -138,7 +138,8 @@ class RecallTask(NumberedTask):
         first: Tensor,
         generator: torch.Generator,
     ) -> RowPart:
-        """Tokens start..stop of the rows, given their pairs and questions (row, key's position, pair, first)."""
+        """Tokens start..stop of the rows, given their pairs and questions (row, key's position, pair,
+        first)."""
         # Drawn time-major, so that a split into pieces draws the same numbers.
         filler = torch.randint(self.n_filler, (stop - start, keys.shape[0]), generator=generator)
         tokens = (self.n_keys + self.n_values + filler).t().contiguous()
@@ -189,11 +190,12 @@ END_QUERIES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class RecallQuestions(RowQuestions):
-    """Accuracy of recalling key-value pairs from the start of a stream of each length, for a model that was trained on that
-    task (rmat train --data recall).
+    """Accuracy of recalling key-value pairs from the start of a stream of each length, for a model that was
+    trained on that task (rmat train --data recall).
 
-    Local attention alone can answer a query only if the same pair was asked for shortly before, so the accuracy counts
-    the first query of a key in its row, which only the memory can answer. That over all queries stands beside it.
+    Local attention alone can answer a query only if the same pair was asked for shortly before, so the
+    accuracy counts the first query of a key in its row, which only the memory can answer. That over all
+    queries stands beside it.
     """
 
     note: ClassVar[str] = "accuracy of the first query of each key; "

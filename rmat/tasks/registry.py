@@ -1,6 +1,8 @@
-"""SPECs of synthetic tasks: `mqar`, `recall:pairs=8`, `passkey:filler=noise+python-stdlib,from=160,grow=500`, ...
+"""SPECs of synthetic tasks: `mqar`, `recall:pairs=8`, `passkey:filler=noise+python-stdlib,from=160,grow=500`,
+...
 
-A SPEC is the name of a task, then settings. Every task whose rows have no length of their own (all but `mqar`) takes
+A SPEC is the name of a task, then settings. Every task whose rows have no length of their own (all but
+`mqar`) takes
 
     from=TOKENS   rows are at least so long (default: as long as `train.window`)
     grow=UPDATES  the longest row grows from `from` to `train.window` over so many updates (default 0)
@@ -9,7 +11,7 @@ and a row's length is drawn anew for every batch between the two. Values with se
 
 A task is one module of this package and one line in `rmat.tasks.TASKS`. The module has
 
-    members(*, split, ...)  the rows that a SPEC stands for; its keyword arguments are the SPEC's settings, as text
+    members(*, split, ...)  the rows that a SPEC stands for; its keyword arguments are the settings, as text
     QUESTIONS               a dataclass: what `rmat eval NAME` asks, its fields the command's options
 """
 
@@ -40,7 +42,8 @@ def questions_of(name: str) -> type[Questions]:
 def parse_task(spec: str, split: Split) -> list[Member]:
     """The rows that a SPEC stands for, with facts and filler of `split` ("train", "valid" or "test").
 
-    Raises ValueError for a setting that the task has not (with the nearest it has) or a value that it cannot take.
+    Raises ValueError for a setting that the task has not (with the nearest it has) or a value that it cannot
+    take.
     """
     name, _, tail = spec.partition(":")
     make = _module(name).members

@@ -1,4 +1,5 @@
-"""Small talk of a user and an assistant, and facts that a user states: about themselves, or in passing about others."""
+"""Small talk of a user and an assistant, and facts that a user states: about themselves, or in passing about
+others."""
 
 from __future__ import annotations
 
@@ -131,7 +132,8 @@ def _place(name: str, me: str, other: str, asked: str) -> Kind:
 
 
 def _turned(asked: str) -> str:
-    """A question's words in the order of a clause: "do I live" becomes "I live", "was I born" "I was born"."""
+    """A question's words in the order of a clause: "do I live" becomes "I live", "was I born" "I was
+    born"."""
     verb, _, rest = asked.partition(" I ")
     return f"I {rest}" if verb == "do" else f"I {verb} {rest}"
 
@@ -197,7 +199,8 @@ _SLOTS: dict[str, Callable[[np.random.Generator], str]] = {
 
 
 class Talk:
-    """Exchanges of a user and an assistant without end; a share `ABOUT_OTHERS` is like a fact, but of other people."""
+    """Exchanges of a user and an assistant without end; a share `ABOUT_OTHERS` is like a fact, but of other
+    people."""
 
     def exchanges(self, random: np.random.Generator) -> Iterator[Exchange]:
         """Exchanges without end. The same numbers make the same ones."""

@@ -1,7 +1,7 @@
 """What a synthetic task is: rows to train on and examples to be asked, made on demand from random numbers.
 
-Two kinds. A task of numbered tokens (`mqar`, `recall`) brings its own vocabulary and asks all along the row. A text
-task (`passkey`, `needle`, `babilong`, `facts`) works with any tokenizer and asks at the end:
+Two kinds. A task of numbered tokens (`mqar`, `recall`) brings its own vocabulary and asks all along the row.
+A text task (`passkey`, `needle`, `babilong`, `facts`) works with any tokenizer and asks at the end:
 
     <|document|> prompt answer <|turn_end|>
 """
@@ -121,14 +121,17 @@ class Member:
     grow: int = 0
     """Updates over which the longest row grows from `shortest` to the window."""
 
-    def draw_length(self, window: int, batch: int, uniform: float) -> int:
-        """Tokens of the rows of batch number `batch`, given a number drawn from [0, 1)."""
+    def lengths(self, window: int, update: int) -> tuple[int, int]:
+        """Least and most tokens of the rows of an update."""
         if self.length is not None:
-            return self.length
+            return self.length, self.length
         shortest = min(self.shortest or window, window)
-        longest = (
-            window if not self.grow else shortest + (window - shortest) * min(batch, self.grow) // self.grow
-        )
+        step, steps = (min(update, self.grow), self.grow) if self.grow else (1, 1)
+        return shortest, shortest + (window - shortest) * step // steps
+
+    def draw_length(self, window: int, update: int, uniform: float) -> int:
+        """Tokens of the rows of a batch of an update, given a number drawn from [0, 1)."""
+        shortest, longest = self.lengths(window, update)
         return shortest + int(uniform * (longest - shortest + 1))
 
 
@@ -156,7 +159,8 @@ def last_or_all(questions: str) -> Literal["last", "all"]:
 
 
 def option(default: Any, help: str, *, metavar: str | None = None, shown: str | None = None) -> Any:
-    """A field that is an option of `rmat eval`: `shown` is its default in words; ... stands for one that must be given."""
+    """A field that is an option of `rmat eval`: `shown` is its default in words; ... stands for one that must
+    be given."""
     metadata = {"help": help, "metavar": metavar, "shown": shown}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
@@ -168,7 +172,8 @@ class QuestionCell:
     task: str
     """Name of the task."""
     length: int | None
-    """Most tokens of document token, prompt, answer and end token; 0 for no filler; None: as long as they are."""
+    """Most tokens of document token, prompt, answer and end token; 0 for no filler; None: as long as they
+    are."""
     depth: float | None
     """Share of the filler before what is asked for; None: random."""
     examples: Sequence[Example]
@@ -179,7 +184,8 @@ class QuestionCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What `rmat eval NAME` asks: fields made with `option` are its options, the docstring is its description."""
+    """What `rmat eval NAME` asks: fields made with `option` are its options, the docstring is its
+    description."""
 
     note: ClassVar[str] = ""
     """What the caption of the table says first."""
@@ -232,7 +238,8 @@ class RowPart:
     targets: Tensor
     """(B, T) int64: the right answer where something is asked, -100 elsewhere."""
     first: Tensor
-    """(B, T) bool: places whose answers make the accuracy; the others that are asked are counted beside it."""
+    """(B, T) bool: places whose answers make the accuracy; the others that are asked are counted beside
+    it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +254,8 @@ class RowCell:
     donor: Callable[[], Iterator[RowPart]]
     """Makes one more row like them, in parts of the same lengths."""
     by_row: bool
-    """Whether rows are what is drawn, each with its share of right answers, or the questions of all rows together."""
+    """Whether rows are what is drawn, each with its share of right answers, or the questions of all rows
+    together."""
 
 
 class RowQuestions(Questions, ABC):

@@ -1,5 +1,5 @@
-"""Endless filler for dialogues: turns of other dialogues in order, or sentences of text said in turns; and passages woven
-into it, in constant memory."""
+"""Endless filler for dialogues: turns of other dialogues in order, or sentences of text said in turns; and
+passages woven into it, in constant memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class TurnFiller(Protocol):
 
 
 class Dialogues:
-    """A random dialogue from a random turn on, then another one; turns of over `LONGEST_SENTENCE` characters are left out.
+    """A random dialogue from a random turn on, then another one; turns of over `LONGEST_SENTENCE` characters
+    are left out.
 
     Args:
         documents: dialogues, held as they are; those without turns are left out.
@@ -84,7 +85,8 @@ class Said:
 
 @lru_cache(maxsize=8)
 def load_turns(spec: str, split: Split) -> TurnFiller:
-    """The filler of a SPEC: `talk`, `noise`, the dialogues it has in `split`, or if it has none the sentences.
+    """The filler of a SPEC: `talk`, `noise`, the dialogues it has in `split`, or if it has none the
+    sentences.
 
     It is read once and kept. Raises ValueError for a SPEC that cannot be read or has nothing in the split.
     """
@@ -142,7 +144,8 @@ def weave(
     budget: int,
     fit: Callable[[Exchange, int], tuple[Exchange, int]],
 ) -> Iterator[Passage]:
-    """Filler as long as `budget`, in whatever `fit` measures, with scenes in it at their shares, which rise."""
+    """Filler as long as `budget`, in whatever `fit` measures, with scenes in it at their shares, which
+    rise."""
     used = number = 0
     for exchange in exchanges:
         kept, size = fit(exchange, budget - used)

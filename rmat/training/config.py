@@ -101,11 +101,6 @@ class TrainConfig:
         check(self, "train", ("beta1", "beta2"), number, 0, below=1)
         check(self, "train", "max_minutes", number, above=0, remedy="give minutes above 0, or none")
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens read for one update."""
-        return self.batch_size * self.window * self.accumulate
-
 
 @known_keywords(setting_names)
 @dataclass(frozen=True, kw_only=True)

@@ -161,15 +161,17 @@ def _tell_arithmetic(run: Run) -> None:
     config = run.config.train
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     schedule, reason = run.model.resolve_schedule("auto")
-    total = config.tokens_per_step * config.steps
+    row = run.corpus.row_tokens(config.window, config.steps)
+    step = round(config.batch_size * config.accumulate * row)
+    about, total = "" if row == config.window else "about ", step * config.steps
     budget = "" if config.max_minutes is None else f", at most {config.max_minutes:g} minutes"
     what, share = run.corpus.summary(total)
     run.reporter.say(
         f"model   {run.config.preset} {run.config.variant}: {parameters:,} parameters, {schedule} schedule ({reason})\n"
         f"data    {what}\n"
-        f"step    {config.batch_size} rows x {config.window} tokens x {config.accumulate} windows = "
-        f"{config.tokens_per_step:,} tokens\n"
-        f"run     {config.steps:,} steps = {total:,} tokens = {share}{budget}\n"
+        f"step    {config.batch_size} rows x {about}{row:.0f} tokens x {config.accumulate} windows = "
+        f"{about}{step:,} tokens\n"
+        f"run     {config.steps:,} steps = {about}{total:,} tokens = {share}{budget}\n"
         f"device  {run.device} ({run.device_reason}), {config.dtype}{', compiled' if config.compile else ''}\n"
         f"folder  {run.folder}"
     )

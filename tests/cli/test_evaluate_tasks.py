@@ -1,4 +1,5 @@
-"""`rmat eval mqar | passkey | needle | babilong | facts | dialogue` on models that know nothing: what is printed, written, refused."""
+"""`rmat eval mqar | passkey | needle | babilong | facts | dialogue` on models that know nothing: what is
+printed, written, refused."""
 
 import csv
 import json

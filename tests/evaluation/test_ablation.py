@@ -29,7 +29,8 @@ def test_each_mode_is_scored_and_differs_from_on() -> None:
 
 
 def test_difference_is_paired_by_document() -> None:
-    """The interval of a paired difference is that of the per-document differences, not of two separate draws."""
+    """The interval of a paired difference is that of the per-document differences, not of two separate
+    draws."""
     found = ablation(tiny_model(), WIDTHS, STORE, modes=("zeroed",))
     on, zeroed = found.modes["on"].result, found.modes["zeroed"]
     per_byte = (zeroed.result.document_nats - on.document_nats) / on.document_bytes / math.log(2)

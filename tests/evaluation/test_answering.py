@@ -65,7 +65,8 @@ def test_memory_modes_reach_the_model(model: LanguageModel) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("fields", [{}, {"n_layers": 4}, {"variant": "paper"}], ids=str)
 def test_a_shuffled_answer_never_depends_on_its_own_far_past(batch_size: int, fields: dict[str, Any]) -> None:
-    """The banks of others are read, and through no layer and no segment does a prompt's own content come back."""
+    """The banks of others are read, and through no layer and no segment does a prompt's own content come
+    back."""
     model = tiny_model(**{"vocab_size": BYTES.vocab_size, "gate": "none", "n_slots": 256, **fields})
     texts = ["".join(chr(97 + (7 * n + k) % 26) for k in range(200)) for n in range(3)]
 

@@ -1,4 +1,5 @@
-"""Lines of held-out code: what is asked never stands in the prompt, answers are those of `complete`, scores are right."""
+"""Lines of held-out code: what is asked never stands in the prompt, answers are those of `complete`, scores
+are right."""
 
 import json
 from pathlib import Path
@@ -209,7 +210,8 @@ class TestAnswers:
         assert one.answers == other.answers and one.tokens == other.tokens
 
     def test_only_a_memory_knows_the_context(self, files: list[CodeFile]) -> None:
-        """What is far behind reaches an answer through the memory alone; a zeroed one lets nothing through."""
+        """What is far behind reaches an answer through the memory alone; a zeroed one lets nothing
+        through."""
 
         def answers(letter: str) -> dict[Way, tuple[str, ...]]:
             changed = [

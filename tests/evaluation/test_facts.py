@@ -1,4 +1,5 @@
-"""Facts asked of a model by turns and filler: one that finds what it read scores one, others what they deserve."""
+"""Facts asked of a model by turns and filler: one that finds what it read scores one, others what they
+deserve."""
 
 import json
 import re
@@ -36,7 +37,8 @@ def told(ids: list[int]) -> list[str]:
 
 
 class Finder(StandIn):
-    """Reads turns and answers with the newest value, the first one, or whatever `spoil` makes of the answer."""
+    """Reads turns and answers with the newest value, the first one, or whatever `spoil` makes of the
+    answer."""
 
     def __init__(self, spoil=lambda answer: answer, which: int = -1) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Recall by number of pairs: of models that know, do not know, or half know the answers, and of a real one."""
+"""Recall by number of pairs: of models that know, do not know, or half know the answers, and of a real
+one."""
 
 import json
 from collections.abc import Callable

@@ -69,7 +69,8 @@ def test_cell_has_the_accuracy_of_first_queries_and_of_all() -> None:
 
 
 class Oracle(StandIn):
-    """Answers every query right, as it sees the pairs through its state: a dict from key to value for each row."""
+    """Answers every query right, as it sees the pairs through its state: a dict from key to value for each
+    row."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Scores on rows of a task: counted by hand, of batches of unequal rows, and of a model that is left as it was."""
+"""Scores on rows of a task: counted by hand, of batches of unequal rows, and of a model that is left as it
+was."""
 
 import math
 from collections.abc import Iterator

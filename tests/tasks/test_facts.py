@@ -34,7 +34,8 @@ def random(seed: int) -> np.random.Generator:
 
 
 def turns_of(example: Example) -> list[Turn]:
-    """(role, text) of a prompt's turns, which stand between their tokens; at its end the assistant is to speak."""
+    """(role, text) of a prompt's turns, which stand between their tokens; at its end the assistant is to
+    speak."""
     parts: list[Part] = list(example.pieces)
     texts = [part for part in parts if isinstance(part, str)]
     roles = [part.name for part in parts[:-1:3] if isinstance(part, Special)]

@@ -48,7 +48,8 @@ def test_keys_and_values_are_drawn_from_their_whole_halves() -> None:
 
 
 def test_slots_are_asked_by_the_power_law() -> None:
-    """One pair a row: slot i has the probability (i + 1)^-0.99 over the sum of them all. Chi-square, 15 degrees."""
+    """One pair a row: slot i has the probability (i + 1)^-0.99 over the sum of them all. Chi-square, 15
+    degrees."""
     task, slots, count = MqarTask(pairs=1, vocabulary=64), 16, 4000
     places = [int(np.flatnonzero(row.targets != IGNORED)[0]) for row in rows(task, 2 + 2 * slots, count)]
     seen = np.bincount((np.array(places) - 2) // 2, minlength=slots)

@@ -1,4 +1,5 @@
-"""Tasks in the place of a corpus: vocabulary, held-out rows, shares of a mixture, and what cannot be mixed."""
+"""Tasks in the place of a corpus: vocabulary, held-out rows, shares of a mixture, and what cannot be
+mixed."""
 
 import json
 from pathlib import Path
@@ -131,8 +132,8 @@ def test_the_training_seed_makes_the_rows_but_not_those_held_out() -> None:
 
 
 def test_no_training_seed_makes_the_rows_held_out() -> None:
-    """The numbers that a row is drawn from are (seed, batch), and the largest seed of a run is 2^32 - 1. Once the seed
-    of the rows held out was among them."""
+    """The numbers that a row is drawn from are (seed, batch), and the largest seed of a run is 2^32 - 1. Once
+    the seed of the rows held out was among them."""
     assert VALIDATION_SEED > 2**32 - 1
     with pytest.raises(ValueError, match=r"train.seed"):
         TrainConfig(seed=2**32)

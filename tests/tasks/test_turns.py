@@ -1,4 +1,5 @@
-"""Turns of dialogues come in order and from the right split; small talk tells of others what facts tell of the user."""
+"""Turns of dialogues come in order and from the right split; small talk tells of others what facts tell of
+the user."""
 
 import itertools
 import re

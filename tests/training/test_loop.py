@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import rmat
 from rmat.model import LanguageModel
 from rmat.storage import load_model
 from rmat.training.checkpoint import list_checkpoints, read_checkpoint
@@ -182,6 +183,25 @@ def test_a_few_broken_losses_are_skipped_and_counted(
     losses = {row["step"]: row["loss"] for row in rows_of(folder, "train")}
     assert losses[3] is None and losses[4] is None and losses[5] > 0
     assert all(torch.isfinite(value).all() for value in load_model(folder / "model").parameters())
+
+
+def test_a_validation_or_sample_of_broken_numbers_is_noted_and_does_not_end_the_run(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Evaluated(LanguageModel):
+        def hidden(self, *arguments: Any, **more: Any) -> Any:
+            hidden, state = super().hidden(*arguments, **more)
+            return (hidden if self.training else hidden * math.inf), state
+
+    monkeypatch.setattr("rmat.training.run.LanguageModel", Evaluated)
+    folder = rmat.train(config(steps=4, eval_every=2, sample_every=2), reporter=Silent())
+    found = rows_of(folder, "eval")
+    assert [row["step"] for row in found] == [2, 4]
+    for row in (*found, json.loads((folder / "result.json").read_text())):
+        bits = [value for name, value in row.items() if "bits_per_byte" in name]
+        assert len(bits) == 2 and all(value is None or math.isnan(value) for value in bits)
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert all("the model's output is not finite" in row["text"] for row in samples) and samples
 
 
 def test_too_many_broken_losses_stop_the_run_with_a_sentence(

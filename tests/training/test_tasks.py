@@ -1,5 +1,6 @@
 """Training on rows of a task: what a run leaves behind, what it counts, and that it can be stopped."""
 
+import dataclasses
 import json
 import math
 import os
@@ -179,6 +180,28 @@ def test_what_is_trained_on_is_told(tmp_path: Path) -> None:
     rmat.api.train(config(tmp_path / "run", steps=1), reporter=reporter)
     told = "\n".join(reporter.said)
     assert f"data    {MQAR}: rows made as they are needed" in told and "rows never seen before" in told
+
+
+def test_the_tokens_of_an_update_are_those_of_the_rows_not_of_the_window(tmp_path: Path) -> None:
+    """A quarter of the batches has rows of 8 tokens, the others of 16; the window is 24."""
+    specs = (MQAR, "mqar:pairs=1,length=8,vocabulary=32")
+    wanted = config(tmp_path / "run", specs, steps=10)
+    wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, weights=(3.0, 1.0)))
+    reporter = Spoken()
+    rmat.api.train(wanted, reporter=reporter)
+    said = "\n".join(reporter.said)
+    assert "3 rows x about 14 tokens x 1 windows = about 42 tokens" in said
+    assert "10 steps = about 420 tokens = rows never seen before" in said
+
+
+def test_rows_that_grow_are_counted_as_long_as_they_become() -> None:
+    corpus = load_tasks(DataConfig(specs=("recall:pairs=2,keys=8,from=8,grow=40",)))
+    lanes = corpus.lanes(2, 100, 3)
+    widths = [lanes.batch(number).tokens.shape[1] for number in range(2000)]
+    for updates in (1, 20, 40, 2000):
+        mean = sum(widths[:updates]) / updates
+        assert corpus.row_tokens(100, updates) == pytest.approx(mean, rel=0.15), updates
+    assert corpus.row_tokens(100, 1) == 8
 
 
 def test_a_mistake_in_a_spec_leaves_no_folder(tmp_path: Path) -> None:
