@@ -182,7 +182,7 @@ def _try_coerce(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is type(None):
         return value is None or (isinstance(value, str) and value.lower() in _NONE), None
     if origin is typing.Literal:
-        return value in arguments, value
+        return isinstance(value, str) and value in arguments, value
     if origin in (typing.Union, types.UnionType):
         # None and numbers first: every string would pass as str.
         for argument in sorted(arguments, key=lambda option: option is str):

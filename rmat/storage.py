@@ -127,7 +127,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 flush(file)
             if path.exists():
                 os.rename(path, old)
-            os.rename(partial, path)
+            try:
+                os.rename(partial, path)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, path)
+                raise
             flush(path.parent)
     finally:
         for left in (partial, old):
@@ -198,10 +203,12 @@ def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself 
         config.write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(vocabulary[0])
-        else:
-            (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+    if tokenizer is None:
+        (folder / TOKENIZER_FILE).unlink(missing_ok=True)
 
 
+# What a program in inference mode loads can be trained later.
+@torch.inference_mode(False)
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
     """The model in `folder` (a model folder or the folder of a training run), in evaluation mode and in the dtype it
     was saved in.
@@ -329,6 +336,7 @@ def save_state(path: str | Path, state: StreamState, next_logits: Tensor | None 
     write_tensors(path, state.tensors(), metadata)
 
 
+@torch.inference_mode(False)
 def load_state(path: str | Path, config: ModelConfig) -> tuple[StreamState, Tensor | None]:
     """The state in a file of `save_state`, on the CPU, and the logits (V,) float32 or None.
 

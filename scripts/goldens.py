@@ -77,7 +77,7 @@ SMALL += [
     "train.checkpoint_every=4",
 ]
 TIMES = re.compile(
-    r"second|time|version|created|machine|commit|date|host|python|platform|path|folder|peak|when|updated|cpu|memory_bytes|rss",
+    r"second|time|elapsed|version|created|machine|commit|date|host|python|platform|path|folder|peak|when|updated|cpu|memory_bytes|rss",
     re.I,
 )
 

@@ -49,9 +49,12 @@ def prepare_files(args: argparse.Namespace) -> None:
     """Find out before a long measurement whether its files can be written: ValueError or OSError if not."""
     if args.out is not None:
         from rmat.report.figures import require_matplotlib
+        from rmat.storage import writable
 
         require_matplotlib()
         Path(args.out).mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "table.csv"):
+            writable(Path(args.out) / name)
 
 
 def write_files(args: argparse.Namespace, result: dict[str, Any], model: LanguageModel) -> None:

@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _places(out: str) -> tuple[Path, Path]:
     """The page and its data; ValueError where they cannot be written or would replace something else."""
     from rmat.report.contents import FORMAT
+    from rmat.storage import writable
 
     html = Path(out)
     if html.suffix.lower() not in (".html", ".htm"):
@@ -106,6 +107,7 @@ def _places(out: str) -> tuple[Path, Path]:
     for path in (html, data):
         if path.is_dir():
             raise ValueError(f"{path} is a folder: choose another --out")
+        writable(path)
     if data.exists() and not data.read_bytes()[:64].startswith(f'{{"format":"{FORMAT}"'.encode()):
         raise ValueError(f"{data} is no report's data and would be replaced: choose another --out")
     return html, data

@@ -14,11 +14,11 @@ from rmat.data.files import (
     READ_ERRORS,
     Unusable,
     inner_suffix,
-    is_binary,
     is_code,
     open_file,
     read_raw,
     read_text,
+    refuse_binary,
     refuse_by_suffix,
     shown,
     too_large,
@@ -68,8 +68,6 @@ def read_file(path: Path) -> Document:
     if not path.is_file():
         raise ValueError(f"no file at {path}: give a document that exists")
     refuse_by_suffix(path)
-    if not _is_pdf(path) and is_binary(path):
-        raise Unusable("binary", f"{path} is binary, not UTF-8 text: give text, Markdown, HTML or PDF")
     return file_document(path, shown(path.name))
 
 
@@ -82,6 +80,7 @@ def file_document(path: Path, name: str) -> Document:
         )
     if inner_suffix(path) in DOCUMENT_SUFFIXES:
         return _document(path, name, _html_text(path), "shows no text: give a page whose text is in the file")
+    refuse_binary(path)
     text = read_text(path)
     return code_document(name, text) if is_code(path) else text_document(name, text)
 
@@ -109,6 +108,7 @@ def _html_text(path: Path) -> str:
         from bs4.element import NavigableString, PageElement, Tag
     except ImportError:
         raise _needs("HTML", "beautifulsoup4") from None
+    logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # it tells of characters that it replaces
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as that XHTML is also XML
         soup = BeautifulSoup(read_raw(path), "html.parser")  # it finds the encoding that the page declares

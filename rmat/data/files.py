@@ -214,6 +214,15 @@ def is_binary(path: Path) -> bool:
         return False
 
 
+def refuse_binary(path: Path) -> None:
+    """Raises Unusable for a file that `is_binary`."""
+    if is_binary(path):
+        raise Unusable(
+            "binary",
+            f"{path} is binary, not UTF-8 text: give text, Markdown, HTML or PDF, and UTF-16 as UTF-8",
+        )
+
+
 class _Ignore:
     """The .gitignore rules that hold below `root`, those of the enclosing repository included."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rmat.data.files import (
     decode,
     inner_suffix,
     open_file,
+    refuse_binary,
     shown,
     too_large,
     unreadable,
@@ -97,6 +99,8 @@ def read_records(path: Path, name: str, column: str, skipped: Skipped) -> Iterat
     Raises Unusable for a file that cannot be read or of which no record can be used: the first one's reason.
     """
     suffix = inner_suffix(path)
+    if suffix in (".csv", ".tsv"):  # which may hold anything; JSON tells
+        refuse_binary(path)
     read = {".parquet": _parquet, ".json": _json, ".csv": _csv, ".tsv": _csv}.get(suffix, _jsonl)
     try:
         yield from _documents(read(path, column), name, column, skipped)
@@ -152,7 +156,7 @@ def _document(record: Mapping[str, Any], name: str, where: str, column: str) -> 
     Dialogues go before the text field, unless that one was named; it may hold the turns itself.
     """
     named = column != "text" and record.get(column) is not None
-    if "turns" in record and not named:
+    if record.get("turns") is not None and not named:
         dialogue = _conversation(record, name, where)
     elif not named and (chat := _first(record, _CHATS)):
         system = record.get("system")
@@ -225,7 +229,7 @@ def _text(content: Any, field: str, where: str) -> str:
     """The text of a message, which may be a list of parts."""
     parts = content if isinstance(content, list) else [content]
     texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        part.get("text") if isinstance(part, dict) and part.get("type") in ("text", None) else part
         for part in parts
     ]
     known = [text for text in texts if isinstance(text, str)]
@@ -287,9 +291,16 @@ def _whole_number(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
+def _fields(value: Any, where: str, remedy: str) -> Mapping[str, Any] | Unusable:
+    """A value of JSON as a record's fields, if it is an object."""
+    if isinstance(value, dict):
+        return value
+    return Unusable("not JSON objects", f"{where} is not a JSON object; {remedy}")
+
+
 def _jsonl(path: Path, column: str) -> Iterator[_Record]:
-    """A record of every line that is not blank. Raises Unusable for a line that is no JSON object: the file
-    is damaged."""
+    """A record of every line that is not blank. Raises Unusable for a line that is no JSON: the file is
+    damaged."""
     del column
     offset = number = 0
     found = False
@@ -317,15 +328,13 @@ def _jsonl(path: Path, column: str) -> Iterator[_Record]:
                 raise Unusable(
                     "not JSON", f"{where} is not JSON ({error}); write one JSON object a line"
                 ) from None
-            if not isinstance(record, dict):
-                raise Unusable("not JSON objects", f"{where} is not a JSON object; write one object a line")
-            yield _Record(number, where, record)
+            yield _Record(number, where, _fields(record, where, "write one object a line"))
     if not found:
         raise Unusable("empty", f"{path} is empty; give a file with one JSON object a line")
 
 
 def _json(path: Path, column: str) -> Iterator[_Record]:
-    """A record of every object of an array, read one by one; a lone object is one record."""
+    """A record of every object of an array, or of objects one behind the other, as JSON Lines are; read one by one."""
     del column
     with open_file(path) as file:
         reader = _Growing(path, file)
@@ -338,15 +347,13 @@ def _json(path: Path, column: str) -> Iterator[_Record]:
         while not is_array or reader.peek() != "]":
             number += 1
             value = reader.value(f"{path} record {number}")
-            if not isinstance(value, dict):
-                raise Unusable(
-                    "not JSON objects",
-                    f"{path} record {number} is not a JSON object; give an array of objects",
-                )
-            yield _Record(number, f"{path} record {number}", value)
-            if not is_array:
-                break
+            where = f"{path} record {number}"
+            yield _Record(number, where, _fields(value, where, "give an array of objects"))
             following = reader.peek()
+            if not is_array:
+                if not following:
+                    break
+                continue
             if following not in ("]", ","):
                 raise reader.broken(f"',' or ']' must follow record {number}")
             reader.place += following == ","
@@ -405,33 +412,37 @@ def _csv(path: Path, column: str) -> Iterator[_Record]:
     in it."""
     with open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        header = text.readline(MAX_DOCUMENT_BYTES)
-        if not header.strip():
+        lines = _lines(text, path)
+        blank = 0
+        while (header := next(lines, "")) and not header.strip():
+            blank += 1
+        if not header:
             raise Unusable("empty", f"{path} is empty; give a table with a header")
         split_by = max("\t,;", key=header.count)
         # A limit of the module's; a lower one, as it is at first, refuses long texts.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT_BYTES))
-        names = next(csv.reader([header], delimiter=split_by))
+        rows = csv.reader(itertools.chain([header], lines), delimiter=split_by)
+        names = next(rows)
         if column not in names and not set(names) & set(_KNOWN):
             raise _no_column(str(path), names, column)
-        rows = csv.reader(_lines(text, path), delimiter=split_by)
         while True:
             try:
                 row = next(rows, None)
             except csv.Error as error:
                 raise Unusable(
-                    "not CSV", f"{path} line {rows.line_num + 1} is no row of a table ({error}); correct it"
+                    "not CSV",
+                    f"{path} line {blank + rows.line_num} is no row of a table ({error}); correct it",
                 ) from None
             if row is None:
                 return
             if row:
-                number = rows.line_num + 1
+                number = blank + rows.line_num
                 yield _Record(number, f"{path} line {number}", dict(zip(names, row, strict=False)))
 
 
 def _lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     """Lines of a text, none longer than a document may be."""
-    number = 1
+    number = 0
     while line := text.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
         if len(line) > MAX_DOCUMENT_BYTES:
@@ -466,6 +477,8 @@ def _parquet(path: Path, column: str) -> Iterator[_Record]:
                         (fields,) = batch.slice(place, 1).to_pylist()
                     except UnicodeDecodeError:
                         fields = Unusable("not UTF-8", f"{where} is not valid UTF-8; correct it")
+                    except (ValueError, OverflowError) as error:  # such as a date that Python has not
+                        fields = Unusable("not readable", f"{where} cannot be read ({error}); correct it")
                     yield _Record(number, where, fields)
         except pyarrow.ArrowException as error:
             raise Unusable(

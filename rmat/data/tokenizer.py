@@ -198,7 +198,9 @@ class Tokenizer:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes a tokenizer.json that `load_tokenizer` and the `tokenizers` package read."""
+        """Writes a tokenizer.json that `load_tokenizer` and the `tokenizers` package read. Raises OSError."""
+        if Path(path).exists() and not Path(path).is_file():
+            raise FileExistsError(f"{path} is no regular file: give another name")
         Path(path).write_text(self._backend.to_str(pretty=True), "utf-8")
 
     def _check(self, ids: Sequence[int]) -> None:

@@ -164,7 +164,7 @@ def read(
     state = scan(model, rows, state, size=size, memory=memory, each=collect, advance=advance)
     last_BV = next(model.parameters()).new_zeros(len(rows), model.config.vocab_size)
     for ended, logits_BV in found:
-        last_BV[ended] = logits_BV
+        last_BV[ended] = logits_BV.to(last_BV.dtype)  # narrower under autocast
     check_finite(last_BV)
     return last_BV, state
 

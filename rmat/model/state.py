@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rmat.model.config import ModelConfig
 from rmat.model.slots import Slots
+from rmat.settings import whole
 
 NEVER = -1.0e30
 """Score of an empty place in the open segment: below every real score, and finite so that gradients stay
@@ -293,8 +294,7 @@ def initial_state(
     config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> StreamState:
     """The state of `batch_size` rows that have read nothing."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
-        raise ValueError(f"batch_size={batch_size!r} is not possible: give the number of rows")
+    batch_size = whole("batch_size", batch_size, remedy="give the number of rows")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not possible: give a floating type such as torch.float32")
 

@@ -51,7 +51,8 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_defaults() -> Iterator[None]:
-    """Inside, new tensors are float32 on the CPU and gradients are recorded, whatever the process's defaults are."""
+    """Inside, new tensors are float32 on the CPU, gradients are recorded and nothing is cast, whatever the process's
+    defaults are."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     # Only where it is needed: this context sees every call of torch, which costs time.
@@ -61,6 +62,8 @@ def own_defaults() -> Iterator[None]:
             torch.device("cpu") if elsewhere else contextlib.nullcontext(),
             torch.inference_mode(False),
             torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext(),
         ):
             yield
     finally:

@@ -41,6 +41,7 @@ from rmat.storage import (
     replacing,
     replacing_folder,
     save_model,
+    writable,
     write_json,
 )
 from rmat.tasks.corpus import load_data, refuse_ambiguous
@@ -59,6 +60,16 @@ from rmat.training.progress import Reporter
 from rmat.training.records import Counters, JsonLines
 
 MODEL_FOLDER, LOCK_FILE = "model", ".lock"
+WRITTEN = (
+    "environment.json",
+    "data.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    TOKENIZER_FILE,
+    "result.json",
+    CONFIG_FILE,
+)
+"""Files that a run writes."""
 
 
 @dataclass
@@ -177,11 +188,18 @@ def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
             raise ValueError(
                 f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
             )
-        if (folder / MODEL_FOLDER).is_symlink():
+        model = folder / MODEL_FOLDER
+        if model.is_symlink():
             raise ValueError(
-                f"{folder / MODEL_FOLDER} is a link, and the finished model would replace the folder it points to: "
+                f"{model} is a link, and the finished model would replace the folder it points to: "
                 "remove the link, that folder stays"
             )
+        if model.exists() and not model.is_dir():
+            raise ValueError(
+                f"{model} is no folder, and the finished model could not be put there: move it away"
+            )
+        for name in WRITTEN:
+            writable(folder / name)
         for place in (folder, folder / "checkpoints"):
             remove_partial(place)
         yield folder
@@ -230,7 +248,7 @@ def _prepare(
         _warn_of_other_environment(folder, environment, reporter)
     (folder / "checkpoints").mkdir(exist_ok=True)
     # Only now: a refused resume leaves a complete run complete.
-    (folder / "result.json").unlink(missing_ok=True)
+    writable(folder / "result.json").unlink(missing_ok=True)
     write_json(folder / "environment.json", environment)
     write_json(folder / "data.json", data)
     if _is_file(config.data.tokenizer):

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,8 @@ def test_what_is_refused(rmat: Rmat, run_folder: Path, page: Path, tmp_path: Pat
 
 def test_text_or_data(rmat: Rmat, run_folder: Path) -> None:
     assert "not allowed" in rmat("report", run_folder, "--text", "a", "--data", "b").refused()
+
+
+def test_a_page_is_no_pipe(rmat: Rmat, run_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.json")
+    assert "p.json is no regular file" in rmat("report", run_folder, "--out", tmp_path / "p.html").refused()

@@ -85,7 +85,7 @@ def test_mistakes_are_one_sentence(
     assert not list(tmp_path.iterdir()), "nothing was made"
 
 
-@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "1: 2\n"])
+@pytest.mark.parametrize("content", ["train: [", "- a\n- b\n", "1: 2\n", "a: " + "9" * 5000, "[" * 3000])
 def test_a_bad_config_file_is_one_sentence(rmat: Rmat, content: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     assert "bad.yaml" in rmat("train", "--config", tmp_path / "bad.yaml").refused()
@@ -171,3 +171,11 @@ def test_broken_numbers_end_with_status_1(rmat: Rmat, workplace: Path) -> None:
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith("rmat: ") and "train.max_nonfinite=0" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_setting_that_stands_twice_in_a_config_file_is_refused(rmat: Rmat, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("train:\n  lr: 1\n  steps: 3\n  lr: 2\n")
+    assert (
+        "line 2 has 'lr', which stands there twice"
+        in rmat("train", "--config", tmp_path / "bad.yaml").refused()
+    )

@@ -424,3 +424,55 @@ def test_a_hub_data_set_is_read(hub):
 def test_a_wrong_hub_spec_gets_one_sentence(hub, spec, message):
     with pytest.raises(ValueError, match=message):
         read(spec)
+
+
+def test_a_value_that_is_no_object_is_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n5\nnull\n{"text": "b"}\n')
+    (tmp_path / "b.json").write_text('[{"text": "c"}, 5, {"text": "d"}]')
+    found, source = read(tmp_path)
+    assert [d.name for d in found] == ["a.jsonl:1", "a.jsonl:4", "b.json:1", "b.json:3"]
+    assert source.skipped.to_dict() == {"not JSON objects": {"count": 3, "first": "a.jsonl:2"}}
+
+
+def test_json_lines_are_read_whatever_their_suffix(tmp_path):
+    (tmp_path / "c.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert [d.parts for d in read(tmp_path / "c.json")[0]] == [("a",), ("b",)]
+
+
+def test_fields_that_are_null_are_none(tmp_path):
+    part = [{"type": None, "text": "hi"}]
+    path = write_jsonl(
+        tmp_path / "t.jsonl",
+        [
+            {"turns": None, "messages": [{"role": "user", "from": None, "content": part}]},
+            {"turns": None, "messages": None, "text": "a"},
+        ],
+    )
+    found, source = read(path)
+    assert [turns(d) if len(d.parts) > 1 else d.parts for d in found] == [["user", "hi"], ("a",)]
+    assert not source.skipped.to_dict()
+
+
+def test_a_header_of_csv_has_blank_lines_above_and_line_ends_within(tmp_path):
+    (tmp_path / "a.csv").write_text('\n\ntext,"my\nnote"\nhello,1\n"a\nb",2\n')
+    found, _ = read(tmp_path / "a.csv")
+    assert [(d.name, d.parts) for d in found] == [("a.csv:5", ("hello",)), ("a.csv:7", ("a\nb",))]
+
+
+def test_a_value_of_parquet_that_python_has_not_is_left_out(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    # Months and years beyond those of datetime.
+    dates = pa.array([0, 10**8], pa.int32()).cast(pa.date32())
+    parquet.write_table(pa.table({"text": ["a", "b"], "context": dates}), tmp_path / "a.parquet")
+    found, source = read(tmp_path / "a.parquet")
+    assert [d.parts for d in found] == [("a",)]
+    assert source.skipped.to_dict() == {"not readable": {"count": 1, "first": "a.parquet:2"}}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.py"])
+def test_a_named_file_that_is_binary_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes("text\nhello\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=f"{name} is binary"):
+        read(tmp_path / name)

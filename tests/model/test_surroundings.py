@@ -154,3 +154,18 @@ def test_a_state_prints_as_one_line() -> None:
     assert "position=on meta" in repr(state.to("meta"))
     layer = repr(state.layers[0])
     assert layer.startswith("LayerState(") and "slot_key" in layer and len(layer) < 220
+
+
+def test_text_is_read_under_autocast() -> None:
+    from rmat.generation.reader import read as read_rows
+
+    model = make_model("recommended").float().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        last_BV, _ = read_rows(model, [[1, 2, 3], [4, 5]])
+    assert last_BV.dtype == torch.float32 and last_BV.isfinite().all()
+
+
+def test_rows_may_be_counted_by_numpy() -> None:
+    import numpy as np
+
+    assert make_model("recommended").initial_state(np.int64(2)).batch_size == 2  # type: ignore[arg-type]

@@ -188,3 +188,22 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     make(vocab_size=100).save(tmp_path, tokenizer=load_tokenizer("bytes"))
     with pytest.raises(ValueError, match="tokenizer has 265 tokens, the model only 100"):
         rmat.load(tmp_path)
+
+
+def test_a_model_loaded_in_inference_mode_can_be_trained(folder: Path) -> None:
+    with torch.inference_mode():
+        model = load_model(folder)
+    model(torch.tensor([[1, 2, 3]]))[0].sum().backward()
+    assert model.embedding.weight.grad is not None
+
+
+def test_a_save_that_fails_keeps_the_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_tokenizer("bytes").save(folder / "tokenizer.json")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rmat.storage.flush", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(load_model(folder), folder)
+    assert (folder / "tokenizer.json").is_file()

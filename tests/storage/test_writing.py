@@ -192,3 +192,30 @@ def test_a_state_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
         state.save(tmp_path)
     save_state(tmp_path / "x", state, torch.zeros(20))
     assert isinstance(load_state(tmp_path / "x", config)[0], StreamState)
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "old").touch()
+    rename, calls = os.rename, []
+
+    def failing(left: Path, right: Path) -> None:
+        calls.append(left)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        rename(left, right)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(NotWritten), replacing_folder(tmp_path / "m") as partial:
+        (partial / "new").touch()
+    assert os.listdir(tmp_path) == ["m"] and os.listdir(tmp_path / "m") == ["old"]
+
+
+def test_a_tokenizer_does_not_write_into_a_pipe(tmp_path: Path) -> None:
+    from rmat.data.tokenizer import load_tokenizer
+
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(FileExistsError, match="p is no regular file"):
+        load_tokenizer("bytes").save(tmp_path / "p")

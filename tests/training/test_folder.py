@@ -133,6 +133,17 @@ def test_a_linked_model_is_found_out_before_training(config: MakeConfig, tmp_pat
     assert load_model(folder).config == load_model(tmp_path / "kept").config
 
 
+@pytest.mark.parametrize("name", ["model", "metrics.jsonl", "result.json"])
+def test_what_no_file_may_replace_is_found_out_before_training(
+    config: MakeConfig, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises((ValueError, FileExistsError), match=f"run/{name} is no "):
+        train(config(), reporter=Silent())
+    assert os.listdir(tmp_path / "run") == [name]
+
+
 @pytest.mark.parametrize("kind", ["file", "dangling"])
 def test_a_folder_that_cannot_be_one_is_refused(config: MakeConfig, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"

@@ -42,7 +42,7 @@ def test_the_callers_random_numbers_go_on_as_without_the_run(config: MakeConfig)
     assert draws() == expected
 
 
-@pytest.mark.parametrize("around", ["float64", "device", "no_grad", "inference_mode", "bfloat16"])
+@pytest.mark.parametrize("around", ["float64", "device", "no_grad", "inference_mode", "autocast", "bfloat16"])
 def test_what_is_set_around_a_run_does_not_shape_it(config: MakeConfig, around: str) -> None:
     """ "meta" stands in for any other device."""
     plain = rmat.api.train(config("plain"), reporter=Silent())
@@ -50,6 +50,7 @@ def test_what_is_set_around_a_run_does_not_shape_it(config: MakeConfig, around: 
         "device": lambda: torch.device("meta"),
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     }
     if around in contexts:
         with contexts[around]():
