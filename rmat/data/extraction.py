@@ -68,6 +68,8 @@ def read_file(path: Path) -> Document:
     if not path.is_file():
         raise ValueError(f"no file at {path}: give a document that exists")
     refuse_by_suffix(path)
+    if not _is_pdf(path):
+        refuse_binary(path)
     return file_document(path, shown(path.name))
 
 
@@ -80,7 +82,6 @@ def file_document(path: Path, name: str) -> Document:
         )
     if inner_suffix(path) in DOCUMENT_SUFFIXES:
         return _document(path, name, _html_text(path), "shows no text: give a page whose text is in the file")
-    refuse_binary(path)
     text = read_text(path)
     return code_document(name, text) if is_code(path) else text_document(name, text)
 

@@ -111,6 +111,8 @@ def read_text(path: Path) -> str:
     offset).
     """
     text = decode(read_raw(path), str(path))
+    if text.count("\0") * 4 > len(text):  # plain letters as UTF-16 are half of NUL, and valid UTF-8
+        refuse_binary(path)
     if not text.strip():
         raise Unusable("empty", f"{path} is empty; give a file that holds text")
     return text
