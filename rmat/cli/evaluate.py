@@ -29,7 +29,7 @@ EVICTIONS: tuple[Eviction, ...] = ("oldest", "weakest")
 """The literals of `rmat.model`, named here because the help of a command does not load torch."""
 
 SCORES = ("exact", "95 % interval", "similarity")
-ASPECT_NAMES = {"prompt": "suffix", "context": "context", "memory": "memory"}
+ASPECT_NAMES = {"prompt": "suffix", "context": "context"}
 
 COMPLETION = """\
 Exact match of lines of held-out code, written greedily: from what stands before them, and by
@@ -263,10 +263,13 @@ def run_completion(args: argparse.Namespace) -> int:
     )
     _show(args, model, result, ["asked with", "tokens", *SCORES], rows, caption)
     if not args.json:
-        gaps = [(ASPECT_NAMES[gap["aspect"]], gap["of"], *_line_scores(gap)) for gap in result["differences"]]
+        gaps = [
+            (ASPECT_NAMES.get(gap["aspect"], gap["minus"].rpartition(", ")[2]), gap["of"], *_line_scores(gap))
+            for gap in result["differences"]
+        ]
         note = (
-            "differences: fim minus prefix (suffix), with context minus without, memory on minus zeroed\n"
-            "intervals are over files, those of differences paired"
+            "differences: fim minus prefix (suffix), with context minus without, memory on minus zeroed and\n"
+            "minus shuffled; intervals are over files, those of differences paired"
         )
         print_table(["worth of", "in", *SCORES], gaps, note)
     return 0

@@ -42,30 +42,15 @@ class AblationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: per mode bits_per_byte, low, high and the paired difference to "on"; counts once."""
-        on = self.modes["on"].result
-        found: dict[str, Any] = {
-            mode: {
-                "bits_per_byte": score.result.bits_per_byte,
-                "low": score.result.low,
-                "high": score.result.high,
-                "minus_on": {
-                    "bits_per_byte": score.minus_on.value,
-                    "low": score.minus_on.low,
-                    "high": score.minus_on.high,
-                },
-                "by_position": [bucket.to_dict() for bucket in score.result.by_position],
-                "minus_on_by_position": [bucket.to_dict() for bucket in score.minus_on_by_position],
-            }
-            for mode, score in self.modes.items()
-        }
-        found |= {
-            "tokens": on.tokens,
-            "bytes": on.bytes,
-            "documents": on.documents,
-            "state_bytes": on.state_bytes,
-        }
-        found |= {"position_unit": "bytes", "position_documents": on.position_documents}
-        return found
+        on = self.modes["on"].result.to_dict()
+        found: dict[str, Any] = {}
+        for mode, score in self.modes.items():
+            result = score.result.to_dict()
+            found[mode] = {name: result[name] for name in ("bits_per_byte", "low", "high", "by_position")}
+            found[mode]["minus_on"] = score.minus_on.to_dict("bits_per_byte")
+            found[mode]["minus_on_by_position"] = [bucket.to_dict() for bucket in score.minus_on_by_position]
+        shared = ("tokens", "bytes", "documents", "state_bytes", "position_unit", "position_documents")
+        return found | {name: on[name] for name in shared}
 
 
 def ablation(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,7 @@ class Cell:
             if whole
             else bootstrap_ratio(self.scores, np.ones(len(self.scores)))
         )
-        return {
-            **self.place,
-            "samples": len(self.scores),
-            "accuracy": found.value,
-            "low": found.low,
-            "high": found.high,
-        }
+        return {**self.place, "samples": len(self.scores), **found.to_dict("accuracy")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +117,7 @@ def ask(
     Raises ValueError as `answers` does, for less than one sample, and for what `questions` cannot be asked
     with.
     """
+    seed = index(seed)
     if samples < 1:
         raise ValueError(f"samples={samples}: ask at least one")
     found: list[Cell] = []

@@ -13,6 +13,7 @@ meeting, while the meeting is read and while the question is asked (`rmat.evalua
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -95,7 +96,8 @@ class DialogueResult:
         }
 
     def _scores(self, mode: MemoryMode, group: Group | None) -> dict[str, Any]:
-        return {**_numbers(self.bits_per_byte(mode, group)), "minus_on": _numbers(self.minus_on(mode, group))}
+        bits, worth = self.bits_per_byte(mode, group), self.minus_on(mode, group)
+        return {**bits.to_dict("bits_per_byte"), "minus_on": worth.to_dict("bits_per_byte")}
 
 
 def dialogue(
@@ -173,7 +175,7 @@ def dialogue(
         group=np.array([question.group for question in questions]),
         local_reach=reach,
         state_bytes=model.initial_state(batch_size=1).nbytes,
-        seed=seed,
+        seed=operator.index(seed),
     )
 
 
@@ -215,7 +217,3 @@ def _answers(
     if not all(map(math.isfinite, chain.from_iterable(nats))):
         raise NotFiniteError
     return nats
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {"bits_per_byte": interval.value, "low": interval.low, "high": interval.high}

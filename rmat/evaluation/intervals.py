@@ -33,6 +33,10 @@ class Interval:
     high: float | None
     """Upper bound; None where one sample alone gives no interval."""
 
+    def to_dict(self, name: str) -> dict[str, float | None]:
+        """JSON-able: the value under `name`, `low` and `high`."""
+        return {name: self.value, "low": self.low, "high": self.high}
+
     @property
     def excludes_zero(self) -> bool:
         """True if the interval exists and lies wholly on one side of zero."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from rmat.data.corpus import Rows
 from rmat.data.lanes import IGNORED
-from rmat.evaluation.intervals import Interval, bootstrap_ratio, wilson
+from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.evaluation.shuffling import behind, front_rows
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
 from rmat.model import LanguageModel, StreamState
@@ -160,6 +161,7 @@ def ask_rows(
     Raises ValueError for a vocabulary that the model has not, counts below one, what `questions` cannot be
     asked with, or numbers of the model that are not finite.
     """
+    rows, seed = index(rows), index(seed)
     if questions.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the task needs {questions.vocab_size} tokens, the model has {model.config.vocab_size}: "
@@ -203,18 +205,14 @@ def _cell(cell: RowCell, found: list[Answers], seed: int) -> dict[str, Any]:
         return {
             **cell.labels,
             "samples": cell.rows,
-            **_numbers(bootstrap_ratio(shares, np.ones(cell.rows), seed=seed)),
+            **bootstrap_ratio(shares, np.ones(cell.rows), seed=seed).to_dict("accuracy"),
         }
-    return {
-        **cell.labels,
-        "samples": int(first_asked.sum()),
-        **_numbers(wilson(int(first_right.sum()), int(first_asked.sum()))),
-        "all": {"samples": int(asked.sum()), **_numbers(wilson(int(right.sum()), int(asked.sum())))},
-    }
 
+    def share(right: Tensor, asked: Tensor) -> dict[str, Any]:
+        count = int(asked.sum())
+        return {"samples": count, **wilson(int(right.sum()), count).to_dict("accuracy")}
 
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {"accuracy": interval.value, "low": interval.low, "high": interval.high}
+    return {**cell.labels, **share(first_right, first_asked), "all": share(right, asked)}
 
 
 def score_rows(model: LanguageModel, rows: Rows, batches: int = VALIDATION_BATCHES) -> dict[str, float]:

@@ -4,7 +4,7 @@ results."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,7 @@ class PositionScore:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; positions under the keys `from` and `to`, in bytes."""
-        value = {"bits_per_byte": self.score.value, "low": self.score.low, "high": self.score.high}
-        return {"from": self.start, "to": self.stop, **value}
+        return {"from": self.start, "to": self.stop, **self.score.to_dict("bits_per_byte")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +81,10 @@ class PerplexityResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able summary without the per-document arrays."""
-        names = (
-            "bits_per_byte",
-            "low",
-            "high",
-            "nats_per_token",
-            "tokens",
-            "bytes",
-            "documents",
-            "memory",
-            "state_bytes",
-        )
-        summary: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arrays = ("document_nats", "document_bytes", "position_nats", "position_bytes")
+        summary = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
         summary["by_position"] = [bucket.to_dict() for bucket in self.by_position]
-        summary["position_unit"] = "bytes"
-        summary["position_documents"] = self.position_documents
-        return summary
+        return summary | {"position_unit": "bytes"}
 
     def minus(self, baseline: PerplexityResult, *, seed: int = 0) -> Interval:
         """Difference in bits per byte, self - baseline, with the paired bootstrap interval.

@@ -42,8 +42,8 @@ def matmul_rate(device: str, dtype: str = "float32", *, size: int | None = None,
     `size` is the edge of the matrices; None takes 8192 on a GPU and 1024 elsewhere.
     """
     edge = size or (8192 if device.startswith("cuda") else 1024)
-    left = torch.randn(edge, edge, device=device, dtype=getattr(torch, dtype))
-    right = torch.randn(edge, edge, device=device, dtype=getattr(torch, dtype))
+    random = torch.Generator(device).manual_seed(0)
+    left, right = torch.randn(2, edge, edge, device=device, dtype=getattr(torch, dtype), generator=random)
     seconds(lambda: left @ right, device)
     return 2 * edge**3 / min(seconds(lambda: left @ right, device) for _ in range(repeats))
 

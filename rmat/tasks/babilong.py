@@ -309,6 +309,7 @@ class BabilongQuestions(TextQuestions):
     split: Split = "test"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scorer not in ("exact", "labels"):
             raise ValueError(f"scorer={self.scorer!r} is not possible: choose exact or labels")
         unlabelled = [task for task in self.task if task not in BABI_LABELS]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -192,6 +192,17 @@ class Questions:
     samples: ClassVar[int] = 100
     """Default of `--samples`; 0 where there is no such option."""
     samples_are: ClassVar[str] = "questions in each cell"
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # numbers of numpy become Python's, as results are written as JSON
+            value = getattr(self, item.name)
+            object.__setattr__(
+                self, item.name, tuple(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
+            )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class TextQuestions(Questions, ABC):

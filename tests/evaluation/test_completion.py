@@ -1,6 +1,7 @@
 """Lines of held-out code: what is asked never stands in the prompt, answers are those of `complete`, scores
 are right."""
 
+import dataclasses
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +13,18 @@ from rmat.data.documents import Document, code_document, text_document
 from rmat.data.sources import split_documents
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import load_tokenizer
-from rmat.evaluation.completion import completion, context_ids, prompts_of, tokens_to_read, ways_of
-from rmat.evaluation.completion_scores import CompletionResult, Way, is_right, similarity
+from rmat.evaluation.completion import (
+    CompletionResult,
+    Condition,
+    completion,
+    conditions_of,
+    context_ids,
+    donor_of,
+    is_right,
+    prompts_of,
+    similarity,
+    tokens_to_read,
+)
 from rmat.evaluation.next_line import LEAST_PREFIX, CodeFile, Line, choose_files, choose_lines
 from rmat.generation.completion import complete
 from rmat.model import LanguageModel
@@ -21,7 +32,9 @@ from tests.makers.stores import tiny_model
 from tests.makers.texts import make_store
 
 TOKENIZER = load_tokenizer("bytes")
-WAYS = [Way(p, c, m) for p in ("prefix", "fim") for c in (False, True) for m in ("on", "zeroed")]  # type: ignore[arg-type]
+CONDITIONS = [
+    Condition(p, c, m) for p in ("prefix", "fim") for c in (False, True) for m in ("on", "zeroed", "shuffled")
+]  # type: ignore[arg-type]
 
 
 def unique(name: str, count: int = 40) -> str:
@@ -149,14 +162,14 @@ class TestChoice:
 class TestNothingLeaks:
     def test_the_line_never_stands_in_what_is_read_before_it(self, files: list[CodeFile]) -> None:
         for file in files:
-            for way in WAYS:
-                before = TOKENIZER.decode(context_ids(TOKENIZER, file, way.context))
-                for line, prompt in zip(file.lines, prompts_of(TOKENIZER, [file], way), strict=True):
+            for condition in CONDITIONS:
+                before = TOKENIZER.decode(context_ids(TOKENIZER, file, condition.context))
+                for line, prompt in zip(file.lines, prompts_of(TOKENIZER, [file], condition), strict=True):
                     read = before + TOKENIZER.decode(prompt.ids)
                     assert line.target not in read and line.target.strip() not in read
                     assert line.prefix in read, "the lines before it do"
-                    assert (line.suffix in read) is (way.prompt == "fim")
-                    assert (file.context[0][1] in read) is way.context
+                    assert (line.suffix in read) is (condition.prompt == "fim")
+                    assert (file.context[0][1] in read) is condition.context
 
     def test_a_copy_of_a_training_file_is_not_asked_for(self, stores: tuple[TokenStore, TokenStore]) -> None:
         train, _ = stores
@@ -183,8 +196,8 @@ class TestAnswers:
     def test_they_are_those_of_complete(self, files: list[CodeFile]) -> None:
         model = model_of()
         found = completion(model, TOKENIZER, files, max_new_tokens=12, batch_size=4)
-        for way in WAYS:
-            if way.memory == "zeroed":
+        for condition in CONDITIONS:
+            if condition.memory != "on":
                 continue
             expected = []
             for file in files:
@@ -195,13 +208,13 @@ class TestAnswers:
                         line.prefix,
                         line.suffix,
                         file_name=file.name,
-                        context=file.context if way.context else (),
-                        mode="plain" if way.prompt == "prefix" else "fim",
+                        context=file.context if condition.context else (),
+                        mode="plain" if condition.prompt == "prefix" else "fim",
                         lines=1,
                         max_new_tokens=12,
                     )
                     expected.append("".join(writing).partition("\n")[0])
-            assert list(found.answers[way]) == expected
+            assert list(found.answers[condition]) == expected
 
     def test_batches_change_nothing(self, files: list[CodeFile], monkeypatch: pytest.MonkeyPatch) -> None:
         one = completion(model_of(), TOKENIZER, files, max_new_tokens=8, batch_size=1)
@@ -211,31 +224,42 @@ class TestAnswers:
 
     def test_only_a_memory_knows_the_context(self, files: list[CodeFile]) -> None:
         """What is far behind reaches an answer through the memory alone; a zeroed one lets nothing
-        through."""
+        through, a shuffled one what was read before another file."""
+        model = model_of(gate="none", n_slots=1024)  # every token is written and none is lost
 
-        def answers(letter: str) -> dict[Way, tuple[str, ...]]:
+        def answers(*letters: str) -> dict[Condition, tuple[str, ...]]:
+            contexts = [((f"{letter}.py", letter * 200),) for letter in letters]
             changed = [
-                CodeFile(name=file.name, lines=file.lines, context=(("p/x.py", letter * 200),))
-                for file in files
+                dataclasses.replace(file, context=context)
+                for file, context in zip(files, contexts, strict=True)
             ]
             return completion(model, TOKENIZER, changed, max_new_tokens=4).answers
 
-        model = model_of(gate="none", n_slots=1024)  # every token is written and none is lost
-        one, two = answers("y"), answers("z")
-        assert {way for way in WAYS if one[way] != two[way]} == {
-            Way("prefix", True, "on"),
-            Way("fim", True, "on"),
-        }
+        one, other = answers("y", "x"), answers("z", "x")
+        differ = {c: [one[c][:3] != other[c][:3], one[c][3:] != other[c][3:]] for c in CONDITIONS}
+        for prompt in ("prefix", "fim"):
+            assert differ.pop(Condition(prompt, True, "on")) == [True, False]  # type: ignore[arg-type]
+            assert differ.pop(Condition(prompt, True, "shuffled")) == [False, True]  # type: ignore[arg-type]
+        assert len(differ) == 8 and all(value == [False, False] for value in differ.values())
+
+    def test_a_donor_shares_no_context_where_that_can_be(self, files: list[CodeFile]) -> None:
+        def file(name: str, *context: str) -> CodeFile:
+            return CodeFile(name=name, lines=files[0].lines, context=tuple((one, "text") for one in context))
+
+        some = [file("a", "x", "y"), file("b", "y"), file("c", "z"), file("d")]
+        assert [donor_of(some, place).name for place in range(4)] == ["c", "c", "d", "a"]
+        assert donor_of([file("a", "x"), file("b", "x")], 0).name == "b", "else the next"
 
     def test_without_a_memory_it_is_asked_once(self, files: list[CodeFile]) -> None:
         found = completion(model_of("local"), TOKENIZER, files[:1], max_new_tokens=2)
-        assert {way.memory for way in found.answers} == {"on"} and len(found.answers) == 4
-        assert ways_of(model_of()) == WAYS
+        assert {condition.memory for condition in found.answers} == {"on"} and len(found.answers) == 4
+        assert {c.memory for c in conditions_of(model_of(), files[:1])} == {"on", "zeroed"}, "no other file"
+        assert conditions_of(model_of(), files) == CONDITIONS
 
     def test_progress_and_mode(self, files: list[CodeFile]) -> None:
         model, told = model_of().train(), list[int]()
         found = completion(model, TOKENIZER, files, max_new_tokens=1, advance=told.append)
-        written = len(WAYS) * sum(len(file.lines) for file in files)
+        written = len(CONDITIONS) * sum(len(file.lines) for file in files)
         planned = tokens_to_read(model, TOKENIZER, files)
         assert planned <= sum(told) <= planned + written and model.training
         assert found.state_bytes == model.initial_state(batch_size=1).nbytes
@@ -249,7 +273,7 @@ class TestAnswers:
             completion(tiny_model(), TOKENIZER, files)
 
 
-def made(right: dict[Way, list[int]], per_file: int = 2) -> CompletionResult:
+def made(right: dict[Condition, list[int]], per_file: int = 2) -> CompletionResult:
     """A result whose lines are right or wrong as told."""
     count = len(next(iter(right.values())))
     lines = [Line(number=n + 1, prefix="", target="line", suffix="") for n in range(count)]
@@ -258,7 +282,9 @@ def made(right: dict[Way, list[int]], per_file: int = 2) -> CompletionResult:
             CodeFile(name=f"{start}.py", lines=tuple(lines[start : start + per_file]), context=(("x", "yy"),))
             for start in range(0, count, per_file)
         ),
-        answers={way: tuple("line " if hit else "wrong" for hit in hits) for way, hits in right.items()},
+        answers={
+            condition: tuple("line " if hit else "wrong" for hit in hits) for condition, hits in right.items()
+        },
         tokens=dict.fromkeys(right, 10 * count),
         state_bytes=7,
         seed=0,
@@ -266,7 +292,7 @@ def made(right: dict[Way, list[int]], per_file: int = 2) -> CompletionResult:
 
 
 class TestResult:
-    on, off = Way("fim", True, "on"), Way("fim", True, "zeroed")
+    on, off = Condition("fim", True, "on"), Condition("fim", True, "zeroed")
 
     def test_shares_and_paired_differences(self) -> None:
         found = made({self.on: [1, 1, 1, 0, 0, 1], self.off: [0, 1, 0, 0, 0, 0]})
@@ -280,8 +306,12 @@ class TestResult:
         assert told["context_bytes"] == 2 and told["cells"][0]["length"] == 10
 
     def test_every_aspect_has_its_differences(self) -> None:
-        gaps = made({way: [1, 0] for way in WAYS}).to_dict()["differences"]
-        assert sorted(gap["aspect"] for gap in gaps) == ["context"] * 4 + ["memory"] * 4 + ["prompt"] * 4
+        gaps = made({condition: [1, 0] for condition in CONDITIONS}).to_dict()["differences"]
+        assert sorted(gap["aspect"] for gap in gaps) == ["context"] * 6 + ["memory"] * 8 + ["prompt"] * 6
+        assert {gap["minus"].rpartition(" ")[2] for gap in gaps if gap["aspect"] == "memory"} == {
+            "zeroed",
+            "shuffled",
+        }
         assert all(gap["accuracy"] == 0 for gap in gaps)
 
     def test_no_share_is_certain(self) -> None:

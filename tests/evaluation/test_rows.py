@@ -1,6 +1,7 @@
 """Scores on rows of a task: counted by hand, of batches of unequal rows, and of a model that is left as it
 was."""
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +14,14 @@ from torch import Tensor
 from rmat.api import evaluate
 from rmat.data.config import DataConfig
 from rmat.data.lanes import Batch
-from rmat.evaluation.rows import VALIDATION_BATCHES, score_rows
+from rmat.data.tokenizer import load_tokenizer
+from rmat.evaluation.asking import ask
+from rmat.evaluation.rows import VALIDATION_BATCHES, ask_rows, score_rows
 from rmat.model.evaluating import is_training
 from rmat.tasks.corpus import HeldOutRows, load_tasks
 from rmat.tasks.lanes import pad_rows
+from rmat.tasks.passkey import PasskeyQuestions
+from rmat.tasks.recall import RecallQuestions
 from rmat.tasks.task import Row
 from tests.makers.stores import StandIn, tiny_model
 
@@ -140,3 +145,23 @@ def test_training_scores_rows_by_the_same_function() -> None:
     rows, model = held_out(), tiny_model(vocab_size=50)
     tokenizer = load_tasks(DataConfig(specs=("mqar:pairs=2,length=16,vocabulary=32",))).tokenizer
     assert evaluate(model, tokenizer, rows) == score_rows(model, rows)
+
+
+def test_numbers_of_numpy_are_numbers_and_the_callers_random_numbers_stay() -> None:
+    model, number = tiny_model(vocab_size=200), np.int64
+    kept, kept_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    plain = ask_rows(model, RecallQuestions(length=(64,), pairs=4), rows=3, batch_size=2, seed=5)
+    made = RecallQuestions(length=(number(64),), pairs=number(4))
+    found = ask_rows(model, made, rows=number(3), batch_size=number(2), piece=number(48), seed=number(5))
+    assert json.loads(json.dumps(found.to_dict())) == plain.to_dict()
+    assert torch.equal(torch.get_rng_state(), kept)
+    assert (np.random.get_state()[1] == kept_numpy).all()  # type: ignore[index]
+
+
+def test_numbers_of_numpy_are_numbers_in_questions_of_text() -> None:
+    tokenizer, number = load_tokenizer("bytes"), np.int64
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    plain = ask(model, tokenizer, PasskeyQuestions(length=(160,), depth=(0.5,), digits=4), samples=2, seed=5)
+    made = PasskeyQuestions(length=(number(160),), depth=(np.float64(0.5),), digits=number(4))
+    found = ask(model, tokenizer, made, samples=number(2), batch_size=number(2), seed=number(5))
+    assert json.loads(json.dumps(found.to_dict())) == plain.to_dict()
