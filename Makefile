@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, complete a function
 	rm -rf $(DEMO)
 	$(BIN)/rmat train --preset tiny --data python-stdlib --out $(DEMO) train.max_minutes=$(DEMO_MINUTES) train.steps=100000
-	$(BIN)/rmat eval ablation $(DEMO) --mode zeroed --max-bytes 300000
+	$(BIN)/rmat eval ablation $(DEMO) --mode zeroed --mode shuffled --max-bytes 300000
 	@printf '\ncompleting a function: def read_lines(path)\n\n'
 	@$(BIN)/rmat generate $(DEMO) --max-new-tokens 160 --temperature 0.6 --top-p 0.9 --seed 1 $$'def read_lines(path):\n    """Return the lines of a file."""\n'
 
