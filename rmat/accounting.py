@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rmat.model.config import ModelConfig
-from rmat.model.state import initial_state
+from rmat.model.state import state_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,13 @@ def account(config: ModelConfig) -> Accounting:
 
     with torch.device("meta"):
         model = LanguageModel(config)
-    state = initial_state(config, 1, torch.device("meta"), torch.float32)
     tokens, words = _horizon(config)
     forward = _flops(config)
     return Accounting(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops_per_token_train=3 * forward,
         flops_per_token_decode=forward,
-        state_bytes=state.nbytes,
+        state_bytes=state_bytes(config, torch.float32),
         horizon_tokens=tokens,
         horizon=words,
     )

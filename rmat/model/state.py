@@ -4,6 +4,7 @@ read."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +308,15 @@ def initial_state(
         for index in range(config.n_layers)
     )
     return StreamState(position=make("position", ()), layers=layers, fingerprint=config.fingerprint())
+
+
+def state_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one row's state in a model of type `dtype`, from its shapes."""
+    named = [
+        ("position", ()),
+        *(each for i in range(config.n_layers) for each in _shapes(config.of_layer(i)).items()),
+    ]
+    return sum(_type_of(name, dtype).itemsize * math.prod(shape) for name, shape in named)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ import rmat
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
+from rmat.model.state import state_bytes
 from rmat.serving import chat, completions, openai_types, session_routes, tokens
 from rmat.serving.auth import Keys
 from rmat.serving.bodies import Bodies
@@ -134,5 +135,5 @@ def _model(service: Service) -> Model:
     limits = ModelLimits(
         max_tokens=service.limits.max_new_tokens, max_prompt_tokens=service.limits.max_prompt_tokens
     )
-    state_bytes = service.model.initial_state(1).nbytes
-    return Model(id=service.model_name, created=service.started, state_bytes=state_bytes, limits=limits)
+    n_bytes = state_bytes(service.model.config, service.model.embedding.weight.dtype)
+    return Model(id=service.model_name, created=service.started, state_bytes=n_bytes, limits=limits)

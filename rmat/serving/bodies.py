@@ -40,7 +40,8 @@ ARRIVING = 16
 _THREADS = ThreadPoolExecutor(
     2, thread_name_prefix="rmat-body"
 )  # no more, for memory: a value is larger than its JSON
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]', re.DOTALL)
+_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)
+"""A text, a list or an object; a text without an end goes to the body's, so that none of it is looked at twice."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -63,6 +64,10 @@ class Bodies:
         # A web page of another origin can send other types without asking; for this one the browser asks.
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be JSON: send the header 'Content-Type: application/json'")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise ApiError(
+                415, f"the body is encoded as {coding[:30]!r}: send it as it is, without Content-Encoding"
+            )
         most, body = self._limits.max_body_bytes, bytearray()
         too_long = ApiError(413, f"the body is longer than {most} bytes: send less")
         told = headers.get("content-length", "0")
@@ -165,7 +170,7 @@ def parse_json(body: bytes) -> Any:
     an object, for numbers that are not finite, for halves of surrogate pairs, which no text can hold, and for
     too many values."""
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8-sig")
         if len(body) > SHORT:
             _check_size(body)
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_pairs_hook=_object)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -112,21 +111,20 @@ class _Form(Form):
     def opening(self, index: int) -> dict[str, Any] | None:
         echoed = self._echoed[index][1]
         # The prompt's log-probabilities are known when it is read; then it comes with the first piece.
-        return self._choice(index, echoed, None) if echoed and not self._scores else None
+        return self._choice(index, echoed) if echoed and not self._scores else None
 
     def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
         echoed, listed = self._scored(index, stream)
-        logprobs = None if piece.logprobs is None else [*listed, *piece.logprobs]
-        return self._choice(index, echoed + piece.text, logprobs)
+        return self._choice(index, echoed + piece.text, listed, piece.logprobs)
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:
         echoed, listed = self._scored(index, stream)
-        return self._choice(index, echoed, listed or None, **finish(stream))
+        return self._choice(index, echoed, listed, **finish(stream))
 
     def whole(self, index: int, stream: Stream, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
         _, listed = self._scored(index, stream)
         text = self._echoed[index][1] + text
-        return self._choice(index, text, [*listed, *logprobs] or None, **finish(stream))
+        return self._choice(index, text, listed, logprobs or None, **finish(stream))
 
     def _scored(self, index: int, stream: Stream) -> tuple[str, list[TokenLogprob]]:
         """The prompt and its tokens, at the first call, if it is shown with its log-probabilities."""
@@ -144,9 +142,15 @@ class _Form(Form):
         return first.token == self.tokenizer.special_id("document")
 
     def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, **more: Any
+        self,
+        index: int,
+        text: str,
+        prompt: Sequence[TokenLogprob] = (),
+        logprobs: Sequence[TokenLogprob] | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        listed = None if logprobs is None else self._offsets[index].listed(logprobs)
+        told = prompt or logprobs is not None
+        listed = self._offsets[index].listed(prompt, logprobs or ()) if told else None
         return {"index": index, "text": text, "logprobs": listed, "finish_reason": None, **more}
 
 
@@ -155,15 +159,18 @@ class _Offsets:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stream = tokenizer.stream()
         self._offset = 0
 
-    def listed(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        offsets = []
-        for entry in logprobs:
+    def listed(self, prompt: Sequence[TokenLogprob], written: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Those of the prompt, if this is where it is shown, and of what was written since the last call."""
+        offsets: list[int] = []
+        logprobs, text = [*prompt, *written], self._tokenizer
+        for place, entry in enumerate(logprobs):
+            if prompt and place == len(prompt):
+                self._offset += len(self._stream.flush())  # the answer is a text of its own
             offsets.append(self._offset)
-            self._offset += len(self._characters.decode(self._tokenizer.decode_bytes([entry.token])))
-        text = self._tokenizer
+            self._offset += len(self._stream.push(entry.token))
         return {
             "tokens": [token_text(text, entry.token) for entry in logprobs],
             "token_logprobs": [

@@ -49,8 +49,8 @@ async def respond(
 ) -> Response:
     """The answer to a body of either API; `turns` and `settings` as in `begin`. Raises ApiError."""
     service = service_of(request)
-    held = None if body.session is None else await service.hold(request, body.session)
     samplings = [body.sampling(index) for index in range(body.n or 1)]
+    held = None if body.session is None else await service.hold(request, body.session)
     answers = await begin(request, held, encode, samplings, turns=turns, stop=body.stops(), **settings)
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage

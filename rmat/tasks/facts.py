@@ -20,11 +20,11 @@ from typing import Literal
 
 import numpy as np
 
-from rmat.data.documents import Part, Special, dialogue_document
+from rmat.data.documents import Part, Special, Turn, dialogue_document
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
 from rmat.tasks.haystack import Replay, Split
-from rmat.tasks.talk import ACKNOWLEDGED, CORRECTIONS, KINDS, TALK, Exchange, Kind, Turn, pick
+from rmat.tasks.talk import ACKNOWLEDGED, CORRECTIONS, KINDS, TALK, Exchange, Kind, pick
 from rmat.tasks.task import (
     Example,
     Member,

@@ -9,10 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from rmat.data.documents import Turn
 from rmat.tasks.words import ADJECTIVES, ANIMALS, CITIES, COLORS, DISHES, NAMES, NOUNS
-
-Turn = tuple[str, str]
-"""Role and text."""
 
 Exchange = tuple[Turn, ...]
 """A turn, or one of the user and the assistant's reply: nothing is put between the two."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rmat.data.documents import ROLES, Document, Special
+from rmat.data.documents import ROLES, Document, Special, Turn
 from rmat.data.sources import split_documents
 from rmat.data.tokenizer import Tokenizer
 from rmat.tasks.haystack import (
@@ -23,7 +23,7 @@ from rmat.tasks.haystack import (
     fill,
     load_filler,
 )
-from rmat.tasks.talk import TALK, Exchange, Talk, Turn
+from rmat.tasks.talk import TALK, Exchange, Talk
 
 
 class TurnFiller(Protocol):

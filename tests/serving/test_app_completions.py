@@ -3,11 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from starlette.testclient import TestClient
+from tokenizers import decoders, models, pre_tokenizers
 
+from rmat.data.tokenizer import load_tokenizer
+from rmat.engine.request import TokenLogprob
 from rmat.generation.stream import generate
-from rmat.serving.completions import prompt_ids
+from rmat.serving.completions import _Offsets, prompt_ids
 from rmat.serving.limits import Limits
 from tests.makers.servers import NAME, events, message, model, running_client, tokenizer
 
@@ -365,3 +369,20 @@ def test_a_prompt_that_takes_too_long_is_the_clients(tmp_path: Path) -> None:
     assert answer.status_code == 413 and "retry-after" not in answer.headers
     said = message(answer.json())
     assert "the prompt of 200001 tokens was not read in the time" in said and "again" not in said
+
+
+def test_offsets_are_places_in_the_text_whatever_the_tokenizer(tmp_path: Path) -> None:
+    """Tokens of words stand apart from each other, but not from the beginning of a text."""
+    words = ["[UNK]", "hello", "##ing", "play", "world"]
+    backend = tokenizers.Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    backend.save(str(tmp_path / "words.json"))
+    offsets = _Offsets(load_tokenizer(str(tmp_path / "words.json")))
+
+    def scored(*tokens: int) -> list[TokenLogprob]:
+        return [TokenLogprob(token=token, logprob=-1.0, top=()) for token in tokens]
+
+    assert offsets.listed(scored(3, 2, 4), scored(1))["text_offset"] == [0, 4, 7, 13]  # playing world|hello
+    assert offsets.listed((), scored(2, 4))["text_offset"] == [18, 21]

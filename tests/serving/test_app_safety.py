@@ -1,5 +1,6 @@
 import asyncio
 import copy
+import gzip
 import json
 import logging
 import re
@@ -18,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from rmat.serving.auth import ENVIRONMENT, Keys, hash_key
-from rmat.serving.bodies import parse
+from rmat.serving.bodies import _PART, SHORT, parse, parse_json
+from rmat.serving.errors import ApiError
 from rmat.serving.limits import LOOPBACK_HOSTS, Limits
 from rmat.serving.openai_types import ChatBody, CompletionBody
 from rmat.serving.page import FILE, page_routes
@@ -122,6 +124,14 @@ def test_a_long_body_is_refused_shortly(tmp_path: Path, body: bytes, said: str) 
     assert len(answer.content) < 500
 
 
+def test_a_text_without_an_end_is_looked_at_once() -> None:
+    """If a search began at each of its quotes, a megabyte would hold the interpreter for an hour."""
+    body = b'{"prompt": "' + b'\\"' * (SHORT // 2)
+    assert len(_PART.findall(body)) == 3  # the object, the key, the rest
+    with pytest.raises(ApiError, match="Unterminated string"):
+        parse_json(body)
+
+
 def test_a_long_body_is_parsed_beside_the_other_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +160,14 @@ def test_a_body_must_say_that_it_is_json(client: TestClient, kind: str | None) -
     headers = {} if kind is None else {"content-type": kind}
     answer = client.post("/v1/completions", content=json.dumps(BODY).encode(), headers=headers)
     assert answer.status_code == 415 and "application/json" in message(answer.json())
+
+
+def test_a_body_is_taken_as_it_is_only(client: TestClient) -> None:
+    headers = {**JSON, "content-encoding": "gzip"}
+    answer = client.post("/v1/completions", content=gzip.compress(json.dumps(BODY).encode()), headers=headers)
+    assert answer.status_code == 415 and "Content-Encoding" in message(answer.json())
+    with_mark = b"\xef\xbb\xbf" + json.dumps(BODY).encode()
+    assert client.post("/v1/completions", content=with_mark, headers=JSON).status_code == 200
 
 
 def asynchronous(app: FastAPI) -> httpx.AsyncClient:
