@@ -44,6 +44,11 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None, *, rem
     return number
 
 
+def string(name: str, value: Any) -> str:
+    """`value` if it is text. Raises ValueError."""
+    return value if isinstance(value, str) else refuse(name, value, "give text")
+
+
 def number(
     name: str,
     value: Any,

@@ -25,6 +25,9 @@ from --api-keys or from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answe
 
 MEGABYTE = 2**20
 
+MOST = 1e9
+"""Largest value of an option that need not be whole: seconds beyond it are too many for the system's clocks."""
+
 _LEAST = {
     "grace": 0,
     "session_count": 0,
@@ -203,9 +206,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if isinstance(value, int):
             whole(option, value, int(least))
         elif value is not None and least:
-            number(option, value, above=0)
+            number(option, value, above=0, most=MOST)
         elif value is not None:
-            number(option, value, 0)
+            number(option, value, 0, MOST)
 
 
 def _origins(urls: list[str]) -> list[str]:
@@ -241,7 +244,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     from rmat.serving.limits import Limits
 
     return Limits(
-        max_body_bytes=int(args.max_body_mb * MEGABYTE),
+        max_body_bytes=max(1, int(args.max_body_mb * MEGABYTE)),
         max_prompt_tokens=args.max_prompt_tokens,
         max_new_tokens=args.max_new_tokens,
         max_seconds=args.max_seconds,

@@ -14,7 +14,7 @@ from rmat.generation.row import TextCodec
 from rmat.generation.sampling import SamplingConfig
 from rmat.generation.stream import Generation, check_start, check_tokenizer
 from rmat.model import LanguageModel, StreamState
-from rmat.settings import known_keywords, whole
+from rmat.settings import known_keywords, string, whole
 
 File = tuple[str, str]
 """Name and text of a file; the name is its path in the repository, with slashes."""
@@ -101,6 +101,8 @@ def complete(
         frequency_penalty=frequency_penalty,
         seed=seed,
     )
+    for name, value in (("prefix", prefix), ("suffix", suffix), ("file_name", file_name or "")):
+        string(name, value)
     check_tokenizer(tokenizer, model.config)
     newline = "\n"
     if 2 * (prefix.count("\r\n") + suffix.count("\r\n")) > prefix.count("\n") + suffix.count("\n"):
@@ -148,9 +150,9 @@ def read_context(
     if state is None:
         logits, state = read_row(model, [tokenizer.special_id("document")], None)
     piece = piece_length(model)
-    for name, text in files:
-        ids = [*file_header(tokenizer, name), *tokenizer.encode(text)]
-        size, told = len(text.encode()), 0
+    for name, content in files:
+        ids = [*file_header(tokenizer, name), *tokenizer.encode(content)]
+        size, told = len(content.encode()), 0
         for start in range(0, len(ids), piece):
             logits, state = read_row(model, ids[start : start + piece], state)
             done = size * min(start + piece, len(ids)) // len(ids)

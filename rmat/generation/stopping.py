@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class StopMatcher:
@@ -16,8 +16,8 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
             raise ValueError(f"stop is the string {stops!r}: give a list of strings, [{stops!r}]")
-        if not all(isinstance(stop, str) for stop in stops):
-            raise ValueError(f"stop is {list(stops)!r}: give a list of strings")
+        if not isinstance(stops, Iterable) or not all(isinstance(stop, str) for stop in stops):
+            raise ValueError(f"stop is {stops!r}: give a list of strings")
         if not all(stops):
             raise ValueError("stop holds an empty string, which is everywhere: leave it out")
         self._stops = tuple(stops)

@@ -166,6 +166,10 @@ def check_start(
 ) -> None:
     """Raise ValueError if a text cannot begin with the prompt `ids` after `state`, or with `next_logits`
     (V,)."""
+    if state is not None and not isinstance(state, StreamState):
+        raise ValueError(
+            f"state is {type(state).__name__}: give the .state of an earlier text, or leave it out"
+        )
     if state is not None and state.batch_size != 1:
         raise ValueError(
             f"state has {state.batch_size} rows: text is written for one; take one with state.select([0])"
@@ -186,10 +190,10 @@ def _prompt_ids(
 ) -> list[int]:
     if not isinstance(prompt, str):
         try:
-            ids = [] if isinstance(prompt, bytes) else [operator.index(token) for token in prompt]
+            ids = None if isinstance(prompt, bytes) else [operator.index(token) for token in prompt]
         except TypeError:
-            ids = []
-        if len(ids) != len(prompt):
+            ids = None
+        if ids is None:
             raise ValueError(f"the prompt is {type(prompt).__name__}: give text, or a list of token ids")
         for token in ids:
             if not 0 <= token < vocab_size:

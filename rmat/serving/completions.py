@@ -119,12 +119,12 @@ class _Form(Form):
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:
         echoed, listed = self._scored(index, stream)
-        return self._choice(index, echoed, listed, **finish(stream))
+        return {**self._choice(index, echoed, listed), **finish(stream)}
 
     def whole(self, index: int, stream: Stream, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
         _, listed = self._scored(index, stream)
         text = self._echoed[index][1] + text
-        return self._choice(index, text, listed, logprobs or None, **finish(stream))
+        return {**self._choice(index, text, listed, logprobs or None), **finish(stream)}
 
     def _scored(self, index: int, stream: Stream) -> tuple[str, list[TokenLogprob]]:
         """The prompt and its tokens, at the first call, if it is shown with its log-probabilities."""
@@ -147,11 +147,10 @@ class _Form(Form):
         text: str,
         prompt: Sequence[TokenLogprob] = (),
         logprobs: Sequence[TokenLogprob] | None = None,
-        **more: Any,
     ) -> dict[str, Any]:
         told = prompt or logprobs is not None
         listed = self._offsets[index].listed(prompt, logprobs or ()) if told else None
-        return {"index": index, "text": text, "logprobs": listed, "finish_reason": None, **more}
+        return {"index": index, "text": text, "logprobs": listed, "finish_reason": None}
 
 
 class _Offsets:

@@ -118,7 +118,7 @@ def install_handlers(app: FastAPI, field_names: frozenset[str]) -> None:
         assert isinstance(error, HTTPException)
         if isinstance(error, ApiError):
             return error.response()
-        message, headers = error.detail, dict(error.headers or {})
+        message, headers = error.detail, {k.lower(): v for k, v in (error.headers or {}).items()}
         if error.status_code == 404:
             message = "there is no such address"
         elif error.status_code == 405:

@@ -18,6 +18,7 @@ from rmat.generation.reader import piece_length, read_row
 from rmat.generation.stream import check_tokenizer, generate
 from rmat.model import LanguageModel, StreamState
 from rmat.sessions.file import ReadDocument, Session, session_after
+from rmat.settings import string
 
 FORGETTABLE = 16
 """Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
@@ -152,7 +153,7 @@ class Conversation:
         Once the reply is exhausted or cut, the session holds both turns, closed; before that it is as it was.
         Raises ValueError, at the call, for a setting out of range.
         """
-        return Reply(self, (role, text), sampling)
+        return Reply(self, (role, string("text", text)), sampling)
 
     def fork(self) -> Conversation:
         """Another conversation that goes on from here; neither sees what the other reads or says."""

@@ -185,6 +185,7 @@ def test_a_port_in_use_is_one_sentence(run_folder: Path, rmat: Rmat) -> None:
         (["--max-seconds", "inf"], "--max-seconds=inf"),
         (["--max-rows", "0"], "--max-rows=0"),
         (["--max-body-mb", "inf"], "--max-body-mb=inf"),
+        (["--max-body-mb", "1e308"], "--max-body-mb=1e+308"),
         (["--session-count", "-1"], "--session-count=-1"),
         (["--session-days", "nan"], "--session-days=nan"),
         (["--session-mb", "-1"], "--session-mb=-1"),

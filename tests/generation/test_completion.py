@@ -195,6 +195,12 @@ class TestComplete:
             ({"temperature": -1}, "temperature=-1"),
             ({"mode": "middle"}, "mode is 'middle'"),
             ({"prefix": ""}, "the prompt is empty"),
+            ({"prefix": None}, "prefix=None is not possible: give text"),
+            ({"prefix": b"x"}, "prefix=b'x' is not possible: give text"),
+            ({"suffix": 5}, "suffix=5 is not possible: give text"),
+            ({"file_name": 5}, "file_name=5 is not possible: give text"),
+            ({"stop": None}, "stop is None: give a list of strings"),
+            ({"state": 5}, "state is int"),
             ({"stop": ("",)}, "stop holds an empty string"),
         ],
     )

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +71,9 @@ def test_bad_stops_are_refused() -> None:
         StopMatcher(["a", ""])
     with pytest.raises(ValueError, match="give a list"):
         StopMatcher("END")
+
+
+@pytest.mark.parametrize("stops", [None, 5, [1]])
+def test_stops_are_a_list_of_strings(stops: Any) -> None:
+    with pytest.raises(ValueError, match="give a list of strings"):
+        StopMatcher(stops)

@@ -374,6 +374,13 @@ class TestRefusals:
             with pytest.raises(TypeError, match="takes no 'max_tokens': did you mean 'max_new_tokens'"):
                 write(model, tokenizer, "x", max_tokens=3)  # type: ignore[operator]
 
+    @pytest.mark.parametrize("prompt", [5, None, b"x", [1.5], ["x"]])
+    def test_a_prompt_is_text_or_ids(
+        self, model: LanguageModel, tokenizer: Tokenizer, prompt: object
+    ) -> None:
+        with pytest.raises(ValueError, match="give text, or a list of token ids"):
+            generate(model, tokenizer, prompt)  # type: ignore[arg-type]
+
     def test_no_tokenizer(self, model: LanguageModel) -> None:
         with pytest.raises(ValueError, match="tokenizer is None"):
             generate(model, None, "x")  # type: ignore[arg-type]
