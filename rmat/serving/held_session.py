@@ -97,7 +97,8 @@ def _told(work: Callable[[], T]) -> T:
     try:
         return work()
     except UnknownSession as error:
-        raise ApiError(404, str(error), param="session", code="unknown_session") from None
+        message = str(error).partition(":")[0]  # what follows is for the command line
+        raise ApiError(404, message, param="session", code="unknown_session") from None
     except SessionExists as error:
         raise ApiError(409, str(error), param="name", code="session_exists", headers=NO_RETRY) from None
     except SessionBusy:

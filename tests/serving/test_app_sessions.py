@@ -113,6 +113,7 @@ def test_what_cannot_be_is_said(
     answer = client.request(method, path, json=body) if body is not None else client.request(method, path)
     assert answer.status_code == status, answer.text
     assert said in message(answer.json()) and str(tmp_path) not in answer.text
+    assert "rmat " not in message(answer.json()), "whoever asks over HTTP may have no command line"
 
 
 def test_a_busy_session_answers_409(client: TestClient, tmp_path: Path) -> None:
