@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import speed
 import torch
 
 from rmat.cli.loading import load_with_tokenizer
 from rmat.engine.engine import Engine
 from rmat.engine.request import Request, Stream
-from rmat.evaluation import speed
 from rmat.generation.sampling import SamplingConfig
 from rmat.generation.stream import Generation, generate
 from rmat.machine import describe_environment

@@ -25,11 +25,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import speed
 import torch
 from torch import Tensor
 
 from rmat.accounting import account
-from rmat.evaluation import speed
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from gpu_check_parity import parity_bfloat16, parity_float32, relative_error
 
 import rmat
+from benchmarks import speed
 from rmat.accounting import account
-from rmat.evaluation import speed
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig, StreamState
 

@@ -1,2 +1,2 @@
-"""Measurements of a trained model: bits per byte, what the memory is worth, recall, speed; each with its
+"""Measurements of a trained model: bits per byte, what the memory is worth, recall; each with its
 interval."""

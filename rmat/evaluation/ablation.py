@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rmat.evaluation.intervals import Interval
-from rmat.evaluation.perplexity import ByteCounter, Documents, perplexity
-from rmat.evaluation.scores import PerplexityResult, PositionScore
+from rmat.evaluation.perplexity import ByteCounter, Documents, PerplexityResult, PositionScore, perplexity
 from rmat.generation.reader import Advance
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode

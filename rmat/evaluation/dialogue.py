@@ -28,7 +28,7 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.ablation import MODES
 from rmat.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap_ratio
 from rmat.evaluation.meetings import Group, Meeting, Question, read_meetings
-from rmat.evaluation.scores import token_nats
+from rmat.evaluation.perplexity import token_nats
 from rmat.evaluation.shuffling import behind, front_rows, groups
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
 from rmat.model import LanguageModel, ModelConfig

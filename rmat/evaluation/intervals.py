@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 2000
 """Bootstrap resamples; the 2.5 % tails then rest on 50 values each."""
 
+TAIL = (1 - 0.95) / 2
+"""Share of the resampled values below the lower and above the upper bound."""
+
 _COUNTS_PER_BLOCK = 4_000_000
 """Resampling counts held at once (32 MB), so that a split of many documents needs no more memory than a small
 one."""
@@ -70,7 +73,6 @@ def bootstrap_ratio(
     scale: float = 1.0,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap of `scale * sum(numerators) / sum(denominators)` over documents.
 
@@ -80,7 +82,6 @@ def bootstrap_ratio(
         scale: constant factor, for example 1 / ln 2 to turn nats into bits.
         resamples: number of bootstrap resamples.
         seed: seed of the resampling; the same seed gives the same bounds.
-        confidence: share of the resampled values that lies within the bounds.
 
     Raises ValueError for unequal lengths, no documents or denominators that sum to zero.
     """
@@ -99,8 +100,7 @@ def bootstrap_ratio(
     if above.size == 1:
         return Interval(value=value, low=None, high=None)
     ratios = scale * _resampled_ratios(above, below, resamples, np.random.default_rng(seed))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
+    low, high = np.quantile(ratios, [TAIL, 1 - TAIL])
     return Interval(value=value, low=float(low), high=float(high))
 
 
@@ -110,9 +110,7 @@ def paired_bootstrap_ratio(
     denominators: ArrayLike,
     *,
     scale: float = 1.0,
-    resamples: int = RESAMPLES,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap of the difference `numerators - baseline` per denominator, on the same documents.
 
@@ -126,9 +124,7 @@ def paired_bootstrap_ratio(
             f"{ours.shape} values against a baseline of {theirs.shape} cannot be paired: "
             "score both on the same documents"
         )
-    return bootstrap_ratio(
-        ours - theirs, denominators, scale=scale, resamples=resamples, seed=seed, confidence=confidence
-    )
+    return bootstrap_ratio(ours - theirs, denominators, scale=scale, seed=seed)
 
 
 def _resampled_ratios(

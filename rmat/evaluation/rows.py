@@ -50,7 +50,7 @@ class Answers:
     @classmethod
     def none(cls, rows: int) -> Answers:
         """Nothing asked yet."""
-        counts = torch.zeros(4, rows, dtype=torch.int64)
+        counts = torch.zeros(4, rows, dtype=torch.int64, device="cpu")
         return cls(first_right=counts[0], first_asked=counts[1], right=counts[2], asked=counts[3])
 
     def count(self, predicted: Tensor, part: RowPart) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmat.data.lanes import IGNORED
-from rmat.evaluation.scores import token_nats
+from rmat.evaluation.perplexity import token_nats
 from rmat.generation.reader import Piece, scan
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode

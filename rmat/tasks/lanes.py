@@ -99,6 +99,6 @@ def pad_rows(rows: Sequence[Row], filling: int) -> Batch:
     for index, row in enumerate(rows):
         tokens[index, : len(row.tokens)] = row.tokens
         targets[index, : len(row.targets)] = row.targets
-    resets = torch.zeros(tokens.shape, dtype=torch.bool)
+    resets = torch.zeros(tokens.shape, dtype=torch.bool, device="cpu")
     resets[:, 0] = True
     return Batch(tokens=torch.from_numpy(tokens), targets=torch.from_numpy(targets), resets=resets)

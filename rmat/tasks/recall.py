@@ -66,7 +66,7 @@ class RecallTask(NumberedTask):
 
     def row(self, random: np.random.Generator, length: int, tokenizer: Tokenizer | None = None) -> Row:
         """One row of `length` tokens, as `batch` makes them."""
-        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+        generator = torch.Generator("cpu").manual_seed(int(random.integers(2**62)))
         made = replace(self, length=length).batch(1, generator)
         return Row(made.tokens[0].numpy(), made.targets[0].numpy())
 
@@ -74,8 +74,8 @@ class RecallTask(NumberedTask):
         """`batch_size` rows of `length` tokens, every slot after the pairs a question with `query_share`."""
         keys, values = self._pairs(batch_size, generator)
         n_slots = (self.length - 2 * self.n_pairs) // 2
-        asked = torch.rand(batch_size, n_slots, generator=generator) < self.query_share
-        pair = torch.randint(self.n_pairs, (batch_size, n_slots), generator=generator)
+        asked = _uniform(generator, batch_size, n_slots) < self.query_share
+        pair = _below(self.n_pairs, generator, batch_size, n_slots)
         row, slot = asked.nonzero(as_tuple=True)
         return self._piece(
             0,
@@ -110,20 +110,24 @@ class RecallTask(NumberedTask):
                 f"{self.length} tokens; give 1..{n_slots} or a longer row"
             )
         keys, values = self._pairs(batch_size, generator)
-        jitter = torch.rand(batch_size, n_queries, generator=generator, dtype=torch.float64)
+        jitter = torch.rand(batch_size, n_queries, generator=generator, dtype=torch.float64, device="cpu")
         # One slot from each of n_queries equal strata: spread and distinct without a list of all slots.
-        slot = ((torch.arange(n_queries) + jitter) * (n_slots / n_queries)).long().clamp(max=n_slots - 1)
-        pair = torch.randint(self.n_pairs, (batch_size, n_queries), generator=generator)
+        slot = (
+            ((torch.arange(n_queries, device="cpu") + jitter) * (n_slots / n_queries))
+            .long()
+            .clamp(max=n_slots - 1)
+        )
+        pair = _below(self.n_pairs, generator, batch_size, n_queries)
         first = _first(torch.ones_like(pair, dtype=torch.bool), pair)
-        row = torch.arange(batch_size)[:, None].expand_as(pair)
+        row = torch.arange(batch_size, device="cpu")[:, None].expand_as(pair)
         flat = (row.flatten(), (begin + 2 * slot).flatten(), pair.flatten(), first.flatten())
         for start in range(0, self.length, piece):
             yield self._piece(start, min(start + piece, self.length), keys, values, *flat, generator)
 
     def _pairs(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Distinct keys and free values of each row, (B, n_pairs) token ids each."""
-        keys = torch.rand(batch_size, self.n_keys, generator=generator).argsort(1)[:, : self.n_pairs]
-        values = self.n_keys + torch.randint(self.n_values, (batch_size, self.n_pairs), generator=generator)
+        keys = _uniform(generator, batch_size, self.n_keys).argsort(1)[:, : self.n_pairs]
+        values = self.n_keys + _below(self.n_values, generator, batch_size, self.n_pairs)
         return keys, values
 
     def _piece(
@@ -141,7 +145,7 @@ class RecallTask(NumberedTask):
         """Tokens start..stop of the rows, given their pairs and questions (row, key's position, pair,
         first)."""
         # Drawn time-major, so that a split into pieces draws the same numbers.
-        filler = torch.randint(self.n_filler, (stop - start, keys.shape[0]), generator=generator)
+        filler = _below(self.n_filler, generator, stop - start, keys.shape[0])
         tokens = (self.n_keys + self.n_values + filler).t().contiguous()
         targets = torch.full_like(tokens, IGNORED)
         firsts = torch.zeros_like(tokens, dtype=torch.bool)
@@ -155,6 +159,15 @@ class RecallTask(NumberedTask):
         targets[row[here], position[here] - start] = value[here]
         firsts[row[here], position[here] - start] = first[here]
         return RowPart(tokens, targets, firsts)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers of [0, 1), the same whatever the process's default device and type are."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _below(stop: int, generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randint(stop, shape, generator=generator, device="cpu")
 
 
 def _first(asked: Tensor, pair: Tensor) -> Tensor:
@@ -226,8 +239,8 @@ class RecallQuestions(RowQuestions):
         """By length; the rows of every length are drawn from the same seed, those at the end part by part."""
         for length in self.length:
             task = replace(self._task, length=length)
-            generator = torch.Generator().manual_seed(seed)
-            another = torch.Generator().manual_seed(seed + 1)
+            generator = torch.Generator("cpu").manual_seed(seed)
+            another = torch.Generator("cpu").manual_seed(seed + 1)
             yield RowCell(
                 labels={
                     "task": "recall",

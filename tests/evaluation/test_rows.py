@@ -165,3 +165,17 @@ def test_numbers_of_numpy_are_numbers_in_questions_of_text() -> None:
     made = PasskeyQuestions(length=(number(160),), depth=(np.float64(0.5),), digits=number(4))
     found = ask(model, tokenizer, made, samples=number(2), batch_size=number(2), seed=number(5))
     assert json.loads(json.dumps(found.to_dict())) == plain.to_dict()
+
+
+def test_rows_do_not_depend_on_the_defaults_of_the_process() -> None:
+    model = tiny_model(vocab_size=200)
+    for queries in ("end", "everywhere"):
+        made = RecallQuestions(length=(64,), pairs=4, queries=queries)  # type: ignore[arg-type]
+        plain = ask_rows(model, made, rows=3, seed=5).to_dict()
+        with torch.device("meta"):
+            assert ask_rows(model, made, rows=3, seed=5).to_dict() == plain
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert ask_rows(model, made, rows=3, seed=5).to_dict() == plain
+        finally:
+            torch.set_default_dtype(torch.float32)

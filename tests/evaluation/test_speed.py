@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from rmat.evaluation import speed
+from benchmarks import speed
 from tests.makers.stores import VOCAB, tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_training_step_moves_the_weights_and_returns_the_loss() -> None:
@@ -54,10 +57,10 @@ def test_peak_of_a_child_is_its_own() -> None:
     """`getrusage` would report the parent's peak in the child, which exec does not clear."""
     ballast = bytearray(400_000_000)
     code = (
-        "import torch\nfrom rmat.evaluation.speed import peak_memory\n"
+        "import torch\nfrom benchmarks.speed import peak_memory\n"
         "print(peak_memory(lambda: torch.ones(25_000_000).sum(), 'cpu'))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
     )
     assert len(ballast) and 90e6 < int(done.stdout) < 160e6

@@ -108,10 +108,9 @@ def test_another_default_device_does_not_matter(model: LanguageModel) -> None:
 READERS = (
     "generation/reader.py",
     "engine/job.py",
-    "evaluation/speed.py",
     "training/step.py",
 )
-"""Who may call a model: the reader; the engine's job; the clock; training."""
+"""Who may call a model: the reader; the engine's job; training."""
 
 
 def test_nothing_else_reads_through_a_model() -> None:
