@@ -74,15 +74,16 @@ def _block_flops(config: ModelConfig) -> int:
     }
     n_keys = sum(keys[stream] for stream in config.local_streams)
     if config.has_memory:
-        share = config.writes_per_segment / config.segment_len
-        matrices += width * head_width + int(share * 2 * width * kv_width)
+        if config.memory_projections == "own":
+            share = config.writes_per_segment / config.segment_len
+            matrices += width * head_width + int(share * 2 * width * kv_width)
         if config.recurrent_gate:
             matrices += int(share * width * width) + width * width // config.segment_len
         if config.scores_writes:
-            matrices += width if config.writer in ("select", "all") else 0
+            matrices += width * config.slot_groups if config.writer in ("select", "all") else 0
         if config.writer == "pool":
             matrices += 2 * width * config.writes_per_segment
-        n_keys += config.n_slots + config.null_slot
+        n_keys += config.n_slots + config.n_sinks + config.null_slot
     if config.fusion == "token" and len(config.streams) > 1:
         matrices += width * config.n_heads * len(config.streams)
     attention = 2 * n_keys * head_width
@@ -98,7 +99,9 @@ def _horizon(config: ModelConfig) -> tuple[int | None, str]:
     if config.refuses_writes:
         return None, "depends on content: a slot stays until n_slots later writes pass the gate"
     segments = config.n_slots // config.writes_per_segment
-    return segments * config.segment_len, (
-        f"{segments * config.segment_len} tokens: {config.n_slots} slots / {config.writes_per_segment} "
-        f"writes = {segments} segments of {config.segment_len}"
+    reach = segments * config.segment_len + config.write_lag
+    behind = f" behind {config.write_lag} that are seen" if config.write_lag else ""
+    return reach, (
+        f"{reach} tokens: {config.n_slots} slots / {config.writes_per_segment} "
+        f"writes = {segments} segments of {config.segment_len}{behind}"
     )

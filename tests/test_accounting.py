@@ -7,6 +7,7 @@ import torch
 
 from rmat.accounting import account
 from rmat.model import LanguageModel, ModelConfig
+from tests.makers.models import ADMITTED
 
 CASES: dict[str, dict[str, Any]] = {
     "recommended": {},
@@ -24,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "joint": {"fusion": "joint", "conv_width": 0, "mlp": "gelu", "norm": "layernorm"},
     "memory_only": {"streams": ("memory",)},
+    "local_keys": {**ADMITTED, "chunk_len": 6, "slots_per": "key_head", "n_sinks": 3, "n_slots": 6},
     "memory_in_one_layer": {"memory_layers": (1,)},
 }
 
@@ -71,6 +73,23 @@ def test_horizon_is_slots_over_writes_segments() -> None:
     assert every.horizon_tokens == 12
     assert account(config_of("local")).horizon_tokens == 6
     assert account(config_of("full")).horizon_tokens == 24
+
+
+def test_a_memory_of_local_keys_costs_only_its_scores() -> None:
+    own = account(config_of("recommended", fusion="joint", null_slot=False))
+    local = {"fusion": "joint", "null_slot": False, "memory_projections": "local"}
+    one, heads = (
+        account(config_of("recommended", **local, slots_per=each)) for each in ("layer", "key_head")
+    )
+    config = config_of("recommended")
+    matrices = config.d_model * config.head_dim * (config.n_heads + 2 * config.n_kv_heads)
+    assert own.parameters - one.parameters == config.n_layers * matrices
+    assert heads.parameters - one.parameters == config.n_layers * (config.n_kv_heads - 1) * (
+        config.d_model + 1
+    )
+    assert one.flops_per_token_train < own.flops_per_token_train
+    whole = account(config_of("local_keys", slots_per="layer", writer="all", gate="none", n_slots=12))
+    assert whole.horizon_tokens == 12 + 6
 
 
 def test_horizon_of_the_selective_gate_depends_on_content() -> None:

@@ -339,7 +339,11 @@ class Chat:
             print_table(
                 ("layer", "slots filled", "openness"),
                 [
-                    (str(number), f"{min(int(pushed), slots)} of {slots}", f"{share:.1%}")
+                    (
+                        str(number),
+                        f"{int(pushed.clamp(max=slots).sum())} of {slots * pushed.numel()}",
+                        f"{share:.1%}",
+                    )
                     for (number, pushed), share in zip(memories, shares, strict=True)
                 ],
                 "openness: share of the tokens that entered the memory",

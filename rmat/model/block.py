@@ -8,17 +8,27 @@ bank <- writer and gate of x or h"     when a segment closes
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmat.model.admitted import AdmittedMemory
 from rmat.model.call import Call
 from rmat.model.config import ModelConfig
 from rmat.model.feedforward import FeedForward, ShortConvolution
 from rmat.model.memory import Memory
 from rmat.model.parameters import linear, norm
 from rmat.model.slots import Slots, ablate
-from rmat.model.state import KeyValues, LayerState
-from rmat.model.streams import Fusion, LocalProjection, chunked_attention, full_attention, joint_attention
+from rmat.model.state import AdmittedState, KeyValues, LayerState, MemoryState
+from rmat.model.streams import (
+    Fusion,
+    Local,
+    LocalProjection,
+    chunked_attention,
+    full_attention,
+    joint_attention,
+)
 
 
 class Block(nn.Module):
@@ -32,7 +42,9 @@ class Block(nn.Module):
             self.convolution = ShortConvolution(config)
         self.local = nn.ModuleDict({name: LocalProjection(config) for name in config.held})
         if config.has_memory:
-            self.memory = Memory(config)
+            self.memory: Any = (
+                Memory(config) if config.memory_projections == "own" else AdmittedMemory(config)
+            )
         if len(config.streams) > 1 and config.fusion != "joint":
             self.fusion = Fusion(config)
         self.output = linear(config.n_heads * config.head_dim, config.d_model)
@@ -45,35 +57,45 @@ class Block(nn.Module):
         tail, memory, bank = state.tail, state.memory, None
         if self.config.conv_width:
             x_BTE, tail = self.convolution(x_BTE, tail, call.layout)
-        if memory is not None:
-            if self.config.write_from == "input":
-                bank, memory = self.memory.write(x_BTE, memory, call)
-            else:
-                assert call.layout.n_segments == 1, "writing from the output is sequential over segments"
-                bank = memory.bank()
-            bank = ablate(bank, call.memory)
-        mixed_BTHD, held = self._attend(x_BTE, bank, state, call)
+        if isinstance(memory, MemoryState) and self.config.write_from == "input":
+            bank, memory = self.memory.write(x_BTE, memory, call)
+        elif isinstance(memory, MemoryState):
+            assert call.layout.n_segments == 1, "writing from the output is sequential over segments"
+            bank = memory.bank()
+        local, held = self._local(x_BTE, state, call)
+        if isinstance(memory, AdmittedState):
+            bank, memory = self.memory.write(x_BTE, next(iter(local.values())), memory, call)
+        bank = None if bank is None else ablate(bank, call.memory)
+        mixed_BTHD = self._attend(x_BTE, local, bank, call)
         h_BTE = h_BTE + self._dropout(self.output(mixed_BTHD.flatten(2)), call)
         h_BTE = h_BTE + self._dropout(self.feedforward(self.feedforward_norm(h_BTE)), call)
-        if memory is not None and self.config.write_from == "output":
+        if isinstance(memory, MemoryState) and self.config.write_from == "output":
             _, memory = self.memory.write(h_BTE, memory, call)
         return h_BTE, LayerState(**held, tail=tail, memory=memory)
 
     def _dropout(self, x_BTE: Tensor, call: Call) -> Tensor:
         return F.dropout(x_BTE, self.config.dropout, call.training)
 
-    def _attend(
-        self, x_BTE: Tensor, bank: Slots | None, state: LayerState, call: Call
-    ) -> tuple[Tensor, dict[str, KeyValues]]:
-        """The streams of `config.streams`, fused: (B, T, H, D). Also the keys and values that are held
-        afterwards."""
+    def _local(
+        self, x_BTE: Tensor, state: LayerState, call: Call
+    ) -> tuple[dict[str, Local], dict[str, KeyValues]]:
+        """Queries, keys and values of every set of local projections, and what is held afterwards."""
         local, held = {}, {}
         for name, projection in self.local.items():
             kept = "chunked" if name == "chunked" else "full"
             local[name], held[kept] = projection(x_BTE, getattr(state, kept), call.ranges[name])
+        return local, held
+
+    def _attend(self, x_BTE: Tensor, local: dict[str, Local], bank: Slots | None, call: Call) -> Tensor:
+        """The streams of `config.streams`, fused: (B, T, H, D)."""
         if self.config.fusion == "joint" and local:
-            slots = None if bank is None else (self.memory.queries(x_BTE), *self.memory.keys(bank))
-            return joint_attention(next(iter(local.values())), slots), held
+            only = next(iter(local.values()))
+            if bank is None:
+                return joint_attention(only)
+            if self.config.memory_projections == "local":
+                return joint_attention(only, self.memory.keys(bank), self.memory.queries(only))
+            query_BNSHD = call.layout.fold(self.memory.queries(x_BTE))
+            return joint_attention(only, self.memory.keys(bank), query_BNSHD.flatten(0, 1))
         streams = []
         for stream in self.config.streams:
             if stream == "memory":
@@ -82,4 +104,5 @@ class Block(nn.Module):
             else:
                 attention = full_attention if stream == "full" else chunked_attention
                 streams.append(attention(local[stream if stream in local else "shared"]))
-        return self.fusion(x_BTE, streams) if len(streams) > 1 else streams[0], held
+        mixed_BTHD: Tensor = self.fusion(x_BTE, streams) if len(streams) > 1 else streams[0]
+        return mixed_BTHD

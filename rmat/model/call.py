@@ -18,6 +18,10 @@ class Call:
     """The circumstances of a call."""
 
     layout: Layout
+    banks: Layout
+    """The layout with a row for every bank: `layout`, or each row once for every key head that keeps slots of
+    its own."""
+    rotary: Rotary
     ranges: dict[str, KeyRange]
     """For every set of local projections (`ModelConfig.held`): its keys, their places, angles and masks."""
     memory: MemoryMode
@@ -31,4 +35,7 @@ class Call:
         """`dtype` is the model's floating type."""
         rotary = Rotary.of(config, layout, dtype)
         ranges = {name: KeyRange.of(config, name, layout, rotary) for name in config.held}
-        return Call(layout=layout, ranges=ranges, memory=memory, training=training)
+        banks = layout if config.slot_groups == 1 else layout.repeated(config.slot_groups)
+        return Call(
+            layout=layout, banks=banks, rotary=rotary, ranges=ranges, memory=memory, training=training
+        )

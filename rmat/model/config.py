@@ -15,9 +15,20 @@ Stream = Literal["full", "chunked", "memory"]
 Eviction = Literal["oldest", "weakest"]
 
 TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
-_LATER = {"memory_layers": None, "memory_read": "softmax", "eviction": "oldest"}
+_LATER = {
+    "memory_layers": None,
+    "memory_read": "softmax",
+    "eviction": "oldest",
+    "memory_projections": "own",
+    "write_when": "closed",
+    "slots_per": "layer",
+    "n_sinks": 0,
+}
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files
 load."""
+
+_FROM_0 = ("chunk_lookback", "conv_width", "n_sinks")
+"""Numbers that may be 0."""
 
 
 @known_keywords()
@@ -77,9 +88,22 @@ class ModelConfig:
     write_from: Literal["input", "output"] = "output"
     """Whether vectors for the memory are taken from the block's input (all segments in parallel) or from its
     output (one segment after the other, the paper)."""
-    memory_position: Literal["none", "rank", "age"] = "none"
-    """What is added to a slot's key: nothing, a learned vector by its rank in the bank, or one by its age in
-    segments."""
+    memory_projections: Literal["own", "local"] = "own"
+    """Whose keys, values and queries the memory has. "local": a slot keeps the key and value that its token
+    had in the local stream and is read by the local query, in one softmax with the local keys; needs
+    fusion="joint"."""
+    write_when: Literal["closed", "unseen"] = "closed"
+    """When tokens are offered to a bank of memory_projections="local": when their segment closes, or when
+    local attention loses sight of them, so that no key counts twice."""
+    slots_per: Literal["layer", "key_head"] = "layer"
+    """Whether a layer's key heads keep the same tokens, or each key head scores tokens and keeps n_slots of
+    its own (memory_projections="local")."""
+    n_sinks: int = 0
+    """First tokens of a document, at least 0, that stay beside the bank for good and without a gate
+    (memory_projections="local")."""
+    memory_position: Literal["none", "rank", "age", "rotary"] = "none"
+    """Position of a slot's key: nothing, a learned vector added by its rank in the bank or by its age in
+    segments, or rotation to the places right before the first local key (memory_projections="local")."""
     memory_read: Literal["softmax", "stick_breaking"] = "softmax"
     """Weights of the slots for a query: softmax, or stick-breaking from the newest slot to the oldest (each
     takes the sigmoid of its logit from what the newer ones left)."""
@@ -120,7 +144,7 @@ class ModelConfig:
         object.__setattr__(self, "rope_theta", bases if several else bases[0])
         for name, kind in _kinds().items():
             if kind is int:
-                check(self, "ModelConfig", name, whole, 0 if name in ("chunk_lookback", "conv_width") else 1)
+                check(self, "ModelConfig", name, whole, 0 if name in _FROM_0 else 1)
             elif kind is bool and not isinstance(getattr(self, name), bool):
                 self._refuse(name, "choose true or false")
             elif get_origin(kind) is Literal:
@@ -172,6 +196,15 @@ class ModelConfig:
                 self._refuse(
                     "memory_layers", "blocks without memory need a local stream: add 'full' or 'chunked'"
                 )
+        if self.memory_projections == "local":
+            self._check_local_memory()
+        else:
+            remedy = "it is for keys of local attention: set memory_projections='local'"
+            for name in ("write_when", "slots_per", "n_sinks"):
+                if getattr(self, name) != _LATER[name]:
+                    self._refuse(name, remedy)
+            if self.memory_position == "rotary":
+                self._refuse("memory_position", remedy)
         if self.memory_read == "stick_breaking" and self.fusion == "joint" and self.local_streams:
             self._refuse("memory_read", "one softmax over all keys (fusion='joint') reads with 'softmax'")
         if self.eviction == "weakest" and not self.scores_writes:
@@ -184,6 +217,33 @@ class ModelConfig:
             self._refuse("writes_per_segment", f"choose at most segment_len={self.segment_len}")
         if self.writes_per_segment > self.n_slots:
             self._refuse("writes_per_segment", f"choose at most n_slots={self.n_slots}, or more slots")
+
+    def _check_local_memory(self) -> None:
+        """Slots that keep the keys and values of local attention."""
+        both, chunked = len(self.local_streams) == 2, "chunked" in self.streams
+        unseen = self.write_when == "unseen" and chunked
+        keys, places = "memory_projections", self.memory_position in ("rank", "age")
+        for wrong, name, remedy in (
+            (not self.local_streams, keys, "there is no local stream: add 'full' or 'chunked' to streams"),
+            (self.fusion != "joint", keys, "slots share one softmax with local keys: set fusion='joint'"),
+            (self.writer in ("mean", "pool"), keys, "a slot is one token: set writer='select' or 'all'"),
+            (self.recurrent_gate, keys, "a slot keeps its token's key: set gate='push' or 'none'"),
+            (self.write_from == "output", keys, "local keys come from the input: set write_from='input'"),
+            (places, "memory_position", "local keys have no learned places: choose 'rotary' or 'none'"),
+            (
+                unseen and both and self.chunk_lookback > 0,
+                "write_when",
+                "only a segment's first chunk looks back: set chunk_lookback=0, or leave 'full' out of streams "
+                "and set chunk_len=segment_len",
+            ),
+            (
+                unseen and not both and self.chunk_len != self.segment_len,
+                "write_when",
+                f"a segment must lose sight of a token at once: set chunk_len={self.segment_len}",
+            ),
+        ):
+            if wrong:
+                self._refuse(name, remedy)
 
     def _refuse(self, name: str, remedy: str) -> NoReturn:
         refuse(f"ModelConfig.{name}", getattr(self, name), remedy)
@@ -214,9 +274,29 @@ class ModelConfig:
         """Tokens whose keys and values a state keeps, for every set of local projections."""
         reach = {"full": self.segment_len, "chunked": self.chunk_len * (1 + self.chunk_lookback)}
         local = self.local_streams
+        if self.memory_projections == "local":
+            # Tokens wait here until they are offered to the bank.
+            reach = {
+                stream: max(length, self.segment_len + self.write_lag) for stream, length in reach.items()
+            }
         if len(local) == 2 and self.projections == "shared":
             return {"shared": max(reach.values())}
         return {stream: reach[stream] for stream in local}
+
+    @property
+    def lookback(self) -> int:
+        """Tokens before its segment that a segment's first token sees in local attention."""
+        return self.chunk_len * self.chunk_lookback if "chunked" in self.streams else 0
+
+    @property
+    def write_lag(self) -> int:
+        """Tokens between the last one offered to the bank and the end of the segment that closes."""
+        return self.lookback if self.write_when == "unseen" else 0
+
+    @property
+    def slot_groups(self) -> int:
+        """Banks of a layer: 1, or one for each key head."""
+        return self.n_kv_heads if self.slots_per == "key_head" else 1
 
     @property
     def scores_writes(self) -> bool:

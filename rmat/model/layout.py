@@ -14,8 +14,9 @@ ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,14 @@ class Layout:
             reach=reach,
             **places,
         )
+
+    def repeated(self, times: int) -> Layout:
+        """The layout of a batch in which every row stands so many times, one behind the other."""
+        more: dict[str, Any] = {"n_rows": self.n_rows * times}
+        for field in fields(self):
+            if isinstance(x := getattr(self, field.name), Tensor):
+                more[field.name] = x.repeat_interleave(times, 0)
+        return replace(self, **more)
 
     @cached_property  # all layers ask
     def base(self) -> Tensor:

@@ -12,9 +12,8 @@ ones.
     learn    dr/dg_i through s_i                       or (gate_gradient="value") as if slot i's value were
                                                        g_i v_i and s_i did not depend on g
 
-A slot keeps the key and value that its vector projects to, log g and its age. Parallel form: the running
-count of entered vectors numbers them, and the bank of a segment is the last M numbers before its start: one
-gather, no loop (eviction="weakest" chooses each segment's bank from the one before it).
+A slot keeps the key and value that its vector projects to, log g and its age; `bank.py` says which slots a
+segment finds. This is memory_projections="own"; `admitted.py` has the other.
 Paper: sections on the memory bank and the gated update; the push gate is ours (docs/decisions.md).
 """
 
@@ -25,15 +24,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rmat.model.bank import admit, gate_slots, push
 from rmat.model.call import Call
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.parameters import linear, parameter
-from rmat.model.slots import Slots
+from rmat.model.slots import Slots, with_null
 from rmat.model.state import PENDING, MemoryState, Pending
-from rmat.model.writers import WRITERS, Candidates, Tokens, price_of_writes, ranked
+from rmat.model.writers import WRITERS, Candidates, Tokens
 from rmat.ops.attention import MASKED, attend, attend_newest
-from rmat.ops.fifo import ABSENT, fifo_windows, strongest_windows, take_rows
+from rmat.ops.fifo import take_rows
 
 AGE_PLACES = 24
 """Places of memory_position="age": ages in segments 1, 2-3, 4-7, ...; the last is open."""
@@ -121,37 +121,15 @@ class Memory(nn.Module):
     def _push(
         self, pending: Pending, dtype: torch.dtype, state: MemoryState, call: Call
     ) -> tuple[Slots, MemoryState]:
-        """Number what enters, gather every segment's bank and the one after the call."""
-        layout, n_slots = call.layout, self.config.n_slots
+        """Gate the candidates and push those that enter."""
+        layout, config = call.layout, self.config
         offered = self.writer.candidates(pending, dtype, self._noise(call))
-        entered_BNW = offered.present.unflatten(0, (layout.n_rows, -1)) & layout.closed[..., None]
-        if self.config.refuses_writes:
-            assert offered.score is not None
-            entered_BNW = entered_BNW & (offered.score > 0).unflatten(0, (layout.n_rows, -1))
-        if call.memory == "frozen":
-            entered_BNW = until_full(entered_BNW, state.pushed, layout.document, n_slots)
+        present_BNW = offered.present.unflatten(0, (layout.n_rows, -1))
+        entered_BNW = admit(config, present_BNW, offered.score, state.pushed, layout, call.memory)
         vector_BNWE, recurrent = self._gate(offered, entered_BNW, state, layout)
         new = self._slots(vector_BNWE, offered, entered_BNW, call)
-
-        # Ages are counted from the call's first token until it is known who reads.
-        held = state.slots.older(-layout.base[:, :1])
-        index_BNM = self._windows(entered_BNW, new.log_gate.detach(), held, layout)
-        last_document = layout.document.gather(1, layout.last[:, None])
-        reader = torch.cat([layout.document, last_document], dim=1)
-        base = torch.cat([layout.base, layout.open_base[:, None]], dim=1)
-        n_writes = entered_BNW.shape[2]
-        source = torch.cat(
-            [torch.zeros_like(held.age), layout.document.repeat_interleave(n_writes, dim=1)], dim=1
-        )
-        bank = held.cat(new).take(index_BNM).older(base[..., None])
-        bank = bank.only(take_rows(source, index_BNM) == reader[..., None])
-
-        counted = torch.where(layout.document == last_document, entered_BNW.sum(2), 0)
-        pushed = counted.sum(1) + torch.where(last_document[:, 0] == 0, state.pushed, 0)
-        after = bank.map(lambda x: x[:, -1]).cleared()
-        return bank.map(lambda x: x[:, :-1]), MemoryState(
-            slots=after, pushed=pushed, recurrent=recurrent, pending=pending
-        )
+        bank, after, pushed = push(config, entered_BNW, new, state.slots, state.pushed, layout)
+        return bank, MemoryState(slots=after, pushed=pushed, recurrent=recurrent, pending=pending)
 
     def _slots(self, vector_BNWE: Tensor, offered: Candidates, entered_BNW: Tensor, call: Call) -> Slots:
         """The candidates as slots (B, N * W), their ages counted from the call's first token."""
@@ -162,33 +140,12 @@ class Memory(nn.Module):
             wide = torch.promote_types(vector_BNWE.dtype, torch.float32)
             log_gate_BNW = torch.zeros(shape, dtype=wide, device=vector_BNWE.device)
         else:
-            log_gate_BNW = nn.functional.logsigmoid(offered.score).view(shape)
-        if call.training and config.write_cost and log_gate_BNW.requires_grad:
-            n_tokens = call.layout.closed.sum() * config.segment_len
-            price_BNW = price_of_writes(config, entered_BNW, log_gate_BNW.detach(), n_tokens)
-            log_gate_BNW.register_hook(lambda gradient: gradient + price_BNW)
-        if offered.score is not None and config.gate_gradient == "value":
-            # Through the logit, any harmless token is worth attending while a query finds nothing: gates
-            # open, and what they let in evicts what was needed. Through the value, a gate learns from what
-            # its own slot says.
-            one = (log_gate_BNW - log_gate_BNW.detach()).exp().flatten(1).to(value_BXKD.dtype)
-            value_BXKD, log_gate_BNW = value_BXKD * one[..., None, None], log_gate_BNW.detach()
+            log_gate_BNW, value_BXKD = gate_slots(
+                config, offered.score, entered_BNW, value_BXKD, call.layout, call.training
+            )
         source_BNW = call.layout.base[..., None] + offered.offset.view(shape)
         age, log_gate = -source_BNW.flatten(1), log_gate_BNW.flatten(1)
         return Slots(key_BXKD, value_BXKD, log_gate, age, filled=torch.ones_like(age, dtype=torch.bool))
-
-    def _windows(self, entered_BNW: Tensor, log_gate: Tensor, held: Slots, layout: Layout) -> Tensor:
-        """Where the slots before every segment and after the call come from, (B, N + 1, M): see
-        `rmat.ops.fifo`."""
-        if self.config.eviction == "oldest":
-            return fifo_windows(entered_BNW, self.config.n_slots)
-        document = layout.document
-        before = torch.cat([torch.zeros_like(document[:, :1]), document[:, :-1]], dim=1)
-        return strongest_windows(
-            torch.where(entered_BNW, strength(log_gate).view(entered_BNW.shape), ABSENT),
-            torch.where(held.filled, strength(held.log_gate), ABSENT),
-            document != before,
-        )
 
     def _gate(
         self, offered: Candidates, entered_BNW: Tensor, state: MemoryState, layout: Layout
@@ -231,11 +188,7 @@ class Memory(nn.Module):
             # Without a null slot an empty bank must read as zero, whatever an unfilled slot holds.
             seen_BNJ = bias_BNJ > MASKED / 2
             return key_BNJKD, torch.where(seen_BNJ[..., None, None], value_BNJKD, 0.0), bias_BNJ
-        shape = (*bias_BNJ.shape[:2], 1, *self.null_key.shape)
-        null_key, null_value = (x.to(key_BNJKD.dtype).expand(shape) for x in (self.null_key, self.null_value))
-        key_BNJKD = torch.cat([null_key, key_BNJKD], dim=2)
-        value_BNJKD = torch.cat([null_value, value_BNJKD], dim=2)
-        return key_BNJKD, value_BNJKD, torch.cat([torch.zeros_like(bias_BNJ[..., :1]), bias_BNJ], dim=2)
+        return with_null(key_BNJKD, value_BNJKD, bias_BNJ, self.null_key, self.null_value)
 
     def queries(self, x_BTE: Tensor) -> Tensor:
         """(B, T, H, D)."""
@@ -252,23 +205,3 @@ class Memory(nn.Module):
         else:
             r_RSHD = attend(q_RSHD, key_RJKD, value_RJKD, key_bias=bias)
         return layout.unfold(r_RSHD.unflatten(0, (layout.n_rows, -1)))
-
-
-def strength(log_gate: Tensor) -> Tensor:
-    """The score behind log g, int64 in ranked steps: rounding must not decide what is given up."""
-    log_gate = log_gate.clamp(max=-torch.finfo(log_gate.dtype).tiny)
-    return ranked(log_gate - (-torch.expm1(log_gate)).log())
-
-
-def until_full(entered_BNW: Tensor, pushed: Tensor, document: Tensor, n_slots: int) -> Tensor:
-    """Of the candidates that enter, those that find their document's bank not yet full.
-
-    Args:
-        pushed: (B,) vectors that entered before the call. document: (B, N) of every segment.
-    """
-    earlier_BNW = entered_BNW.flatten(1).cumsum(1).view(entered_BNW.shape) - entered_BNW.long()
-    document = document.contiguous()
-    start = torch.searchsorted(document, document)  # the first segment of each segment's document
-    in_document_BNW = earlier_BNW - earlier_BNW[..., 0].gather(1, start)[..., None]
-    before = torch.where(document == 0, pushed[:, None], 0)
-    return entered_BNW & (in_document_BNW + before[..., None] < n_slots)

@@ -38,6 +38,8 @@ class Rotary:
         kind = torch.promote_types(dtype, torch.float32)
         device = layout.first.device
         before = max(config.held.values(), default=0)
+        if config.memory_position == "rotary":
+            before = max(before, config.lookback + config.n_slots + config.n_sinks)
         last = layout.reach + layout.n_tokens if layout.streaming else layout.n_cells
         theta = config.rope_theta if isinstance(config.rope_theta, tuple) else (config.rope_theta,)
         pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
@@ -48,8 +50,8 @@ class Rotary:
         return Rotary(config, torch.stack([angle_XHD.cos(), angle_XHD.sin()]), before)
 
     def at(self, position: Tensor | slice, n_heads: int) -> Angles:
-        """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), or a slice that serves every
-        row.
+        """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), a slice that serves every
+        row, or int64 (rows, tokens, n_heads).
 
         Key heads take the angles of the query heads that share them.
         """
@@ -57,6 +59,11 @@ class Rotary:
             position = slice(position.start + self.before, position.stop + self.before)
         else:
             position = position + self.before
+        if isinstance(position, Tensor) and position.dim() == 3:
+            step = self.config.n_heads // n_heads
+            own_2XHD = self.table_2XHD[:, :, ::step].expand(-1, -1, n_heads, -1)
+            head = torch.arange(n_heads, device=position.device)
+            return Angles(*(x[position, head] for x in own_2XHD))
         cos, sin = (x[position] for x in self.table_2XHD)
         if cos.shape[-2] > 1:
             step = self.config.n_heads // n_heads

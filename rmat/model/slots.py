@@ -21,7 +21,7 @@ class Slots:
     read them.
 
     What is said of one slot (gate, age, filled) has the axes of `filled`; keys and values have further ones
-    behind.
+    behind. Where each key head keeps slots of its own, what is said of one has an axis K more.
     """
 
     key: Tensor
@@ -39,10 +39,10 @@ class Slots:
         """The slots with `change` applied to every tensor."""
         return Slots(*(change(x) for x in (self.key, self.value, self.log_gate, self.age, self.filled)))
 
-    def cat(self, newer: Slots) -> Slots:
-        """Both, for slots of rows (B, M, ...): these first, in the types of these."""
+    def cat(self, newer: Slots, dim: int = 1) -> Slots:
+        """Both, joined at the axis of slots: these first, in the types of these."""
         pairs = ((getattr(self, name), getattr(newer, name)) for name in self.__dataclass_fields__)
-        return Slots(*(torch.cat([x, y.to(x.dtype)], dim=1) for x, y in pairs))
+        return Slots(*(torch.cat([x, y.to(x.dtype)], dim=dim) for x, y in pairs))
 
     def take(self, index: Tensor) -> Slots:
         """Of slots of rows (B, M, ...) those at `index` (B, ...), int64."""
@@ -75,3 +75,15 @@ def ablate(bank: Slots, mode: MemoryMode) -> Slots:
     if mode == "zeroed":
         return bank.only(torch.zeros_like(bank.filled))
     return bank.map(lambda x: x.roll(1, 0)) if mode == "shuffled" else bank
+
+
+def with_null(
+    key_BNJKD: Tensor, value_BNJKD: Tensor, bias: Tensor, null_key: Tensor, null_value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a query sees of slots, keys, values and bias (B, N, J) or (B, N, J, K), with the null slot (K, D)
+    in front."""
+    shape = (*bias.shape[:2], 1, *null_key.shape)
+    null_key, null_value = (x.to(key_BNJKD.dtype).expand(shape) for x in (null_key, null_value))
+    key_BNJKD = torch.cat([null_key, key_BNJKD], dim=2)
+    value_BNJKD = torch.cat([null_value, value_BNJKD], dim=2)
+    return key_BNJKD, value_BNJKD, torch.cat([torch.zeros_like(bias[:, :, :1]), bias], dim=2)

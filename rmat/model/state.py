@@ -33,6 +33,8 @@ TENSORS = {
     "pending": "wide",
     "pending_score": "wide",
     "pending_offset": "integer",
+    "score": "wide",
+    **dict.fromkeys(("sink_key", "sink_value"), "model"),
 }
 """Every tensor that a layer may carry, by its name in files, and its type: the model's, that or float32 if
 it is narrower ("wide"), int64. All but the places of `PENDING` are zero before anything was read."""
@@ -68,6 +70,22 @@ class MemoryState:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class AdmittedState:
+    """One layer's memory with memory_projections="local"; the tokens that wait to be offered are those of
+    the local stream. With slots_per="key_head" there is an axis K behind those given here."""
+
+    slots: Slots
+    """The bank; the last min(pushed, M) slots are filled."""
+    pushed: Tensor
+    """(B,) int64: tokens that entered the bank since the document began."""
+    score: Tensor | None
+    """(B, L) scores of the tokens that the local stream holds; None where nothing is scored."""
+    sinks: KeyValues | None
+    """The document's first n_sinks tokens as far as local attention has lost sight of them, else zero; None
+    without sinks."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerState:
     """What one layer carries; None is what the configuration has no use for."""
 
@@ -77,7 +95,7 @@ class LayerState:
     """Of the chunked stream."""
     tail: Tensor | None = None
     """(B, conv_width - 1, E) inputs that the convolution still needs."""
-    memory: MemoryState | None = None
+    memory: MemoryState | AdmittedState | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by their names in `TENSORS`: the one place, with `of`, that knows both forms."""
@@ -91,29 +109,38 @@ class LayerState:
             slots = memory.slots
             named |= {"slot_key": slots.key, "slot_value": slots.value, "slot_log_gate": slots.log_gate}
             named |= {"slot_age": slots.age, "pushed": memory.pushed}
-            if memory.recurrent is not None:
-                named["recurrent"] = memory.recurrent
-            named |= zip(PENDING, memory.pending, strict=False)
+            if isinstance(memory, MemoryState):
+                if memory.recurrent is not None:
+                    named["recurrent"] = memory.recurrent
+                named |= zip(PENDING, memory.pending, strict=False)
+            else:
+                if memory.score is not None:
+                    named["score"] = memory.score
+                if memory.sinks is not None:
+                    named |= {"sink_key": memory.sinks.key, "sink_value": memory.sinks.value}
         return named
 
     @staticmethod
     def of(named: Mapping[str, Tensor]) -> LayerState:
         """Inverse of `tensors`."""
-        full, chunked = (
-            KeyValues(named[f"{stream}_key"], named[f"{stream}_value"]) if f"{stream}_key" in named else None
-            for stream in ("full", "chunked")
+        full, chunked, sinks = (
+            KeyValues(named[f"{kind}_key"], named[f"{kind}_value"]) if f"{kind}_key" in named else None
+            for kind in ("full", "chunked", "sink")
         )
-        memory = None
+        memory: MemoryState | AdmittedState | None = None
         if "pushed" in named:
             pushed, key, value, log_gate, age = (
                 named[name] for name in ("pushed", "slot_key", "slot_value", "slot_log_gate", "slot_age")
             )
             rank = torch.arange(age.shape[1] - 1, -1, -1, device=pushed.device)
-            slots = Slots(key, value, log_gate, age, filled=rank < pushed[:, None])
+            filled = rank.view(-1, *[1] * (pushed.dim() - 1)) < pushed[:, None]
+            slots = Slots(key, value, log_gate, age, filled)
             pending = tuple(named[name] for name in PENDING if name in named)
-            memory = MemoryState(
-                slots=slots, pushed=pushed, recurrent=named.get("recurrent"), pending=pending
-            )
+            if pending:
+                recurrent = named.get("recurrent")
+                memory = MemoryState(slots=slots, pushed=pushed, recurrent=recurrent, pending=pending)
+            else:
+                memory = AdmittedState(slots=slots, pushed=pushed, score=named.get("score"), sinks=sinks)
         return LayerState(full=full, chunked=chunked, tail=named.get("tail"), memory=memory)
 
     def __repr__(self) -> str:
@@ -155,10 +182,11 @@ class StreamState:
         return next(x.dtype for name, x in self.layers[0].tensors().items() if name.endswith("_key"))
 
     def openness(self) -> Tensor:
-        """(layers, B) float64: share of the document's tokens that entered each layer's bank; (0, B) without
-        one."""
+        """(layers, B) float64: share of the document's tokens that entered each layer's bank (the mean over
+        its banks if key heads have their own); (0, B) without one."""
         read = self.position.clamp(min=1).double()
-        shares = [layer.memory.pushed / read for layer in self.layers if layer.memory is not None]
+        pushed = [layer.memory.pushed for layer in self.layers if layer.memory is not None]
+        shares = [(x if x.dim() == 1 else x.double().mean(1)) / read for x in pushed]
         return torch.stack(shares) if shares else read.new_empty(0, self.batch_size)
 
     def select(self, rows: Sequence[int] | Tensor) -> StreamState:
@@ -330,8 +358,15 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["tail"] = (config.conv_width - 1, config.d_model)
     if config.has_memory:
         slots = config.n_slots
-        shapes |= {"slot_key": (slots, *heads), "slot_value": (slots, *heads), "slot_log_gate": (slots,)}
-        shapes |= {"slot_age": (slots,), "pushed": ()}
+        own = (config.n_kv_heads,) if config.slots_per == "key_head" else ()
+        shapes |= {"slot_key": (slots, *heads), "slot_value": (slots, *heads)}
+        shapes |= {"slot_log_gate": (slots, *own), "slot_age": (slots, *own), "pushed": own}
+        if config.memory_projections == "local":
+            if config.scores_writes:
+                shapes["score"] = (next(iter(config.held.values())), *own)
+            if config.n_sinks:
+                shapes |= dict.fromkeys(("sink_key", "sink_value"), (config.n_sinks, *heads))
+            return shapes
         if config.recurrent_gate:
             shapes["recurrent"] = (config.d_model,)
         places = {"mean": 1, "all": config.segment_len}.get(config.writer, config.writes_per_segment)

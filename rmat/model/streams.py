@@ -117,6 +117,10 @@ class Local:
     k_RJKD: Tensor
     v_RJKD: Tensor
     range: KeyRange
+    plain_RSHD: Tensor
+    """The queries before rotation."""
+    tokens: KeyValues
+    """Keys before rotation and values of the tokens held from before and, behind them, the call's."""
 
 
 class LocalProjection(nn.Module):
@@ -138,6 +142,7 @@ class LocalProjection(nn.Module):
         q_RSHD = self.query(x_BTE).unflatten(2, (n_heads, width))
         k_RJKD = torch.cat([held.key, self.key(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
         v_RJKD = torch.cat([held.value, self.value(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
+        tokens = KeyValues(k_RJKD, v_RJKD)
         held = KeyValues(layout.hold(k_RJKD, n_held), layout.hold(v_RJKD, n_held))
         if layout.streaming:
             k_RJKD, v_RJKD = (x[:, n_held - keys.before :] for x in (k_RJKD, v_RJKD))
@@ -146,9 +151,10 @@ class LocalProjection(nn.Module):
             k_RJKD, v_RJKD = (
                 layout.fold_held(x, n_held, keys.before).flatten(0, 1) for x in (k_RJKD, v_RJKD)
             )
+        plain_RSHD = q_RSHD
         q_RSHD = rotate(q_RSHD, keys.query_angles.cos, keys.query_angles.sin)
         k_RJKD = rotate(k_RJKD, keys.key_angles.cos, keys.key_angles.sin)
-        return Local(q_RSHD, k_RJKD, v_RJKD, keys), held
+        return Local(q_RSHD, k_RJKD, v_RJKD, keys, plain_RSHD, tokens), held
 
 
 def full_attention(local: Local) -> Tensor:
@@ -177,35 +183,39 @@ def chunked_attention(local: Local) -> Tensor:
     )
 
 
-def joint_attention(local: Local, memory: tuple[Tensor, Tensor, Tensor, Tensor] | None) -> Tensor:
+def joint_attention(
+    local: Local, slots: tuple[Tensor, Tensor, Tensor] | None = None, query_RSHD: Tensor | None = None
+) -> Tensor:
     """One softmax over the keys of all streams: (B, T, H, D).
 
-    Local logits need rotated queries, memory logits queries of their own: both stand side by side in a head
-    of double width, and a key is zero in the half that is not meant for it.
+    Slots are asked by the rotated local queries, or by queries of their own. Then both stand side by side in
+    a head of double width, and a key is zero in the half that is not meant for it.
 
     Args:
-        memory: query (B, T, H, D) and, per segment, keys, values (B, N, J, K, D) and bias (B, N, J) of the
-            slots.
+        slots: per segment, keys, values (B, N, J, K, D) and bias (B, N, J) or (B, N, J, K) of the slots.
+        query_RSHD: what asks the slots; None: the local queries.
     """
     layout, width = local.range.layout, local.q_RSHD.shape[3]
     mask_R1SJ = local.range.seen(*local.range.config.local_streams)
     q_RSHD, k_RJKD, v_RJKD = local.q_RSHD, local.k_RJKD, local.v_RJKD
-    if memory is None:
+    if slots is None:
         out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ)
         return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
-    query_RSHD = layout.fold(memory[0]).flatten(0, 1)
-    slot_k_RJKD, slot_v_RJKD, slot_bias = (x.flatten(0, 1) for x in memory[1:])
-    # attend divides by the root of the double width
-    q_RSHD = torch.cat([q_RSHD, query_RSHD], dim=3) * 2**0.5
-    local_k_RJKD = torch.cat([k_RJKD, torch.zeros_like(k_RJKD)], dim=3)
-    slot_k_RJKD = torch.cat([torch.zeros_like(slot_k_RJKD), slot_k_RJKD], dim=3)
-    bias = torch.cat([slot_bias, slot_bias.new_zeros(q_RSHD.shape[0], k_RJKD.shape[1])], dim=1)
-    k_RJKD = torch.cat([slot_k_RJKD, local_k_RJKD], dim=1)
+    slot_k_RJKD, slot_v_RJKD, slot_bias = (x.flatten(0, 1) for x in slots)
+    if query_RSHD is not None:
+        # attend divides by the root of the double width
+        q_RSHD = torch.cat([q_RSHD, query_RSHD], dim=3) * 2**0.5
+        k_RJKD = torch.cat([k_RJKD, torch.zeros_like(k_RJKD)], dim=3)
+        slot_k_RJKD = torch.cat([torch.zeros_like(slot_k_RJKD), slot_k_RJKD], dim=3)
+    local_bias = slot_bias.new_zeros(q_RSHD.shape[0], k_RJKD.shape[1], *slot_bias.shape[2:])
+    bias = torch.cat([slot_bias, local_bias], dim=1)
+    k_RJKD = torch.cat([slot_k_RJKD, k_RJKD], dim=1)
     v_RJKD = torch.cat([slot_v_RJKD, v_RJKD], dim=1)
     mask_R1SJ = mask_R1SJ.expand(q_RSHD.shape[0], 1, q_RSHD.shape[1], -1)
     slots_R1SJ = mask_R1SJ.new_ones(*mask_R1SJ.shape[:3], slot_k_RJKD.shape[1])
     mask_R1SJ = torch.cat([slots_R1SJ, mask_R1SJ], dim=3)
-    v_RJKD = torch.cat([v_RJKD, torch.zeros_like(v_RJKD)], dim=3)
+    if query_RSHD is not None:
+        v_RJKD = torch.cat([v_RJKD, torch.zeros_like(v_RJKD)], dim=3)
     out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ, key_bias=bias)[..., :width]
     return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
 

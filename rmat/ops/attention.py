@@ -34,19 +34,20 @@ def attend(
         q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
         mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
         causal: query t sees the keys 0..t (T == J); excludes the mask.
-        key_bias: (B, J) added to every logit of its key; differentiable. It goes in as one more coordinate
-            of the keys against a constant one of the queries, because the fused kernels give no gradient to
-            an additive mask.
+        key_bias: (B, J), or (B, J, K) by key head, added to every logit of its key; differentiable. It goes
+            in as one more coordinate of the keys against a constant one of the queries, because the fused
+            kernels give no gradient to an additive mask.
 
     Returns: (B, T, H, D), in the type of q.
     """
     width = q_BTHD.shape[3]
     k_BJKD, v_BJKD = k_BJKD.to(q_BTHD.dtype), v_BJKD.to(q_BTHD.dtype)  # under autocast what was held is wider
     if key_bias is not None:
-        extra_BJD = _coordinates(key_bias * width**0.5, k_BJKD.dtype)
-        n_extra = extra_BJD.shape[2]
+        key_bias = (key_bias if key_bias.dim() == 3 else key_bias.unsqueeze(2)) * width**0.5
+        extra_BJKD = _coordinates(key_bias, k_BJKD.dtype).expand(*k_BJKD.shape[:3], -1)
+        n_extra = extra_BJKD.shape[3]
         q_BTHD = F.pad(q_BTHD, (0, n_extra), value=1.0)
-        k_BJKD = torch.cat([k_BJKD, extra_BJD[:, :, None].expand(*k_BJKD.shape[:3], n_extra)], dim=3)
+        k_BJKD = torch.cat([k_BJKD, extra_BJKD], dim=3)
         v_BJKD = F.pad(v_BJKD, (0, n_extra))
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
@@ -102,12 +103,12 @@ def attend_newest(
 
 
 def _coordinates(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (B, J) as coordinates (B, J, 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off
-    goes into a second."""
+    """x as coordinates (..., 1 or 2) in `dtype` whose sum keeps it: what a narrow type rounds off goes into
+    a second."""
     high = x.to(dtype)
     if torch.promote_types(dtype, x.dtype) == dtype:
         return high[..., None]
-    return torch.stack([high, (x - high).to(dtype)], dim=2)
+    return torch.stack([high, (x - high).to(dtype)], dim=-1)
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

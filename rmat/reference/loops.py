@@ -154,6 +154,38 @@ def memory_entries(
     return entries
 
 
+def admitted_entries(
+    query: Tensor, slots: Sequence[Slot], head: int, *, at: int, first: int, theta: float | None
+) -> list[Entry]:
+    """What query head `head` finds among tokens that were admitted, with memory_projections="local": logit
+    q . k / sqrt(D) + log g.
+
+    query (H, D) and the slots' keys: of the local stream, before rotation. `slots`: sinks, then the bank,
+    oldest first. theta: rotary base of the head, None where slots have no places. The query stands at `at`,
+    the newest slot right before `first`, both counted from the start of the query's segment.
+    """
+    entries = []
+    for index, slot in enumerate(slots):
+        group = head // (query.shape[0] // slot.key.shape[0])
+        q, k = query[head], slot.key[group]
+        if theta is not None:
+            q, k = rotate(q, at, theta), rotate(k, first - (len(slots) - index), theta)
+        logit = (q * k).sum() / math.sqrt(q.shape[0]) + slot.log_gate
+        entries.append(Entry(logit=logit, value=slot.value[group]))
+    return entries
+
+
+def offered_tokens(end: int, segment_len: int, lag: int, n_sinks: int) -> list[int]:
+    """Tokens that are offered to a bank of local keys when the segment before token `end` closes: as many as
+    a segment has, the last of them `lag` tokens before its end; sinks are not offered."""
+    return [p for p in range(end - lag - segment_len, end - lag) if p >= n_sinks]
+
+
+def sink_tokens(start: int, lag: int, n_sinks: int) -> list[int]:
+    """The first tokens of the document, as far as a segment that begins at `start` finds them as sinks."""
+    return [p for p in range(n_sinks) if p < start - lag]
+
+
 def slot_rank(index: int, n_filled: int) -> int:
     """Rank of the slot at `index` (0 = oldest) of a bank of `n_filled` slots, counted from the newest (rank
     0)."""
@@ -259,13 +291,26 @@ def write_pool(
 def write_select(w: Tensor, start: int, n_writes: int, scorer: tuple[Tensor, Tensor]) -> list[Candidate]:
     """The `n_writes` best scored tokens in time order; scores of one step of 1/256 are equal, the earlier
     token wins."""
-    candidates = [_scored(vector, start + offset, scorer) for offset, vector in enumerate(w)]
+    return best_of([_scored(vector, start + offset, scorer) for offset, vector in enumerate(w)], n_writes)
+
+
+def best_of(candidates: Sequence[Candidate], n_writes: int) -> list[Candidate]:
+    """The choice of `write_select` among candidates that have scores."""
 
     def order(candidate: Candidate) -> tuple[int, int]:
         assert candidate.score is not None
         return (-math.floor(float(candidate.score.detach()) * SELECT_STEPS_PER_UNIT), candidate.position)
 
     return sorted(sorted(candidates, key=order)[:n_writes], key=lambda candidate: candidate.position)
+
+
+def offer(
+    x: Tensor, tokens: Sequence[int], n_writes: int, scorer: tuple[Tensor, Tensor] | None, best: bool
+) -> list[Candidate]:
+    """Of the document's vectors x (T, E) those of `tokens`, or (`best`) the `n_writes` best scored of
+    them."""
+    candidates = [_scored(x[p], p, scorer) for p in tokens]
+    return best_of(candidates, n_writes) if best else candidates
 
 
 def write_all(w: Tensor, start: int, scorer: tuple[Tensor, Tensor] | None = None) -> list[Candidate]:

@@ -26,11 +26,12 @@ Parameters = Mapping[str, Tensor]
 @dataclass
 class LayerMemory:
     """One layer's bank during a document: slots oldest first, the newest gated vector, and what was pushed
-    so far."""
+    so far; `own` are the banks of the key heads where each has its own."""
 
     slots: list[ref.Slot] = field(default_factory=list)
     newest: Tensor | None = None
     pushed: list[int] = field(default_factory=list)
+    own: list["LayerMemory"] = field(default_factory=list)
 
 
 def reference_logits(config: ModelConfig, parameters: Parameters, tokens: Tensor) -> Tensor:
@@ -64,12 +65,17 @@ def _block(config: ModelConfig, own: Parameters, h: Tensor) -> tuple[Tensor, Lay
         x = ref.causal_depthwise_convolution(x, own["convolution.weight"].flip(0).T)
     projected = {name: _project(config, own, f"local.{name}", x) for name in config.held}
     memory = LayerMemory()
+    if config.slots_per == "key_head":
+        memory.own = [LayerMemory() for _ in range(config.n_kv_heads)]
     outputs: list[Tensor] = []
     for p in range(h.shape[0]):
         mixed = [_attend(config, own, projected, memory, x, p, head) for head in range(config.n_heads)]
         middle = h[p] + own["output.weight"] @ torch.cat(mixed)
         outputs.append(middle + _feedforward(config, own, _norm(config, own, "feedforward_norm", middle)))
         if config.has_memory and (p + 1) % config.segment_len == 0:
+            if config.memory_projections == "local":
+                _admit(config, own, memory, projected, x, p + 1)
+                continue
             start = p + 1 - config.segment_len
             left = x[start : p + 1] if config.write_from == "input" else torch.stack(outputs[start:])
             _write(config, own, memory, left, start)
@@ -127,7 +133,9 @@ def _attend(
             union = sorted({s for stream in config.local_streams for s in seen[stream]})
             (queries, keys, values) = next(iter(projected.values()))
             found.append(ref.local_entries(queries, keys, values, p, union, head, size, theta))
-        if config.has_memory:
+        if config.has_memory and config.memory_projections == "local":
+            found.append(_admitted_entries(config, own, memory, projected, p, head))
+        elif config.has_memory:
             found.append(_memory_entries(config, own, memory, x, p, head))
         together = ref.read([entry for entries in found for entry in entries])
         return x.new_zeros(config.head_dim) if together is None else together
@@ -182,6 +190,64 @@ def _memory_entries(
                 own["memory.place_key"][ref.age_bucket(start, slot.position, config.segment_len, AGE_PLACES)]
             )
     return ref.memory_entries(query, memory.slots, head, offsets=offsets, null=null)
+
+
+def _admitted_entries(
+    config: ModelConfig,
+    own: Parameters,
+    memory: LayerMemory,
+    projected: dict[str, tuple[Tensor, Tensor, Tensor]],
+    p: int,
+    head: int,
+) -> list[ref.Entry]:
+    """What a head of a token finds beside local keys where slots are tokens of the local stream."""
+    queries, keys, values = next(iter(projected.values()))
+    group = head // (config.n_heads // config.n_kv_heads)
+    start = ref.segment_start(p, config.segment_len)
+    theta = config.rope_theta[head] if isinstance(config.rope_theta, tuple) else config.rope_theta
+    rotary = theta if config.memory_position == "rotary" else None
+    one = queries.new_ones(())
+    sinks = [
+        ref.Slot(key=keys[s], value=values[s], log_gate=0 * one, position=s)
+        for s in ref.sink_tokens(start, config.write_lag, config.n_sinks)
+    ]
+    bank = memory.own[group].slots if memory.own else memory.slots
+    entries = ref.admitted_entries(
+        queries[p], [*sinks, *bank], head, at=p - start, first=-config.lookback, theta=rotary
+    )
+    if config.null_slot:  # it stands at the first token of the segment
+        null = ref.Slot(
+            key=own["memory.null_key"], value=own["memory.null_value"], log_gate=0 * one, position=start
+        )
+        entries += ref.admitted_entries(queries[p], [null], head, at=p - start, first=1, theta=rotary)
+    return entries
+
+
+def _admit(
+    config: ModelConfig,
+    own: Parameters,
+    memory: LayerMemory,
+    projected: dict[str, tuple[Tensor, Tensor, Tensor]],
+    x: Tensor,
+    end: int,
+) -> None:
+    """What enters the banks of local keys when the segment before token `end` closes."""
+    _, keys, values = next(iter(projected.values()))
+    tokens = ref.offered_tokens(end, config.segment_len, config.write_lag, config.n_sinks)
+    for number, bank in enumerate(memory.own or [memory]):
+        scorer = None
+        if config.scores_writes:
+            scorer = own["memory.writer.score.weight"][number], own["memory.writer.score.bias"][number]
+        candidates = ref.offer(x, tokens, config.writes_per_segment, scorer, best=config.writer == "select")
+        for candidate in candidates:
+            if not ref.gate_is_open(candidate, config.refuses_writes):
+                continue
+            at = candidate.position
+            slot = ref.Slot(key=keys[at], value=values[at], log_gate=ref.log_gate(candidate), position=at)
+            if config.gate_gradient == "value":
+                slot = ref.learn_through_value(slot)
+            bank.slots = ref.push(bank.slots, slot, config.n_slots, config.eviction == "weakest")
+            bank.pushed.append(at)
 
 
 def _write(config: ModelConfig, own: Parameters, memory: LayerMemory, left: Tensor, start: int) -> None:

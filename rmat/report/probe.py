@@ -94,6 +94,11 @@ class Probe(AbstractContextManager["Probe"]):
     """
 
     def __init__(self, model: LanguageModel) -> None:
+        if model.config.has_memory and model.config.memory_projections == "local":
+            raise ValueError(
+                "memory_projections='local' is not shown in reports yet: take a model whose memory has "
+                "projections of its own ('own')"
+            )
         self._model = model
         self._caught = [_Caught() for _ in model.blocks]
 
@@ -149,7 +154,7 @@ def _view(block: Any, caught: _Caught) -> LayerView:
     assert x_BTE.shape[0] == 1, "one row at a time"
     n_tokens = x_BTE.shape[1]
     memory = logits_THJ = None
-    if before.memory is not None and after.memory is not None:
+    if isinstance(before.memory, MemoryState) and isinstance(after.memory, MemoryState):
         logits_THJ = _logits(block, x_BTE, before.memory)
         written = x_BTE if config.write_from == "input" else output
         memory = _memory_view(block, logits_THJ, written, before.memory, after.memory)

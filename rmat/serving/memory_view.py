@@ -44,7 +44,8 @@ class Memory(BaseModel):
 
 
 def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> Memory:
-    """The banks of all layers that have one, oldest slot first.
+    """The banks of all layers that have one, oldest slot first; where key heads have banks of their own, one bank
+    behind the other. The first tokens that `n_sinks` keeps are not listed.
 
     A slot that is A tokens old comes from token `start - A` of the document, where `start` is the first token of the
     segment that is still open. Its words are known as far as the session's tail of token ids reaches back.
@@ -56,11 +57,14 @@ def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> 
     for index, layer in enumerate(session.state.layers):
         if (memory := layer.memory) is None:
             continue
-        ages, log_gates = memory.slots.age[0], memory.slots.log_gate[0]
-        pushed = int(memory.pushed[0])
-        filled = min(pushed, len(ages))
+        # (banks * M) of each, bank after bank.
+        ages, log_gates, full = (
+            x[0].reshape(config.n_slots, -1).T.flatten()
+            for x in (memory.slots.age, memory.slots.log_gate, memory.slots.filled)
+        )
+        pushed = int(memory.pushed[0].sum())
         held = []
-        for slot in range(len(ages) - filled, len(ages)):
+        for slot in full.nonzero().flatten().tolist():
             place = start - int(ages[slot])
             text, offset = words.around(place)
             gate = float(log_gates[slot].exp())
@@ -72,9 +76,9 @@ def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> 
             LayerMemory(
                 layer=index,
                 slots=len(ages),
-                filled=filled,
+                filled=len(held),
                 pushed=pushed,
-                openness=pushed / max(position, 1),
+                openness=pushed / memory.pushed[0].numel() / max(position, 1),
                 held=held,
             )
         )

@@ -10,6 +10,7 @@ from tests.makers.models import (
     assert_same_state,
     bank_positions,
     banks,
+    first_reader,
     gate_bias,
     make_config,
     make_model,
@@ -25,11 +26,12 @@ RECURRENT = [name for name in WITH_MEMORY if make_config(name).gate in ("gru", "
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
 def test_a_segment_does_not_read_what_it_writes(name: str) -> None:
-    """With and without memory the first segment gives the same logits; the first token after it does not."""
+    """With and without memory the first segment gives the same logits; the first token after it does not. (Where the
+    bank takes what local attention loses sight of, the first that finds something may be the third.)"""
     model = make_model(name)
     open_gates(model)
-    length = model.config.segment_len
-    tokens = make_tokens(2, 2 * length)
+    length = model.config.segment_len * first_reader(model.config)
+    tokens = make_tokens(2, length + 1)
     for schedule in schedules_of(model.config):
         on, _ = model(tokens, schedule=schedule)
         zeroed, _ = model(tokens, schedule=schedule, memory="zeroed")
@@ -43,8 +45,8 @@ def test_a_segment_does_not_read_what_it_writes(name: str) -> None:
 def test_the_bank_changes_only_where_a_segment_closes(name: str) -> None:
     model = make_model(name)
     open_gates(model)
-    length = model.config.segment_len
-    _, state = model(make_tokens(1, length - 1))
+    length, earlier = model.config.segment_len, first_reader(model.config) - 1
+    _, state = model(make_tokens(1, length * (1 + earlier) - 1))
     assert bank_positions(state, banks(model.config)[0], length) == [[]]
     _, state = model(make_tokens(1, 1, seed=2), state)
     written = bank_positions(state, banks(model.config)[0], length)
@@ -54,7 +56,7 @@ def test_the_bank_changes_only_where_a_segment_closes(name: str) -> None:
         assert bank_positions(state, banks(model.config)[0], length) == written
 
 
-@pytest.mark.parametrize("name", REFUSING)
+@pytest.mark.parametrize("name", [name for name in REFUSING if not make_config(name).n_sinks])
 def test_a_refused_write_leaves_no_trace(name: str) -> None:
     """Closed gates: the bank stays as it was and the logits are those of an empty bank, whatever was read."""
     model = make_model(name)
@@ -74,16 +76,19 @@ def test_a_refused_write_leaves_no_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_refusals_do_not_move_what_is_held(name: str) -> None:
-    """Open gates fill the bank, then closed gates read on: the same slots stay, in the same order."""
+    """Open gates fill the bank, then closed gates read on: the same slots stay, in the same order. (Tokens that wait to
+    be offered were scored when they were read: they enter first.)"""
     model = make_model(name)
     open_gates(model)
+    lag = model.config.write_lag
     _, state = model(make_tokens(1, 3 * model.config.segment_len))
-    held = ("slot_key", "slot_value", "slot_log_gate", "pushed", "recurrent")
-    before = {key: tensor for key, tensor in state.tensors().items() if key.endswith(held)}
-    positions = [bank_positions(state, layer, model.config.segment_len) for layer in banks(model.config)]
     with torch.no_grad():
         for layer in banks(model.config):
             gate_bias(model, layer).fill_(-60.0)
+    state = model(make_tokens(1, lag, seed=4), state)[1] if lag else state
+    held = ("slot_key", "slot_value", "slot_log_gate", "pushed", "recurrent")
+    before = {key: tensor for key, tensor in state.tensors().items() if key.endswith(held)}
+    positions = [bank_positions(state, layer, model.config.segment_len) for layer in banks(model.config)]
     _, state = model(make_tokens(1, 3 * model.config.segment_len, seed=2), state)
     after = state.tensors()
     assert before

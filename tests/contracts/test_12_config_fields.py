@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmat.model import LanguageModel, ModelConfig
-from tests.makers.models import TINY, make_config, make_model, make_tokens
+from tests.makers.models import ADMITTED, TINY, make_config, make_model, make_tokens
 
 OTHER: dict[str, dict[str, Any]] = {
     "vocab_size": {"vocab_size": 31},
@@ -32,6 +32,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "memory_layers": {"memory_layers": (0,)},
     "write_from": {"write_from": "output"},
     "memory_position": {"memory_position": "rank"},
+    "memory_projections": {"memory_projections": "local"},
+    "write_when": {"write_when": "unseen"},
+    "slots_per": {"slots_per": "key_head"},
+    "n_sinks": {"n_sinks": 2},
     "memory_read": {"memory_read": "stick_breaking"},
     "eviction": {"eviction": "weakest"},
     "null_slot": {"null_slot": False},
@@ -45,14 +49,19 @@ OTHER: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.5},
 }
 
-BASE: dict[str, dict[str, Any]] = {"write_budget": {"write_cost": 0.5}}
+LOCAL_KEYS: dict[str, Any] = {**ADMITTED, "chunk_len": TINY["segment_len"], "write_when": "closed"}
+BASE: dict[str, dict[str, Any]] = {
+    "write_budget": {"write_cost": 0.5},
+    "memory_projections": {"fusion": "joint"},
+    **dict.fromkeys(("write_when", "slots_per", "n_sinks"), LOCAL_KEYS),
+}
 """What a field needs beside it."""
 
 
 def pair(field: str) -> tuple[ModelConfig, ModelConfig]:
     """A config, and the same with another value of the field."""
     base = BASE.get(field, {})
-    return make_config("recommended", **base), make_config("recommended", **base, **OTHER[field])
+    return make_config("recommended", **base), make_config("recommended", **{**base, **OTHER[field]})
 
 
 def observe(config: ModelConfig, source: dict[str, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:

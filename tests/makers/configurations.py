@@ -8,7 +8,7 @@ from tests.makers.models import Overrides
 
 def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
     """`count` random points of the space of axes, the same for the same seed."""
-    rng = random.Random(seed)
+    rng, other = random.Random(seed), random.Random(seed + 1)
     streams = [s for n in (1, 2, 3) for s in itertools.combinations(("full", "chunked", "memory"), n)]
     cases: dict[str, Overrides] = {}
     for number in range(count):
@@ -49,4 +49,35 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
         evictions = ["oldest", "weakest"]
         scored = writer == "select" or cases[f"sample{number}"]["gate"] in ("push", "both")
         cases[f"sample{number}"]["eviction"] = rng.choice(evictions if scored else evictions[:1])
+        if chosen != ("memory",) and "memory" in chosen and other.random() < 0.4:
+            cases[f"sample{number}"] |= of_local_keys(cases[f"sample{number}"], other)
     return cases
+
+
+def of_local_keys(case: Overrides, rng: random.Random) -> dict[str, object]:
+    """What makes a case one whose slots keep the keys of local attention."""
+    writer = rng.choice(["select", "all"])
+    gate = rng.choice(["none", "push"])
+    scored = writer == "select" or gate == "push"
+    streams, chunk_len, lookback = case["streams"], case["chunk_len"], case["chunk_lookback"]
+    when = rng.choice(["closed", "unseen"])
+    if when == "unseen" and {"full", "chunked"} <= set(streams):
+        lookback = 0
+    elif when == "unseen":
+        chunk_len = case["segment_len"]
+    return {
+        "memory_projections": "local",
+        "memory_position": rng.choice(["none", "rotary", "rotary"]),
+        "memory_read": "softmax",
+        "fusion": "joint",
+        "projections": "shared",
+        "write_from": "input",
+        "write_when": when,
+        "chunk_len": chunk_len,
+        "chunk_lookback": lookback,
+        "slots_per": rng.choice(["layer", "key_head"]),
+        "n_sinks": rng.choice([0, 1, 3]),
+        "writer": writer,
+        "gate": gate,
+        "eviction": rng.choice(["oldest", "weakest"]) if scored else "oldest",
+    }

@@ -31,6 +31,15 @@ TINY: dict[str, Any] = {
 }
 WRITES = {"mean": 1, "pool": 2, "select": 3, "all": TINY["segment_len"]}
 
+ADMITTED: dict[str, Any] = {
+    "streams": ("chunked", "memory"),
+    "fusion": "joint",
+    "memory_projections": "local",
+    "memory_position": "rotary",
+    "write_when": "unseen",
+}
+"""A memory of the local stream's keys and values."""
+
 # Every variant, then combinations that the variants do not show. The name says what is unusual.
 CASES: dict[str, Overrides] = {
     "recommended": {},
@@ -97,6 +106,39 @@ CASES: dict[str, Overrides] = {
         "gate": "push",
         "n_slots": 6,
         "segment_len": 6,
+    },
+    "admitted": {**ADMITTED, "chunk_len": 6, "null_slot": False},
+    "admitted_of_heads": {
+        **ADMITTED,
+        "chunk_len": 6,
+        "slots_per": "key_head",
+        "n_slots": 5,
+        "rope_theta": (10.0, 10.0, 500.0, 500.0),
+        "gate_gradient": "logit",
+    },
+    "admitted_all_with_sinks": {
+        **ADMITTED,
+        "chunk_len": 6,
+        "writer": "all",
+        "gate": "none",
+        "n_sinks": 4,
+    },
+    "admitted_weakest_with_sinks": {
+        **ADMITTED,
+        "streams": ("full", "chunked", "memory"),
+        "chunk_lookback": 0,
+        "slots_per": "key_head",
+        "eviction": "weakest",
+        "n_sinks": 2,
+        "n_slots": 4,
+        "memory_layers": (1,),
+    },
+    "admitted_when_closed": {
+        **ADMITTED,
+        "write_when": "closed",
+        "memory_position": "none",
+        "slots_per": "key_head",
+        "n_kv_heads": 4,
     },
     "bank_below_one_segment": {
         "writer": "all",
@@ -175,14 +217,21 @@ def open_gates(model: LanguageModel) -> None:
 
 
 def bank_positions(state: StreamState, layer: int, segment_len: int = TINY["segment_len"]) -> list[list[int]]:
-    """For every row the source positions of the filled slots of a layer's bank, oldest first."""
+    """For every row the source positions of the filled slots of a layer's bank, oldest first; where key heads have
+    banks of their own, one behind the other."""
     tensors = state.tensors()
     ages, pushed = tensors[f"layers.{layer}.slot_age"], tensors[f"layers.{layer}.pushed"]
     rows = []
     for position, age, count in zip(state.position.tolist(), ages.tolist(), pushed.tolist(), strict=True):
         start = position - position % segment_len
-        filled = age[max(0, len(age) - count) :]
-        rows.append([start - each for each in filled])
+        counts, ages_of = (count, [*zip(*age, strict=True)]) if isinstance(count, list) else ([count], [age])
+        rows.append(
+            [
+                start - a
+                for n, each in zip(counts, ages_of, strict=True)
+                for a in each[max(0, len(each) - n) :]
+            ]
+        )
     return rows
 
 
@@ -194,6 +243,11 @@ def shifted(state: StreamState, config: ModelConfig, tokens: int) -> StreamState
         if name.endswith("pushed"):
             tensors[name] = torch.where(tensor >= config.n_slots, tensor + tokens, tensor)
     return StreamState.from_tensors(config, tensors)
+
+
+def first_reader(config: ModelConfig) -> int:
+    """The first segment that can find something in the bank."""
+    return 1 + -(-config.write_lag // config.segment_len)
 
 
 def make_tokens(

@@ -8,6 +8,7 @@ import torch
 
 from rmat.model import LanguageModel, ModelConfig
 
+LOCAL = {"memory_projections": "local", "fusion": "joint"}
 SIZES = {"tiny": 1e6, "small": 30e6, "base": 137e6, "large": 1e9}
 VARIANTS = ("recommended", "paper", "local", "xl", "full")
 
@@ -48,6 +49,19 @@ def tiny(variant: str = "recommended", **overrides: Any) -> ModelConfig:
         ({"memory_position": "rope"}, "memory_position"),
         ({"fusion": "sum"}, "fusion"),
         ({"fusion": "joint", "projections": "separate"}, "fusion"),
+        ({"memory_projections": "local"}, "memory_projections"),
+        ({**LOCAL, "streams": ("memory",)}, "memory_projections"),
+        ({**LOCAL, "writer": "pool"}, "memory_projections"),
+        ({**LOCAL, "gate": "both"}, "memory_projections"),
+        ({**LOCAL, "write_from": "output"}, "memory_projections"),
+        ({**LOCAL, "memory_position": "rank"}, "memory_position"),
+        ({**LOCAL, "write_when": "unseen"}, "write_when"),
+        ({**LOCAL, "write_when": "unseen", "streams": ("chunked", "memory")}, "write_when"),
+        ({**LOCAL, "n_sinks": -1}, "n_sinks"),
+        ({"n_sinks": 4}, "n_sinks"),
+        ({"memory_position": "rotary"}, "memory_position"),
+        ({"write_when": "unseen"}, "write_when"),
+        ({"slots_per": "key_head"}, "slots_per"),
         ({"rope_theta": 0.0}, "rope_theta"),
         ({"rope_theta": (10.0, 100.0)}, "rope_theta"),
         ({"rope_theta": (10.0, 20.0, 30.0, 40.0), "n_kv_heads": 2}, "rope_theta"),
