@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 import rmat
-from rmat.cli import ask, chat, complete, describe, evaluate, generate, read, report, serve, sessions, train
 from rmat.cli.parsing import Parser, parse
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -41,6 +40,21 @@ _RESULT_ON_DISK = ("train", "serve")
 
 def build_parser() -> Parser:
     """The parser of all commands."""
+    # Imported here, where Ctrl-C is caught: it takes a second on a busy machine.
+    from rmat.cli import (
+        ask,
+        chat,
+        complete,
+        describe,
+        evaluate,
+        generate,
+        read,
+        report,
+        serve,
+        sessions,
+        train,
+    )
+
     parser = Parser(
         prog="rmat", description="Language models with a recurrent memory: train, measure, write."
     )
@@ -56,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What a user can cause becomes one sentence on standard error; an error of ours keeps its traceback.
     """
-    args = parse(build_parser(), sys.argv[1:] if arguments is None else arguments)
+    try:
+        args = parse(build_parser(), sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     try:
         status = int(args.run(args))
         sys.stdout.flush()

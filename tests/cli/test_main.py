@@ -166,3 +166,18 @@ def test_settings_nest_and_merge() -> None:
 def test_relative_paths_work(rmat: Rmat, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_folder.parent)
     assert rmat("eval", "perplexity", "run", "--max-bytes", "50", "--json").json["bytes"] == 50
+
+
+def test_an_interrupt_before_the_command_begins() -> None:
+    """Such as while its modules are imported."""
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rmat.cli.ask': raise KeyboardInterrupt\n"
+        "import rmat.cli.main as main\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(main.main(['--version']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
