@@ -171,10 +171,9 @@ class AdmittedMemory(nn.Module):
         key_BNJKD = found(local.tokens.key, held.key)
         value_BNJKD = found(local.tokens.value, held.value)
         age_BNJ = prior[..., None] - number
+        filled, age = filled_BNJ, age_BNJ
         if config.slots_per == "key_head":
-            filled, age = (x[..., None].expand(-1, -1, -1, config.n_kv_heads) for x in (filled_BNJ, age_BNJ))
-        else:
-            filled, age = filled_BNJ, age_BNJ
+            filled, age = (x[..., None].expand(-1, -1, -1, config.n_kv_heads) for x in (filled, age))
         log_gate = torch.zeros_like(age, dtype=state.slots.log_gate.dtype)
         sinks = Slots(key_BNJKD, value_BNJKD, log_gate, age, filled)
         return sinks.map(lambda x: x[:, :-1]), KeyValues(key_BNJKD[:, -1].clone(), value_BNJKD[:, -1].clone())
@@ -191,9 +190,8 @@ class AdmittedMemory(nn.Module):
         if not config.n_sinks:
             return replace(found, key=key_BNMKD)
         # The sinks stand before the oldest slot that is filled.
-        n_filled = (
-            found.filled.flatten(0, 1).view(-1, config.n_sinks + config.n_slots, config.slot_groups).sum(1)
-        )
+        n_places = config.n_sinks + config.n_slots
+        n_filled = found.filled.flatten(0, 1).view(-1, n_places, config.slot_groups).sum(1)
         number = torch.arange(config.n_sinks, device=n_filled.device)
         place_RJK = (first - n_filled[:, None] + number[:, None]).clamp(max=first - 1)
         angles = rotary.at(place_RJK.expand(-1, -1, heads), heads)

@@ -42,9 +42,8 @@ class Block(nn.Module):
             self.convolution = ShortConvolution(config)
         self.local = nn.ModuleDict({name: LocalProjection(config) for name in config.held})
         if config.has_memory:
-            self.memory: Any = (
-                Memory(config) if config.memory_projections == "own" else AdmittedMemory(config)
-            )
+            kind = Memory if config.memory_projections == "own" else AdmittedMemory
+            self.memory: Any = kind(config)
         if len(config.streams) > 1 and config.fusion != "joint":
             self.fusion = Fusion(config)
         self.output = linear(config.n_heads * config.head_dim, config.d_model)
