@@ -26,8 +26,8 @@ SAMPLE_TOKENS = 120
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, Tokenizer | None]:
     """Model and tokenizer of a model folder, or of the folder of a training run.
 
-    The tokenizer is None if the model was saved without one. Raises FileNotFoundError if there is no model, ValueError
-    if a file is damaged or does not fit.
+    The tokenizer is None if the model was saved without one. Raises FileNotFoundError if there is no model,
+    ValueError if a file is damaged or does not fit.
     """
     from rmat.data.tokenizer import load_tokenizer
 
@@ -38,7 +38,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Langua
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}: "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}: "
             "save the model again with its own tokenizer"
         )
     return model, tokenizer
@@ -55,13 +56,14 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
     """Train a model: the folder of the run, with the model in its folder `model`.
 
     Args:
-        config: what to train; with `resume` it may be left out and otherwise may differ only in how long and how
-            closely watched the run is.
+        config: what to train; with `resume` it may be left out and otherwise may differ only in how long and
+            how closely watched the run is.
         resume: folder of an interrupted run, which goes on where it was saved.
         reporter: told of the progress; None prints it to standard error.
 
-    The caller's random numbers and torch's defaults stay as they are. Raises ValueError for a setting or data that
-    cannot be used, or where another process trains in the same folder; MemoryError where there is not enough memory.
+    The caller's random numbers and torch's defaults stay as they are. Raises ValueError for a setting or data
+    that cannot be used, or where another process trains in the same folder; MemoryError where there is not
+    enough memory.
     """
     from rmat.training.config import RunConfig
     from rmat.training.loop import train as run
@@ -81,8 +83,9 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
 def evaluate(
     model: LanguageModel, tokenizer: Tokenizer, held_out: HeldOut, *, max_bytes: int | None = None
 ) -> dict[str, float]:
-    """Scores on held-out text: bits per byte with the memory on and with every read finding it empty (without a
-    memory the two are the same number). On held-out rows of a task: nats of a scored token, share of them right."""
+    """Scores on held-out text: bits per byte with the memory on and with every read finding it empty (without
+    a memory the two are the same number). On held-out rows of a task: nats of a scored token, share of them
+    right."""
     return held_out.score(_Scorer(model, tokenizer, max_bytes))
 
 

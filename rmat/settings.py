@@ -1,6 +1,7 @@
 """Settings by name and type: what is given is read, checked and refused here, with one sentence.
 
-Every refusal reads `NAME=VALUE is not possible: REMEDY`; an unknown name is answered with the nearest one there is.
+Every refusal reads `NAME=VALUE is not possible: REMEDY`; an unknown name is answered with the nearest one
+there is.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ def refuse(name: str, value: object, remedy: str) -> NoReturn:
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None, *, remedy: str = "") -> int:
-    """`value` as an int of at least `least` and at most `most`; numpy's integers are whole numbers too, true and 1.0
-    are not. Raises ValueError."""
+    """`value` as an int of at least `least` and at most `most`; numpy's integers are whole numbers too, true
+    and 1.0 are not. Raises ValueError."""
     limits = f"of at least {least}" if most is None else f"from {least} to {most}"
     remedy = remedy or f"give a whole number {limits}"
     if isinstance(value, bool):
@@ -59,7 +60,8 @@ def number(
     below: float = math.inf,
     remedy: str = "",
 ) -> float:
-    """`value` as a finite float in [least, most] and, of the open interval, in (above, below). Raises ValueError."""
+    """`value` as a finite float in [least, most] and, of the open interval, in (above, below). Raises
+    ValueError."""
     limits = [
         *([f"of at least {least:g}"] if least > -math.inf else []),
         *([f"above {above:g}"] if above > -math.inf else []),
@@ -91,7 +93,8 @@ def check(
 ) -> None:
     """Put what `rule(name, value, *args, **more)` makes of them into fields of the frozen dataclass `owner`.
 
-    A field that is None stays so if that is its default. `section` is what an error names them by, such as "train".
+    A field that is None stays so if that is its default. `section` is what an error names them by, such as
+    "train".
     """
     for name in (names,) if isinstance(names, str) else names:
         value = getattr(owner, name)
@@ -106,8 +109,8 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def nearest(name: str, valid: Iterable[str], at_least: float = 0.0) -> str | None:
-    """The member of `valid` most like `name`; a match of the last dotted part counts as much as the whole. None where
-    none has a likeness of `at_least`, between 0 and 1."""
+    """The member of `valid` most like `name`; a match of the last dotted part counts as much as the whole.
+    None where none has a likeness of `at_least`, between 0 and 1."""
 
     def likeness(candidate: str) -> float:
         pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
@@ -132,8 +135,9 @@ def refuse_unknown(
 
 
 def known_keywords(also: Callable[[], Iterable[str]] = tuple) -> Callable[[Called], Called]:
-    """Decorator of a function, or of a class for its constructor: an unknown keyword argument raises a TypeError that
-    names the nearest of the parameters and of what `also` gives, instead of Python's own, which names none."""
+    """Decorator of a function, or of a class for its constructor: an unknown keyword argument raises a
+    TypeError that names the nearest of the parameters and of what `also` gives, instead of Python's own,
+    which names none."""
 
     def decorate(call: Called) -> Called:
         target: Any = vars(call)["__init__"] if isinstance(call, type) else call

@@ -1,10 +1,10 @@
-"""What is written to disk: every file whole or not at all, and nobody but a regular file replaced; the model folder and
-the stream state, whose only reader and writer this is.
+"""What is written to disk: every file whole or not at all, and nobody but a regular file replaced; the model
+folder and the stream state, whose only reader and writer this is.
 
-A model folder holds config.json (`{"format": "rmat-model", "format_version": 1, "config": {fields of ModelConfig}}`),
-model.safetensors and, if there is one, tokenizer.json. The weights carry the fingerprint of the configuration in
-their metadata, so that files of two models are not mixed up. A matrix that stands at two places of the model (tied
-embeddings) is stored once, under its first name.
+A model folder holds config.json (`{"format": "rmat-model", "format_version": 1, "config": {fields of
+ModelConfig}}`), model.safetensors and, if there is one, tokenizer.json. The weights carry the fingerprint of
+the configuration in their metadata, so that files of two models are not mixed up. A matrix that stands at two
+places of the model (tied embeddings) is stored once, under its first name.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _NAMES: WeakKeyDictionary[LanguageModel, str] = WeakKeyDictionary()
 
 
 class NotWritten(OSError):
-    """Something could not be written; what was there before is as it was. The message is one sentence, `errno` the
-    operating system's number."""
+    """Something could not be written; what was there before is as it was. The message is one sentence,
+    `errno` the operating system's number."""
 
 
 class SavesItself(Protocol):
@@ -58,8 +58,8 @@ def writable(path: str | Path) -> Path:
     """The file that writing to `path` makes or replaces: `path`, or the file that a link there points to.
 
     Raises FileNotFoundError where its folder is missing, PermissionError where it may not be written, and
-    IsADirectoryError or FileExistsError where `path` is something that no file may take the place of: a folder, a
-    device, a pipe, a socket.
+    IsADirectoryError or FileExistsError where `path` is something that no file may take the place of: a
+    folder, a device, a pipe, a socket.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -78,15 +78,17 @@ def writable(path: str | Path) -> Path:
 def replacing(*paths: str | Path, mode: int = 0o666) -> Iterator[tuple[Path, ...]]:
     """Files to be written by the caller, beside `paths`, whose places they take when all are on the disk.
 
-    Where the caller raises, or the disk is full, they are removed and what was there stays. A file that is replaced
-    keeps its permission bits; a new one gets `mode` but for the process's mask. Raises as `writable`, and `NotWritten`.
+    Where the caller raises, or the disk is full, they are removed and what was there stays. A file that is
+    replaced keeps its permission bits; a new one gets `mode` but for the process's mask. Raises as
+    `writable`, and `NotWritten`.
     """
     targets = [writable(path) for path in paths]
     written: list[Path] = []
     try:
         with _sentence(paths[0]):
             for target in targets:
-                # Created exclusively, so that no two writers ever share it; in a folder of its own, since safetensors
+                # Created exclusively, so that no two writers ever share it; in a folder of its own, since
+                # safetensors
                 # leaves a file of a name that nobody knows beside it when it is killed.
                 folder = _partial(target)
                 folder.mkdir(mode=0o700)
@@ -112,7 +114,8 @@ def replacing(*paths: str | Path, mode: int = 0o666) -> Iterator[tuple[Path, ...
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to be filled by the caller, beside `path`, whose place it takes when all in it is on the disk.
+    """An empty folder to be filled by the caller, beside `path`, whose place it takes when all in it is on
+    the disk.
 
     Otherwise as `replacing`; a link is refused, because a whole folder elsewhere would be replaced.
     """
@@ -140,7 +143,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed left in `folder`. The caller knows that nobody writes there now."""
+    """Remove what writers that were killed left in `folder`. The caller knows that nobody writes there
+    now."""
     for left in folder.glob(".*.partial"):
         remove(left)
 
@@ -187,8 +191,9 @@ def flush(path: Path) -> None:
 def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself | None = None) -> None:
     """Write the model folder, making it if need be.
 
-    Every file is complete on disk before the first takes its place; other files in the folder are left alone. Without
-    `tokenizer` a tokenizer.json of an earlier save is removed, since nothing says that it fits. Raises as `replacing`.
+    Every file is complete on disk before the first takes its place; other files in the folder are left alone.
+    Without `tokenizer` a tokenizer.json of an earlier save is removed, since nothing says that it fits.
+    Raises as `replacing`.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -210,11 +215,11 @@ def save_model(model: LanguageModel, folder: str | Path, tokenizer: SavesItself 
 # What a program in inference mode loads can be trained later.
 @torch.inference_mode(False)
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
-    """The model in `folder` (a model folder or the folder of a training run), in evaluation mode and in the dtype it
-    was saved in.
+    """The model in `folder` (a model folder or the folder of a training run), in evaluation mode and in the
+    dtype it was saved in.
 
-    Raises FileNotFoundError if there is none, ValueError if a file is damaged, of another format version, or does not
-    fit the configuration, naming the tensor.
+    Raises FileNotFoundError if there is none, ValueError if a file is damaged, of another format version, or
+    does not fit the configuration, naming the tensor.
     """
     folder = model_folder(folder)
     config = read_config(folder)
@@ -239,13 +244,14 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Langua
 
 
 def model_name(model: LanguageModel) -> str | None:
-    """Name of the folder that the model was loaded from, of the run's where it is a run's; None if it was not loaded."""
+    """Name of the folder that the model was loaded from, of the run's where it is a run's; None if it was not
+    loaded."""
     return _NAMES.get(model)
 
 
 def model_folder(path: str | Path) -> Path:
-    """`path` if it is a model folder, the exported model inside it if it is the folder of a training run, or the folder
-    of the model of that name that comes with the package.
+    """`path` if it is a model folder, the exported model inside it if it is the folder of a training run, or
+    the folder of the model of that name that comes with the package.
 
     Raises FileNotFoundError if it is none of them.
     """
@@ -261,7 +267,8 @@ def model_folder(path: str | Path) -> Path:
         raise FileNotFoundError(f"no model at {path}: there is no such folder{come}")
     if (path / "checkpoints").is_dir():
         raise FileNotFoundError(
-            f"no model in {path} yet: the training run is not complete; go on with: rmat train --resume {path}"
+            f"no model in {path} yet: the training run is not complete; go on with: rmat train --resume "
+            f"{path}"
         )
     raise FileNotFoundError(f"no model in {path}: neither it nor its folder 'model' has a {WEIGHTS_FILE}")
 
@@ -272,8 +279,8 @@ def shipped_models() -> list[str]:
 
 
 def run_folder(path: str | Path) -> Path | None:
-    """`path` if it is the folder of a training run, whose configuration and data lie beside its model; else None. Raises
-    as `model_folder` does."""
+    """`path` if it is the folder of a training run, whose configuration and data lie beside its model; else
+    None. Raises as `model_folder` does."""
     path = Path(path)
     return path if model_folder(path) == path / "model" else None
 
@@ -307,27 +314,31 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def weights_fingerprint(model: LanguageModel) -> str:
-    """16 hexadecimal digits of SHA-256 over the configuration's fingerprint and all tensors: names, dtypes, shapes, bytes.
+    """16 hexadecimal digits of SHA-256 over the configuration's fingerprint and all tensors: names, dtypes,
+    shapes, bytes.
 
-    Models with the same weights agree, on whatever device they are; any change of a weight gives other digits.
+    Models with the same weights agree, on whatever device they are; any change of a weight gives other
+    digits.
     """
     whole = f"{model.config.fingerprint()} {digest(_tensors(model))}"
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in the order of their names; 64 hexadecimal digits."""
+    """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in the order of their names; 64 hexadecimal
+    digits."""
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        # As bytes, because numpy has no bfloat16; flat, because a tensor without dimensions cannot be seen as bytes.
+        # As bytes, because numpy has no bfloat16; flat, because a tensor without dimensions cannot be seen as
+        # bytes.
         whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
 def save_state(path: str | Path, state: StreamState, next_logits: Tensor | None = None) -> None:
-    """Write a place in a text: `state` and, so that the text goes on without a prompt, the logits (V,) of the token
-    that comes next. Raises as `replacing`."""
+    """Write a place in a text: `state` and, so that the text goes on without a prompt, the logits (V,) of the
+    token that comes next. Raises as `replacing`."""
     description = {"format": STATE_FORMAT, "version": STATE_VERSION, "fingerprint": state.fingerprint}
     metadata = {"rmat": json.dumps(description)}
     if next_logits is not None:
@@ -340,8 +351,8 @@ def save_state(path: str | Path, state: StreamState, next_logits: Tensor | None 
 def load_state(path: str | Path, config: ModelConfig) -> tuple[StreamState, Tensor | None]:
     """The state in a file of `save_state`, on the CPU, and the logits (V,) float32 or None.
 
-    Raises FileNotFoundError if there is no file, ValueError if it is damaged, of another format version, or of a model
-    with another configuration than `config`.
+    Raises FileNotFoundError if there is no file, ValueError if it is damaged, of another format version, or
+    of a model with another configuration than `config`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state file at {path}")
@@ -360,7 +371,8 @@ def load_state(path: str | Path, config: ModelConfig) -> tuple[StreamState, Tens
         )
     if description.get("fingerprint") != config.fingerprint():
         raise ValueError(
-            f"{path} belongs to a model with another configuration (fingerprint {description.get('fingerprint')}, "
+            f"{path} belongs to a model with another configuration (fingerprint "
+            f"{description.get('fingerprint')}, "
             f"this model has {config.fingerprint()}): load it with the model that made it"
         )
     state = StreamState.from_tensors(config, tensors)
@@ -387,7 +399,8 @@ def _read_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     fingerprint = metadata.get("fingerprint", config.fingerprint())
     if fingerprint != config.fingerprint():
         raise ValueError(
-            f"{path} belongs to another configuration (fingerprint {fingerprint}) than the {CONFIG_FILE} beside it "
+            f"{path} belongs to another configuration (fingerprint {fingerprint}) than the {CONFIG_FILE} "
+            "beside it "
             f"({config.fingerprint()}): save the model again"
         )
     return stored
@@ -406,7 +419,8 @@ def _refuse_difference(path: Path, expected: dict[str, Tensor], stored: dict[str
     for name, tensor in expected.items():
         if tensor.shape != stored[name].shape:
             raise ValueError(
-                f"{path}: {name} has shape {tuple(stored[name].shape)}, its configuration needs {tuple(tensor.shape)}"
+                f"{path}: {name} has shape {tuple(stored[name].shape)}, its configuration needs "
+                f"{tuple(tensor.shape)}"
             )
         if tensor.is_floating_point() != stored[name].is_floating_point():
             raise ValueError(
@@ -426,7 +440,8 @@ def _partial(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _sentence(path: str | Path) -> Iterator[None]:
-    """Errors of writing as one sentence; libraries in Rust tell theirs in words that end in "(os error 28)"."""
+    """Errors of writing as one sentence; libraries in Rust tell theirs in words that end in "(os error
+    28)"."""
     try:
         yield
     except NotWritten:
@@ -453,7 +468,8 @@ def _fill_with_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict
         places.add(tensor.untyped_storage().data_ptr())
     save_file(held, path, metadata)
     if metadata and len(metadata) > 1:
-        # The library writes these entries in another order each time; sorted, equal content gives equal bytes.
+        # The library writes these entries in another order each time; sorted, equal content gives equal
+        # bytes.
         with path.open("r+b") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -469,6 +485,7 @@ def _read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()  # a list: the file is no mapping
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): save it again") from None

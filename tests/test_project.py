@@ -254,6 +254,17 @@ def test_nothing_is_pickled() -> None:
     assert not offenders, "\n".join(offenders)
 
 
+def test_lines_are_short() -> None:
+    """110 columns at most, docstrings and comments too: the formatter leaves those to their authors."""
+    offenders = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 110 and "http" not in line
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
 def test_every_dependency_is_pinned() -> None:
     """`make` installs exact versions of all that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

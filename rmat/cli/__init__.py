@@ -1,1 +1,2 @@
-"""The command `rmat`, one file a command. Arguments are parsed before torch is imported, so help and mistakes are quick."""
+"""The command `rmat`, one file a command. Arguments are parsed before torch is imported, so help and mistakes
+are quick."""

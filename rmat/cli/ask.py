@@ -14,9 +14,10 @@ from rmat.cli.parsing import add_command, add_json
 from rmat.cli.sessions import add_wait, hold_session, unfinished
 
 DESCRIPTION = """\
-Answer a question from a session that `rmat read` or `rmat chat` made. Nothing is read again, so that the time to answer
-does not depend on how much was read. The session stays as it is, unless --keep adds the question and the answer.
-The question is the argument (after -- it may begin with a dash), or else standard input."""
+Answer a question from a session that `rmat read` or `rmat chat` made. Nothing is read again, so that the
+time to answer does not depend on how much was read. The session stays as it is, unless --keep adds the
+question and the answer. The question is the argument (after -- it may begin with a dash), or else standard
+input."""
 
 
 def add(commands: Any) -> None:

@@ -29,8 +29,9 @@ of TEXT in it. Only the new text is printed: the rest of the statement, or of th
 on a blank line. Of a large file the part around the cursor is read (--max-file-bytes).
 
 With --context DIR the files of text and code in DIR are read first, the nearest last, without what
-.gitignore names and without FILE itself, up to --max-context-bytes. What was read is cached by content: the
-next completion does not read the same files again. --state-out keeps it in a file of yours, for --state-in."""
+.gitignore names and without FILE itself, up to --max-context-bytes. What was read is cached by content:
+the next completion does not read the same files again. --state-out keeps it in a file of yours, for
+--state-in."""
 
 UNNAMED = "untitled"
 """What the text on standard input is called among the files of a context, unless --name says."""
@@ -76,7 +77,8 @@ def add(commands: Any) -> None:
         choices=("auto", "fim", "plain"),
         default="auto",
         help="fim shows the model the text behind the cursor (trained with data.fim_rate), plain does not; "
-        "auto takes plain, which measures better with the models so far: rmat eval completion (default: auto)",
+        "auto takes plain, which measures better with the models so far: rmat eval completion (default: "
+        "auto)",
     )
     parser.add_argument(
         "--lines",

@@ -1,4 +1,5 @@
-"""A run's settings as YAML with the docstring of each field above it: can be edited and given back with --config."""
+"""A run's settings as YAML with the docstring of each field above it: can be edited and given back with
+--config."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def explain(config: RunConfig) -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Name -> docstring of every field of the dataclass `cls`, read from its source; "" where there is none."""
+    """Name -> docstring of every field of the dataclass `cls`, read from its source; "" where there is
+    none."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}

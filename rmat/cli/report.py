@@ -24,8 +24,10 @@ def add(commands: Any) -> None:
         "report",
         run=run,
         help="one HTML page: what a memory keeps and reads over a text, fusion weights, curves",
-        description="Read a text and write one HTML page that shows, token by token, what each layer's memory kept, which slot\n"
-        "answered which token and what that was worth; with the curves of a training run. The page needs no network;\n"
+        description="Read a text and write one HTML page that shows, token by token, what each layer's "
+        "memory kept, which slot\n"
+        "answered which token and what that was worth; with the curves of a training run. The page needs "
+        "no network;\n"
         "its data lies beside it as JSON.",
     )
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="folder of a training run or of a model")

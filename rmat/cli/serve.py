@@ -26,7 +26,8 @@ from --api-keys or from RMAT_API_KEYS. SIGTERM or Ctrl-C ends it after the answe
 MEGABYTE = 2**20
 
 MOST = 1e9
-"""Largest value of an option that need not be whole: seconds beyond it are too many for the system's clocks."""
+"""Largest value of an option that need not be whole: seconds beyond it are too many for the system's
+clocks."""
 
 _LEAST = {
     "grace": 0,
@@ -42,7 +43,8 @@ _LEAST = {
     "max_seconds": 1,
     "cache_mb": 0,
 }
-"""Least values of the options that are numbers; where 1 stands, one that need not be whole must be above 0."""
+"""Least values of the options that are numbers; where 1 stands, one that need not be whole must be above
+0."""
 
 
 def add(commands: Any) -> None:
@@ -153,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
     loopback = is_loopback(args.host)
     if not loopback and not keys and not args.allow_anonymous:
         raise ValueError(
-            f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in {ENVIRONMENT}, "
+            f"--host {args.host} lets other machines ask: give API keys with --api-keys FILE or in "
+            f"{ENVIRONMENT}, "
             "or add --allow-anonymous"
         )
     folder = Path(args.sessions) if args.sessions is not None else sessions_folder() / "server"

@@ -16,10 +16,12 @@ FAILED, INTERRUPTED = 1, 130
 DESCRIPTION = """\
 Train a model and export it to DIR/model.
 
-Settings are written section.field=value, for example train.lr=1e-3 data.tokenizer=bytes model.n_layers=6, and count
-more than options, which count more than --config. --print-config shows all of them, explained, without training.
+Settings are written section.field=value, for example train.lr=1e-3 data.tokenizer=bytes model.n_layers=6,
+and count more than options, which count more than --config. --print-config shows all of them, explained,
+without training.
 
-Ctrl-C (SIGINT) or SIGTERM finishes the step, saves and ends with status 130, without a result: --resume goes on."""
+Ctrl-C (SIGINT) or SIGTERM finishes the step, saves and ends with status 130, without a result: --resume
+goes on."""
 
 
 def add(commands: Any) -> None:
@@ -68,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         (args.preset, args.variant, args.start, args.data, args.out, args.config)
     ):
         raise ValueError(
-            "--resume takes the settings of its run: leave out --preset, --variant, --from, --data, --out and --config"
+            "--resume takes the settings of its run: leave out --preset, --variant, --from, --data, --out "
+            "and --config"
         )
 
     from rmat.api import train

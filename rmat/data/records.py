@@ -334,7 +334,8 @@ def _jsonl(path: Path, column: str) -> Iterator[_Record]:
 
 
 def _json(path: Path, column: str) -> Iterator[_Record]:
-    """A record of every object of an array, or of objects one behind the other, as JSON Lines are; read one by one."""
+    """A record of every object of an array, or of objects one behind the other, as JSON Lines are; read one
+    by one."""
     del column
     with open_file(path) as file:
         reader = _Growing(path, file)

@@ -144,7 +144,8 @@ class Tokenizer:
         return raw.decode("utf-8", errors="replace")
 
     def stream(self, *, begins: bool = True) -> TokenStream:
-        """For text that is shown while its tokens come one after the other; `begins` is False inside a text."""
+        """For text that is shown while its tokens come one after the other; `begins` is False inside a
+        text."""
         return TokenStream(self, begins)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -81,7 +81,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread that writes runs: not after `stop`, nor after an error that it could not contain."""
+        """Whether the thread that writes runs: not after `stop`, nor after an error that it could not
+        contain."""
         return self._thread.is_alive()
 
     def submit(self, request: Request, listener: Callable[[], None] | None = None) -> Stream:
@@ -139,9 +140,9 @@ class Engine:
 
         max_rows, max_waiting, rows (being written), reading (prompts being read), waiting, cache_entries,
         cache_bytes, cache_budget;
-        requests (accepted), refused (Full), finished_NAME for every finish, tokens_read (of prompts, by the model), tokens_written, cache_hits (requests that began from the
-        cache), cache_tokens (of prompts, not read again), steps (calls that wrote a token of every row),
-        slices (calls that read).
+        requests (accepted), refused (Full), finished_NAME for every finish, tokens_read (of prompts, by the
+        model), tokens_written, cache_hits (requests that began from the cache), cache_tokens (of prompts, not
+        read again), steps (calls that wrote a token of every row), slices (calls that read).
         """
         with self._changed:
             waiting, unfinished = len(self._waiting), len(self._unfinished)

@@ -99,7 +99,8 @@ class Job:
         return self._ends[self._calls] - self._read
 
     def check_time(self, stop_at: float) -> None:
-        """Set `cut` if the stream was cancelled, or its deadline or `stop_at` (`time.monotonic()`) has come."""
+        """Set `cut` if the stream was cancelled, or its deadline or `stop_at` (`time.monotonic()`) has
+        come."""
         now = time.monotonic()
         if self.cut is not None:
             return
@@ -138,7 +139,8 @@ class Job:
             self.logits = model.logits(hidden[0, -1]).float().cpu()
 
     def _score(self, model: LanguageModel, hidden: Tensor) -> None:
-        """Report how likely the next tokens of the prompt were, after which the model is at `hidden` (tokens, d_model)."""
+        """Report how likely the next tokens of the prompt were, after which the model is at `hidden` (tokens,
+        d_model)."""
         assert self._n_logprobs is not None
         tokens = self._tokens_1T[0, self._read : self._read + len(hidden)].tolist()
         for start in range(0, len(tokens), SCORED):

@@ -73,7 +73,8 @@ class TokenLogprob:
 
     token: int
     logprob: float
-    """Natural logarithm of its probability; not a number for a prompt's first token with nothing before it."""
+    """Natural logarithm of its probability; not a number for a prompt's first token with nothing before
+    it."""
     top: tuple[tuple[int, float], ...]
     """The likeliest tokens at its place and their log-probabilities, likeliest first."""
 

@@ -1,4 +1,5 @@
-"""From the logits of one position to one token: biases, penalties, temperature, min-p, top-k, top-p, a draw."""
+"""From the logits of one position to one token: biases, penalties, temperature, min-p, top-k, top-p, a
+draw."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from rmat.settings import number, refuse, whole
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen, in vLLM's order and with its definitions. Raises ValueError naming field, value and
-    remedy.
+    """How the next token is chosen, in vLLM's order and with its definitions. Raises ValueError naming field,
+    value and remedy.
 
     "Written" are the tokens drawn so far, without the prompt.
     """
@@ -28,13 +29,15 @@ class SamplingConfig:
     """Only this many of the likeliest tokens can be drawn; None for all."""
 
     top_p: float | None = None
-    """Only the fewest likeliest tokens that together have this probability can be drawn, in (0, 1]; None for all."""
+    """Only the fewest likeliest tokens that together have this probability can be drawn, in (0, 1]; None for
+    all."""
 
     min_p: float = 0.0
     """Only tokens at least this many times as likely as the likeliest can be drawn, in [0, 1]; 0 for all."""
 
     repetition_penalty: float = 1.0
-    """Positive logits of tokens already written are divided by it, negative ones multiplied; 1 changes nothing."""
+    """Positive logits of tokens already written are divided by it, negative ones multiplied; 1 changes
+    nothing."""
 
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens already written, in [-2, 2]; 0 changes nothing."""
@@ -87,8 +90,8 @@ def _biases(name: str, value: Any) -> dict[int, float]:
 
 
 class Sampler:
-    """Draws tokens one after the other, remembering which it drew. Works on the CPU, so that a seed means the same
-    draws whatever device the model is on.
+    """Draws tokens one after the other, remembering which it drew. Works on the CPU, so that a seed means the
+    same draws whatever device the model is on.
 
     Args:
         config: how to choose.
@@ -146,8 +149,8 @@ class Sampler:
 def penalise(
     logits: Tensor, written: Tensor, repetition: float, *, presence: float = 0.0, frequency: float = 0.0
 ) -> Tensor:
-    """Lower the `logits` (V,) of tokens that were `written` (V,) times, int or bool: for repetition as CTRL does (Keskar
-    et al. 2019, section 4.1), for presence and frequency as OpenAI's API does."""
+    """Lower the `logits` (V,) of tokens that were `written` (V,) times, int or bool: for repetition as CTRL
+    does (Keskar et al. 2019, section 4.1), for presence and frequency as OpenAI's API does."""
     divided = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(written > 0, divided, logits)
     if presence or frequency:
@@ -156,8 +159,8 @@ def penalise(
 
 
 def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None, min_p: float = 0.0) -> Tensor:
-    """`logits` (V,) with -inf for tokens less than `min_p` times as likely as the likeliest, then outside the `top_k`
-    likeliest tokens, then outside the nucleus of probability `top_p`.
+    """`logits` (V,) with -inf for tokens less than `min_p` times as likely as the likeliest, then outside the
+    `top_k` likeliest tokens, then outside the nucleus of probability `top_p`.
 
     The likeliest token always stays. The nucleus is taken of what is left (Holtzman et al. 2020).
     """

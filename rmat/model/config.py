@@ -233,7 +233,8 @@ class ModelConfig:
             (
                 unseen and both and self.chunk_lookback > 0,
                 "write_when",
-                "only a segment's first chunk looks back: set chunk_lookback=0, or leave 'full' out of streams "
+                "only a segment's first chunk looks back: set chunk_lookback=0, or leave 'full' out of "
+                "streams "
                 "and set chunk_len=segment_len",
             ),
             (

@@ -14,7 +14,8 @@ from rmat.tasks.corpus import load_data, refuse_ambiguous
 
 
 def read_file(path: str, tokenizer: Tokenizer, max_tokens: int) -> Reading:
-    """The documents of a text file or of a file of records. Raises ValueError if it cannot be read as text."""
+    """The documents of a text file or of a file of records. Raises ValueError if it cannot be read as
+    text."""
     if not Path(path).is_file():
         raise ValueError(f"no file at {path!r}: give a text file, or --data for a folder, glob or corpus")
 

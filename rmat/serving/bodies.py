@@ -35,13 +35,15 @@ MAX_KEYS = 1024
 """Most keys of one object."""
 
 ARRIVING = 16
-"""Before they are parsed, bodies hold at most the bytes of so many longest ones; then only short ones come."""
+"""Before they are parsed, bodies hold at most the bytes of so many longest ones; then only short ones
+come."""
 
 _THREADS = ThreadPoolExecutor(
     2, thread_name_prefix="rmat-body"
 )  # no more, for memory: a value is larger than its JSON
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)
-"""A text, a list or an object; a text without an end goes to the body's, so that none of it is looked at twice."""
+"""A text, a list or an object; a text without an end goes to the body's, so that none of it is looked at
+twice."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -191,7 +193,8 @@ def parse_json(body: bytes) -> Any:
 
 
 def _check_size(body: bytes) -> None:
-    """Refuse too many values before any is made: the parser would hold the interpreter, this loop does not."""
+    """Refuse too many values before any is made: the parser would hold the interpreter, this loop does
+    not."""
     parts = values = end = 0
     for match in _PART.finditer(body):
         parts += 1
@@ -202,7 +205,8 @@ def _check_size(body: bytes) -> None:
     if parts > MAX_PARTS or values + body.count(b",", end) > MAX_VALUES:
         raise ApiError(
             400,
-            f"the body has too many values: at most {MAX_PARTS} texts, lists and objects, {MAX_VALUES} in all",
+            f"the body has too many values: at most {MAX_PARTS} texts, lists and objects, {MAX_VALUES} in "
+            "all",
         )
 
 

@@ -47,8 +47,8 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
 
 
 def chat_ids(tokenizer: Tokenizer, turns: Sequence[Turn], begun: str | None, begins: bool) -> list[int]:
-    """Ids of finished turns and of the one that opens the answer, which has `begun` with this text; the document token
-    first if a document `begins`."""
+    """Ids of finished turns and of the one that opens the answer, which has `begun` with this text; the
+    document token first if a document `begins`."""
     start = [tokenizer.special_id("document")] if begins else []
     opened = [*open_turn(tokenizer), *tokenizer.encode(begun or "")]
     return [*start, *encode_turns(tokenizer, turns), *opened]

@@ -67,8 +67,8 @@ async def completions(body: CompletionBody, request: HttpRequest) -> Response:
 def prompt_ids(
     tokenizer: Tokenizer, prompt: str | Sequence[int], suffix: str | None, begins: bool
 ) -> list[int]:
-    """Ids of a prompt. Text that `begins` a document has the document token first; ids are taken as they are. A gap is
-    told as in training: what follows it, what precedes it, and then what fills it."""
+    """Ids of a prompt. Text that `begins` a document has the document token first; ids are taken as they are.
+    A gap is told as in training: what follows it, what precedes it, and then what fills it."""
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if suffix is not None:
         after, before, middle = (

@@ -58,8 +58,8 @@ _UNSUPPORTED = {
         ("function_call", "functions", "response_format", "tool_calls", "tool_choice", "tools"), _PLAIN
     ),
 }
-"""Fields of OpenAI's that would change the answer and that no model here can follow, and why; neutral values are
-accepted."""
+"""Fields of OpenAI's that would change the answer and that no model here can follow, and why; neutral values
+are accepted."""
 
 
 class ApiError(HTTPException):

@@ -1,4 +1,5 @@
-"""What a session remembers: for each layer the filled slots of its bank, and the words that they come from."""
+"""What a session remembers: for each layer the filled slots of its bank, and the words that they come
+from."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ TOKENS_BEFORE, TOKENS_BEHIND = 48, 24
 
 
 class HeldToken(BaseModel):
-    """A filled slot: `age` in tokens up to the open segment, `text` around the token it comes from if that is still
-    known, and the character of `text` at which that token begins."""
+    """A filled slot: `age` in tokens up to the open segment, `text` around the token it comes from if that is
+    still known, and the character of `text` at which that token begins."""
 
     slot: int
     age: int
@@ -44,11 +45,12 @@ class Memory(BaseModel):
 
 
 def memory_view(session: Session, config: ModelConfig, tokenizer: Tokenizer) -> Memory:
-    """The banks of all layers that have one, oldest slot first; where key heads have banks of their own, one bank
-    behind the other. The first tokens that `n_sinks` keeps are not listed.
+    """The banks of all layers that have one, oldest slot first; where key heads have banks of their own, one
+    bank behind the other. The first tokens that `n_sinks` keeps are not listed.
 
-    A slot that is A tokens old comes from token `start - A` of the document, where `start` is the first token of the
-    segment that is still open. Its words are known as far as the session's tail of token ids reaches back.
+    A slot that is A tokens old comes from token `start - A` of the document, where `start` is the first token
+    of the segment that is still open. Its words are known as far as the session's tail of token ids reaches
+    back.
     """
     position = int(session.state.position[0])
     start = position - position % config.segment_len
@@ -103,8 +105,8 @@ class _Words:
         return self._special.get(token) or self._tokenizer.decode([token])
 
     def around(self, place: int) -> tuple[str | None, int | None]:
-        """Text around a token, with a line break for each special one, and the character at which the token begins in
-        it; None before the tail."""
+        """Text around a token, with a line break for each special one, and the character at which the token
+        begins in it; None before the tail."""
         index = place - self._first
         if not 0 <= index < len(self._tail):
             return None, None

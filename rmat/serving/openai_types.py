@@ -33,7 +33,8 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Body(BaseModel):
-    """What all bodies have: types are not converted, unknown fields are refused, and null is as good as left out."""
+    """What all bodies have: types are not converted, unknown fields are refused, and null is as good as left
+    out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -166,8 +167,8 @@ class ChatBody(WritingBody):
 def turns_of(
     messages: Sequence[Message], continue_final: bool | None, opens_turn: bool | None
 ) -> tuple[list[Turn], str | None]:
-    """(role, text) of finished turns, and the text with which the answer begins, if the last message is the assistant's
-    and to be continued. Raises ApiError."""
+    """(role, text) of finished turns, and the text with which the answer begins, if the last message is the
+    assistant's and to be continued. Raises ApiError."""
     turns = [message.turn() for message in messages]
     last = turns[-1][0] == "assistant"
     if continue_final and opens_turn:
@@ -343,7 +344,8 @@ FIELD_NAMES = field_names(CompletionBody, ChatBody, Message, TextPart, TextForma
 
 
 def answered(whole: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """How a route that writes text answers: with `whole`, or with events where the body says `stream: true`."""
+    """How a route that writes text answers: with `whole`, or with events where the body says `stream:
+    true`."""
     events: dict[str, Any] = {"text/event-stream": {}}
     return {
         200: {"model": whole, "content": events, "description": "the answer, or a stream of it"},

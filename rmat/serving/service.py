@@ -1,4 +1,5 @@
-"""What all routes of a server share: the model, whose sessions are where, and how a request reaches the engine."""
+"""What all routes of a server share: the model, whose sessions are where, and how a request reaches the
+engine."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Service:
         return self.store_of(request.state.owner)
 
     async def hold(self, request: HttpRequest, name: str, *, anew: bool = False) -> HeldSession:
-        """The session `name` of whoever asks, for this request alone; `anew`, one to begin. Raises ApiError."""
+        """The session `name` of whoever asks, for this request alone; `anew`, one to begin. Raises
+        ApiError."""
         seconds = self.limits.session_seconds
         return await HeldSession.take(self.store(request), name, self.model, seconds, anew=anew)
 

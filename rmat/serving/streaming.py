@@ -1,5 +1,6 @@
-"""The way of a request that reads and writes, from top to bottom: its session is taken, its prompts are encoded and
-handed to the engine, what the engine writes is sent whole or as server-sent events, the session is saved and released.
+"""The way of a request that reads and writes, from top to bottom: its session is taken, its prompts are
+encoded and handed to the engine, what the engine writes is sent whole or as server-sent events, the session
+is saved and released.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Answers:
     """The token."""
 
     async def pieces(self) -> AsyncGenerator[tuple[int, Piece | None]]:
-        """(choice, piece) as they come, None at a choice's end; then the session is saved. Raises ApiError."""
+        """(choice, piece) as they come, None at a choice's end; then the session is saved. Raises
+        ApiError."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -176,7 +178,8 @@ class Answers:
         held.release()
 
     async def collect(self, request: HttpRequest) -> tuple[list[str], list[list[TokenLogprob]]]:
-        """Text and log-probabilities of each choice; given up when the client goes away. Closes. Raises ApiError."""
+        """Text and log-probabilities of each choice; given up when the client goes away. Closes. Raises
+        ApiError."""
         texts = [""] * len(self.streams)
         logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
 
@@ -224,7 +227,8 @@ class Answers:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that leave nothing running behind, however their sending ended and even if it never began.
+    """Server-sent events that leave nothing running behind, however their sending ended and even if it never
+    began.
 
     A client that does not take what it is sent is cut off `GRACE_SECONDS` after the request's deadline.
     """
@@ -285,7 +289,8 @@ def _require_answer(stream: Stream) -> None:
         raise stream.error or RuntimeError("the engine failed")
     if stream.state is None and stream.finish == "timeout":
         message = (
-            f"the prompt of {stream.prompt_tokens} tokens was not read in the time that a request may take: send less, "
+            f"the prompt of {stream.prompt_tokens} tokens was not read in the time that a request may take: "
+            "send less, "
             "or read it in parts into a session"
         )
         raise ApiError(413, message, code="too_long")
@@ -342,7 +347,8 @@ def finish(stream: Stream) -> dict[str, str]:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text; `bytes:\\xe2\\x82` where it is no whole character, `<|turn_end|>` and so on for special ones."""
+    """A token as text; `bytes:\\xe2\\x82` where it is no whole character, `<|turn_end|>` and so on for
+    special ones."""
     raw = tokenizer.decode_bytes([token])
     if not raw:
         names = {tokenizer.special_id(name[2:-2]): name for name in SPECIAL_TOKENS}

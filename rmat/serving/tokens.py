@@ -23,8 +23,8 @@ router = APIRouter(route_class=StrictRoute, responses=ERRORS)
 
 
 class TokenizeBody(Body):
-    """One of `prompt` and `messages`, as /v1/completions and /v1/chat/completions would read them (vLLM), or `content`,
-    the text alone (llama.cpp)."""
+    """One of `prompt` and `messages`, as /v1/completions and /v1/chat/completions would read them (vLLM), or
+    `content`, the text alone (llama.cpp)."""
 
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: str | None = None
@@ -93,7 +93,8 @@ async def detokenize(body: DetokenizeBody, request: HttpRequest) -> Response:
 
 
 def spelled(tokenizer: Tokenizer, ids: Sequence[int], special: Mapping[int, str]) -> str:
-    """Text of `ids`, with that of `special` in the place of special tokens. Raises ValueError for ids out of range."""
+    """Text of `ids`, with that of `special` in the place of special tokens. Raises ValueError for ids out of
+    range."""
     runs = groupby(ids, key=special.__contains__)
     return "".join(
         "".join(special[token] for token in run) if named else tokenizer.decode(list(run))

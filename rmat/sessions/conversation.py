@@ -87,8 +87,8 @@ class Conversation:
                 interrupted reading had read at first, in one.
 
         Returns: tokens of each. Interrupted, the session holds what was read until then. Where nothing else
-        was read since, a call with the same documents goes on from there, also in another process that took the
-        session up; what it comes to is, bit for bit, what an uninterrupted reading comes to.
+        was read since, a call with the same documents goes on from there, also in another process that took
+        the session up; what it comes to is, bit for bit, what an uninterrupted reading comes to.
         """
         progress = progress or (lambda n_bytes: None)
         entries, before = self._begun(documents)

@@ -186,7 +186,8 @@ class SessionStore:
             if header.model != expected:
                 raise OtherModel(
                     f"session {name!r} was read by the model {header.model_name or 'of another name'} "
-                    f"(fingerprint {header.model}), this model has {expected}: go on with the model that read "
+                    f"(fingerprint {header.model}), this model has {expected}: go on with the model that "
+                    "read "
                     "it, or begin another session"
                 )
             used = path.stat().st_mtime

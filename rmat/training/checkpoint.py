@@ -100,7 +100,8 @@ def newest_sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpo
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             say(
-                f"checkpoint {path.name} is damaged: {error}. It is kept as {aside.name}; using the one before."
+                f"checkpoint {path.name} is damaged: {error}. It is kept as {aside.name}; using the one "
+                "before."
             )
     return None
 
@@ -137,6 +138,6 @@ def _sha256(path: Path) -> str:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, copied: those of the file lie at addresses at which kernels may round differently, and a
-    resumed run must go on exactly."""
+    """The tensors of a file, copied: those of the file lie at addresses at which kernels may round
+    differently, and a resumed run must go on exactly."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}

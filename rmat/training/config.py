@@ -119,8 +119,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained; a mapping of fields becomes a TrainConfig."""
     start: str | None = None
-    """Model that training starts from, with its architecture and tokenizer: a model folder, a run, or a name that comes
-    with the package; None starts from random numbers."""
+    """Model that training starts from, with its architecture and tokenizer: a model folder, a run, or a name
+    that comes with the package; None starts from random numbers."""
     out: str | None = None
     """Folder of the run; None makes one under `runs/` named by preset, variant and time."""
 
@@ -137,7 +137,8 @@ class RunConfig:
             object.__setattr__(self, name, coerce(value, str | None, name))
         if self.start is not None and (self.preset, self.variant) != (RunConfig.preset, RunConfig.variant):
             raise ValueError(
-                f"start is {self.start!r}, a model whose size and kind are given: leave preset and variant out"
+                f"start is {self.start!r}, a model whose size and kind are given: leave preset and variant "
+                "out"
             )
         if self.start is None:
             ModelConfig.preset(self.preset, variant=self.variant, **typed)
@@ -150,7 +151,8 @@ class RunConfig:
         vocab_size = self.model.get("vocab_size", tokenizer_size)
         if vocab_size < tokenizer_size:
             raise ValueError(
-                f"model.vocab_size is {vocab_size} but the tokenizer has {tokenizer_size} tokens: leave model.vocab_size out"
+                f"model.vocab_size is {vocab_size} but the tokenizer has {tokenizer_size} tokens: leave "
+                "model.vocab_size out"
             )
         return ModelConfig.preset(
             self.preset, variant=self.variant, **{**self.model, "vocab_size": vocab_size}
@@ -218,10 +220,12 @@ def check_resumable(stored: RunConfig, wanted: RunConfig) -> None:
     for section in ("preset", "variant", "model", "start", "data"):
         if before[section] != now[section]:
             raise ValueError(
-                f"{section} is {now[section]!r} but the run was started with {before[section]!r}: start a new run"
+                f"{section} is {now[section]!r} but the run was started with {before[section]!r}: start a "
+                "new run"
             )
     for name, value in now["train"].items():
         if name not in EXTENSIBLE and value != before["train"][name]:
             raise ValueError(
-                f"train.{name} is {value!r} but the run was started with {before['train'][name]!r}: start a new run"
+                f"train.{name} is {value!r} but the run was started with {before['train'][name]!r}: start a "
+                "new run"
             )

@@ -116,7 +116,8 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
             if not over:
                 run.save()
                 reporter.say(
-                    f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume {run.folder}"
+                    f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume "
+                    f"{run.folder}"
                 )
                 return
     finally:
@@ -151,7 +152,8 @@ def _memory_told(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not _ALLOCATOR.search(str(error)):
             raise
         raise MemoryError(
-            f"not enough memory for {config.batch_size} rows of {config.window} tokens: lower train.batch_size or "
+            f"not enough memory for {config.batch_size} rows of {config.window} tokens: lower "
+            "train.batch_size or "
             "train.window, or take a smaller model"
         ) from error
 
@@ -167,12 +169,14 @@ def _tell_arithmetic(run: Run) -> None:
     budget = "" if config.max_minutes is None else f", at most {config.max_minutes:g} minutes"
     what, share = run.corpus.summary(total)
     run.reporter.say(
-        f"model   {run.config.preset} {run.config.variant}: {parameters:,} parameters, {schedule} schedule ({reason})\n"
+        f"model   {run.config.preset} {run.config.variant}: {parameters:,} parameters, {schedule} schedule "
+        f"({reason})\n"
         f"data    {what}\n"
         f"step    {config.batch_size} rows x {about}{row:.0f} tokens x {config.accumulate} windows = "
         f"{about}{step:,} tokens\n"
         f"run     {config.steps:,} steps = {about}{total:,} tokens = {share}{budget}\n"
-        f"device  {run.device} ({run.device_reason}), {config.dtype}{', compiled' if config.compile else ''}\n"
+        f"device  {run.device} ({run.device_reason}), "
+        f"{config.dtype}{', compiled' if config.compile else ''}\n"
         f"folder  {run.folder}"
     )
 
@@ -197,7 +201,8 @@ def _note_skipped(run: Run, result: StepResult) -> None:
     limit = run.config.train.max_nonfinite
     if run.counters.nonfinite > limit:
         raise NonFiniteError(
-            f"{result.skipped} at step {run.counters.step}, and {run.counters.nonfinite} updates were skipped for this "
+            f"{result.skipped} at step {run.counters.step}, and {run.counters.nonfinite} updates were "
+            "skipped for this "
             f"(train.max_nonfinite={limit}): lower train.lr, or train in float32"
         )
 

@@ -55,7 +55,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     if config.optimizer == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(
-                f"train.optimizer is 'muon' but torch {torch.__version__} has none: update torch or give adamw"
+                f"train.optimizer is 'muon' but torch {torch.__version__} has none: update torch or give "
+                "adamw"
             )
         optimizers.append(
             torch.optim.Muon(

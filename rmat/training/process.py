@@ -51,8 +51,8 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_defaults() -> Iterator[None]:
-    """Inside, new tensors are float32 on the CPU, gradients are recorded and nothing is cast, whatever the process's
-    defaults are."""
+    """Inside, new tensors are float32 on the CPU, gradients are recorded and nothing is cast, whatever the
+    process's defaults are."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     # Only where it is needed: this context sees every call of torch, which costs time.

@@ -150,11 +150,11 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Iterator[Run]:
-    """Claim the folder of a new run, or that of one to be continued, load the data and build the model. The folder
-    belongs to this process until the block is left.
+    """Claim the folder of a new run, or that of one to be continued, load the data and build the model. The
+    folder belongs to this process until the block is left.
 
-    Raises ValueError if there is nothing to resume, if the folder already holds a run or another process works in it,
-    or if the configuration or the data of a resumed run is not what it was started with."""
+    Raises ValueError if there is nothing to resume, if the folder already holds a run or another process
+    works in it, or if the configuration or the data of a resumed run is not what it was started with."""
     if resume is not None:
         stored = RunConfig.load(resume)
         if config is not None and config.out is not None and Path(config.out).resolve() != resume.resolve():
@@ -174,7 +174,8 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
 
 @contextlib.contextmanager
 def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
-    """The folder of the run, which nobody else writes to inside the block; a new one that comes to nothing is removed."""
+    """The folder of the run, which nobody else writes to inside the block; a new one that comes to nothing is
+    removed."""
     folder, made = _make_folder(config)
     lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
     try:
@@ -214,8 +215,8 @@ def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
 
 
 def _make_folder(config: RunConfig) -> tuple[Path, list[Path]]:
-    """The folder of the run, and which folders had to be made, it and those above; without a name a new one under
-    `runs/`, which nobody else has."""
+    """The folder of the run, and which folders had to be made, it and those above; without a name a new one
+    under `runs/`, which nobody else has."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     first = Path(config.out or f"runs/{config.preset}-{config.variant}-{stamp}")
     made = [place for place in (first, *first.parents) if not place.exists()]
@@ -298,7 +299,8 @@ def _check_same_data(folder: Path, now: dict[str, Any]) -> None:
     for name, before in json.loads(path.read_text(encoding="utf-8")).items():
         if now.get(name) != before:
             raise ValueError(
-                f"the data has changed since the run in {folder} was started ({name} differs from {path.name}): "
+                f"the data has changed since the run in {folder} was started ({name} differs from "
+                f"{path.name}): "
                 "put it back as it was, or start a new run"
             )
 
@@ -308,15 +310,17 @@ def _warn_of_other_environment(folder: Path, environment: dict[str, Any], report
     changed = [name for name, value in environment.items() if before.get(name, value) != value]
     if changed:
         reporter.say(
-            f"the environment differs from before ({', '.join(changed)}): results may not be the same bit for bit"
+            f"the environment differs from before ({', '.join(changed)}): results may not be the same bit "
+            "for bit"
         )
 
 
 def with_model_of_start(config: RunConfig) -> RunConfig:
     """The same run with the architecture and the tokenizer of the model that it starts from.
 
-    Of `config.model` only what acts in training and the banks (`LanguageModel.with_slots`) may differ. Raises FileNotFoundError if there is no model, ValueError if
-    it has no tokenizer or the settings ask for another architecture or tokenizer.
+    Of `config.model` only what acts in training and the banks (`LanguageModel.with_slots`) may differ. Raises
+    FileNotFoundError if there is no model, ValueError if it has no tokenizer or the settings ask for another
+    architecture or tokenizer.
     """
     assert config.start is not None
     folder = model_folder(config.start)
@@ -331,7 +335,8 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
     for name, value in config.model.items():
         if name not in free and value != getattr(own, name):
             raise ValueError(
-                f"model.{name} is {value!r} but the model in {folder} has {getattr(own, name)!r}, and its weights are for "
+                f"model.{name} is {value!r} but the model in {folder} has {getattr(own, name)!r}, and its "
+                "weights are for "
                 "that: leave it out"
             )
     model = ModelConfig.from_dict({**own.to_dict(), **config.model}).to_dict()
@@ -340,7 +345,8 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
     tokenizer = str(folder / TOKENIZER_FILE)
     if config.data.tokenizer not in (DataConfig.tokenizer, tokenizer):
         raise ValueError(
-            f"data.tokenizer is {config.data.tokenizer!r} but training starts from {folder}, which has its own: leave it out"
+            f"data.tokenizer is {config.data.tokenizer!r} but training starts from {folder}, which has its "
+            "own: leave it out"
         )
     data = dataclasses.replace(config.data, tokenizer=tokenizer)
     return dataclasses.replace(config, model=model, data=data)
