@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from rmat.data.documents import Document, Turn
@@ -234,11 +235,14 @@ def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[Header, dict[str, Tensor]]:
     try:
+        if with_tensors:
+            # Into memory, not mapped: another program that cuts a mapped file short ends this process.
+            content = path.read_bytes()
+            tensors = load(content)
+            size = int.from_bytes(content[:8], "little")
+            return _header(json.loads(content[8 : 8 + size]).get("__metadata__", {})), tensors
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys()) if with_tensors else []
-            header = _header(metadata)
-            return header, {name: file.get_tensor(name) for name in names}
+            return _header(file.metadata() or {}), {}
     except SafetensorError as error:
         raise Damage(str(error)) from None
 
