@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "memory_only": {"streams": ("memory",)},
     "local_keys": {**ADMITTED, "chunk_len": 6, "slots_per": "key_head", "n_sinks": 3, "n_slots": 6},
     "memory_in_one_layer": {"memory_layers": (1,)},
+    "biases_and_norms_of_heads": {"head_width": 10, "attention_bias": "all", "qk_norm": True},
 }
 
 

@@ -37,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm = norm(config.norm, config.d_model)
+        self.norm = norm(config)
         if config.conv_width:
             self.convolution = ShortConvolution(config)
         self.local = nn.ModuleDict({name: LocalProjection(config) for name in config.held})
@@ -46,8 +46,10 @@ class Block(nn.Module):
             self.memory: Any = kind(config)
         if len(config.streams) > 1 and config.fusion != "joint":
             self.fusion = Fusion(config)
-        self.output = linear(config.n_heads * config.head_dim, config.d_model)
-        self.feedforward_norm = norm(config.norm, config.d_model)
+        self.output = linear(
+            config.n_heads * config.head_dim, config.d_model, bias=config.attention_bias == "all"
+        )
+        self.feedforward_norm = norm(config)
         self.feedforward = FeedForward(config)
 
     def forward(self, h_BTE: Tensor, state: LayerState, call: Call) -> tuple[Tensor, LayerState]:

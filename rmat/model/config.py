@@ -23,6 +23,11 @@ _LATER = {
     "write_when": "closed",
     "slots_per": "layer",
     "n_sinks": 0,
+    "head_width": None,
+    "attention_bias": "none",
+    "qk_norm": False,
+    "rope_scaling": None,
+    "norm_eps": None,
 }
 """Fields younger than the first files: at this value they leave the fingerprint as it was, so that old files
 load."""
@@ -43,10 +48,11 @@ class ModelConfig:
     n_layers: int
     """Number of blocks."""
     n_heads: int
-    """Query heads H of every stream; divides d_model, and d_model / n_heads is even (rotary works on
-    pairs)."""
+    """Query heads H of every stream; without head_width it divides d_model."""
     n_kv_heads: int
     """Key/value heads K of every stream; divides n_heads (grouped-query attention when smaller)."""
+    head_width: int | None = None
+    """Width D of a head, even (rotary works on pairs); None: d_model / n_heads."""
     segment_len: int
     """Tokens S in a segment: the reach of the full stream and the period of memory writes."""
     chunk_len: int
@@ -119,8 +125,20 @@ class ModelConfig:
     rope_theta: float | tuple[float, ...] = 10000.0
     """Base of the rotary frequencies, above 1: one for all query heads, or one per query head (equal in a
     group)."""
+    rope_scaling: tuple[float, ...] | None = None
+    """Four numbers that stretch the slow rotary frequencies as Llama 3.1 does: by a factor of at least 1, for
+    those that turn fewer than (second number) times in the context (fourth number, tokens) of the training
+    before; not at all for those that turn more than (third number) times; in between in between."""
+    attention_bias: Literal["none", "qkv", "all"] = "none"
+    """Which projections of local attention add a learned bias: none, query, key and value, or the output
+    too."""
+    qk_norm: bool = False
+    """Whether every head's query and key of local attention pass an RMSNorm of their own before rotation."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before both sub-layers and before the output head."""
+    norm_eps: float | None = None
+    """What every normalisation adds to the mean square (the variance), above 0; None: 1e-6 for RMSNorm, 1e-5
+    for LayerNorm."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """Feed-forward network."""
     d_ff: int
@@ -142,6 +160,9 @@ class ModelConfig:
         several = isinstance(theta, (list, tuple))
         bases = tuple(number("ModelConfig.rope_theta", t, above=1) for t in (theta if several else [theta]))
         object.__setattr__(self, "rope_theta", bases if several else bases[0])
+        if isinstance(self.rope_scaling, (list, tuple)):
+            scaling = tuple(number("ModelConfig.rope_scaling", x, above=0) for x in self.rope_scaling)
+            object.__setattr__(self, "rope_scaling", scaling)
         for name, kind in _kinds().items():
             if kind is int:
                 check(self, "ModelConfig", name, whole, 0 if name in _FROM_0 else 1)
@@ -149,6 +170,8 @@ class ModelConfig:
                 self._refuse(name, "choose true or false")
             elif get_origin(kind) is Literal:
                 check(self, "ModelConfig", name, choice, get_args(kind))
+        check(self, "ModelConfig", "head_width", whole, 2)
+        check(self, "ModelConfig", "norm_eps", number, above=0)
         self._check_heads()
         self._check_streams()
         if self.has_memory:
@@ -160,7 +183,9 @@ class ModelConfig:
         check(self, "ModelConfig", "dropout", number, 0, below=1)
 
     def _check_heads(self) -> None:
-        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+        if self.head_width is not None and self.head_width % 2:
+            self._refuse("head_width", "rotary works on pairs: choose an even number")
+        if self.head_width is None and (self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2):
             self._refuse("n_heads", f"d_model={self.d_model} must be n_heads times an even head width")
         if self.n_heads % self.n_kv_heads:
             self._refuse("n_kv_heads", f"choose a divisor of n_heads={self.n_heads}")
@@ -170,6 +195,14 @@ class ModelConfig:
                 self._refuse("rope_theta", f"give one base, or n_heads={self.n_heads} of them")
             if any(thetas[h] != thetas[h - h % group] for h in range(self.n_heads)):
                 self._refuse("rope_theta", f"give the {group} heads that share a key head the same base")
+
+        if (scaling := self.rope_scaling) is not None and (
+            not isinstance(scaling, tuple)
+            or len(scaling) != 4
+            or scaling[0] < 1
+            or scaling[1] >= scaling[2]
+        ):
+            self._refuse("rope_scaling", "give factor >= 1, fewest and most turns (fewest < most), and context")
 
     def _check_streams(self) -> None:
         legal = get_args(Stream)
@@ -252,7 +285,12 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Width D of one head."""
-        return self.d_model // self.n_heads
+        return self.head_width or self.d_model // self.n_heads
+
+    @property
+    def epsilon(self) -> float:
+        """What normalisations add to the mean square."""
+        return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
 
     @property
     def local_streams(self) -> tuple[Stream, ...]:

@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, dtype=torch.float32)
         self.blocks = nn.ModuleList(Block(config.of_layer(index)) for index in range(config.n_layers))
-        self.norm = norm(config.norm, config.d_model)
+        self.norm = norm(config)
         if not config.tie_embeddings:
             self.head = linear(config.d_model, config.vocab_size)
         initialize(self)

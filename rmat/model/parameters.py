@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from rmat.model.config import ModelConfig
+
 
 def linear(n_in: int, n_out: int, *, bias: bool = False) -> nn.Linear:
     """A matrix (n_out, n_in), and a bias if asked for."""
@@ -16,8 +18,8 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=torch.float32))
 
 
-def norm(kind: str, width: int) -> nn.Module:
-    """LayerNorm ("layernorm") or RMSNorm over the model width."""
-    if kind == "layernorm":
-        return nn.LayerNorm(width, dtype=torch.float32)
-    return nn.RMSNorm(width, eps=1e-6, dtype=torch.float32)
+def norm(config: ModelConfig) -> nn.Module:
+    """LayerNorm or RMSNorm over the model width."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.d_model, eps=config.epsilon, dtype=torch.float32)
+    return nn.RMSNorm(config.d_model, eps=config.epsilon, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,8 @@ class Angles:
 
 @dataclass(frozen=True)
 class Rotary:
-    """The angles position * theta^(-2i/D) of all positions in the segment that a call has."""
+    """The angles position * theta^(-2i/D), slow ones stretched by `rope_scaling`, of all positions in the
+    segment that a call has."""
 
     config: ModelConfig
     table_2XHD: Tensor
@@ -44,7 +46,12 @@ class Rotary:
         theta = config.rope_theta if isinstance(config.rope_theta, tuple) else (config.rope_theta,)
         pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
         base = torch.tensor(theta, dtype=torch.float64, device=device)[:, None]
-        frequency = (base**-pairs).to(kind)
+        frequency = base**-pairs
+        if config.rope_scaling is not None:
+            factor, least, most, context = config.rope_scaling
+            kept = ((context * frequency / (2 * math.pi) - least) / (most - least)).clamp(0, 1)
+            frequency = frequency * (kept + (1 - kept) / factor)
+        frequency = frequency.to(kind)
         position_X11 = torch.arange(-before, last, dtype=kind, device=device)[:, None, None]
         angle_XHD = position_X11 * frequency
         return Rotary(config, torch.stack([angle_XHD.cos(), angle_XHD.sin()]), before)

@@ -130,9 +130,15 @@ class LocalProjection(nn.Module):
         super().__init__()
         self.heads = (config.n_heads, config.n_kv_heads, config.head_dim)
         kv_width = config.n_kv_heads * config.head_dim
-        self.query = linear(config.d_model, config.n_heads * config.head_dim)
-        self.key = linear(config.d_model, kv_width)
-        self.value = linear(config.d_model, kv_width)
+        bias = config.attention_bias != "none"
+        self.query = linear(config.d_model, config.n_heads * config.head_dim, bias=bias)
+        self.key = linear(config.d_model, kv_width, bias=bias)
+        self.value = linear(config.d_model, kv_width, bias=bias)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.query_norm, self.key_norm = (
+                nn.RMSNorm(config.head_dim, eps=config.epsilon, dtype=torch.float32) for _ in range(2)
+            )
 
     def forward(self, x_BTE: Tensor, held: KeyValues, keys: KeyRange) -> tuple[Local, KeyValues]:
         """Project, join with what is held, lay out and rotate. Returns also what is held after the call."""
@@ -140,7 +146,10 @@ class LocalProjection(nn.Module):
         layout, n_held = keys.layout, keys.n_held
         kind = held.key.dtype
         q_RSHD = self.query(x_BTE).unflatten(2, (n_heads, width))
-        k_RJKD = torch.cat([held.key, self.key(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
+        k_RJKD = self.key(x_BTE).unflatten(2, (n_kv_heads, width))
+        if self.qk_norm:
+            q_RSHD, k_RJKD = self.query_norm(q_RSHD), self.key_norm(k_RJKD)
+        k_RJKD = torch.cat([held.key, k_RJKD.to(kind)], dim=1)
         v_RJKD = torch.cat([held.value, self.value(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
         tokens = KeyValues(k_RJKD, v_RJKD)
         held = KeyValues(layout.hold(k_RJKD, n_held), layout.hold(v_RJKD, n_held))

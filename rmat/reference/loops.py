@@ -68,16 +68,32 @@ def chunk_keys(p: int, chunk_len: int, lookback: int) -> list[int]:
     return [s for s in range(p + 1) if 0 <= p // chunk_len - s // chunk_len <= lookback]
 
 
-def rotate(vector: Tensor, position: int, theta: float) -> Tensor:
+def rotate(vector: Tensor, position: int, theta: float, scaling: Sequence[float] | None = None) -> Tensor:
     """Rotary embedding of one vector (D,): coordinates i and i + D/2 turn by position * theta ** (-2 i / D)
-    radians."""
+    radians, or less where `scaling` stretches their wave."""
     half = vector.shape[0] // 2
     turned = []
     for i in range(2 * half):
-        angle = position * theta ** (-2 * (i % half) / (2 * half))
+        angle = position * stretched(theta ** (-2 * (i % half) / (2 * half)), scaling)
         partner = -vector[i + half] if i < half else vector[i - half]
         turned.append(vector[i] * math.cos(angle) + partner * math.sin(angle))
     return torch.stack(turned)
+
+
+def stretched(frequency: float, scaling: Sequence[float] | None) -> float:
+    """A rotary frequency (radians a token) as Llama 3.1 stretches it. scaling: factor, fewest and most turns
+    in the context trained before, and that context's length. Below the fewest turns it is divided by the
+    factor, above the most it stays, between it is a mixture of both."""
+    if scaling is None:
+        return frequency
+    factor, fewest, most, context = scaling
+    turns = context * frequency / (2 * math.pi)
+    if turns <= fewest:
+        return frequency / factor
+    if turns >= most:
+        return frequency
+    share = (turns - fewest) / (most - fewest)
+    return share * frequency + (1 - share) * frequency / factor
 
 
 # Attention
@@ -113,6 +129,7 @@ def local_entries(
     head: int,
     segment_len: int,
     theta: float,
+    scaling: Sequence[float] | None = None,
 ) -> list[Entry]:
     """What query head `head` of token p finds at the tokens `seen`.
 
@@ -122,10 +139,10 @@ def local_entries(
     """
     group = head // (queries.shape[1] // keys.shape[1])
     origin = segment_start(p, segment_len)
-    query = rotate(queries[p, head], p - origin, theta)
+    query = rotate(queries[p, head], p - origin, theta, scaling)
     entries = []
     for s in seen:
-        key = rotate(keys[s, group], s - origin, theta)
+        key = rotate(keys[s, group], s - origin, theta, scaling)
         entries.append(Entry(logit=(query * key).sum() / math.sqrt(query.shape[0]), value=values[s, group]))
     return entries
 
@@ -155,7 +172,14 @@ def memory_entries(
 
 
 def admitted_entries(
-    query: Tensor, slots: Sequence[Slot], head: int, *, at: int, first: int, theta: float | None
+    query: Tensor,
+    slots: Sequence[Slot],
+    head: int,
+    *,
+    at: int,
+    first: int,
+    theta: float | None,
+    scaling: Sequence[float] | None = None,
 ) -> list[Entry]:
     """What query head `head` finds among tokens that were admitted, with memory_projections="local": logit
     q . k / sqrt(D) + log g.
@@ -169,7 +193,8 @@ def admitted_entries(
         group = head // (query.shape[0] // slot.key.shape[0])
         q, k = query[head], slot.key[group]
         if theta is not None:
-            q, k = rotate(q, at, theta), rotate(k, first - (len(slots) - index), theta)
+            q = rotate(q, at, theta, scaling)
+            k = rotate(k, first - (len(slots) - index), theta, scaling)
         logit = (q * k).sum() / math.sqrt(q.shape[0]) + slot.log_gate
         entries.append(Entry(logit=logit, value=slot.value[group]))
     return entries

@@ -71,6 +71,8 @@ def _block(config: ModelConfig, own: Parameters, h: Tensor) -> tuple[Tensor, Lay
     for p in range(h.shape[0]):
         mixed = [_attend(config, own, projected, memory, x, p, head) for head in range(config.n_heads)]
         middle = h[p] + own["output.weight"] @ torch.cat(mixed)
+        if config.attention_bias == "all":
+            middle = middle + own["output.bias"]
         outputs.append(middle + _feedforward(config, own, _norm(config, own, "feedforward_norm", middle)))
         if config.has_memory and (p + 1) % config.segment_len == 0:
             if config.memory_projections == "local":
@@ -85,9 +87,13 @@ def _block(config: ModelConfig, own: Parameters, h: Tensor) -> tuple[Tensor, Lay
 def _norm(config: ModelConfig, own: Parameters, name: str, vector: Tensor) -> Tensor:
     weight = own[f"{name}.weight"]
     if config.norm == "rmsnorm":
-        return vector / torch.sqrt((vector * vector).mean() + 1e-6) * weight
+        return _rms_norm(config, vector, weight)
     centred = vector - vector.mean()
-    return centred / torch.sqrt((centred * centred).mean() + 1e-5) * weight + own[f"{name}.bias"]
+    return _rms_norm(config, centred, weight) + own[f"{name}.bias"]
+
+
+def _rms_norm(config: ModelConfig, vector: Tensor, weight: Tensor) -> Tensor:
+    return vector / torch.sqrt((vector * vector).mean() + config.epsilon) * weight
 
 
 def _feedforward(config: ModelConfig, own: Parameters, vector: Tensor) -> Tensor:
@@ -105,7 +111,16 @@ def _feedforward(config: ModelConfig, own: Parameters, vector: Tensor) -> Tensor
 
 def _project(config: ModelConfig, own: Parameters, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def split(part: str, heads: int) -> Tensor:
-        rows = [(own[f"{name}.{part}.weight"] @ vector).view(heads, config.head_dim) for vector in x]
+        rows = []
+        for vector in x:
+            projected = own[f"{name}.{part}.weight"] @ vector
+            if config.attention_bias != "none":
+                projected = projected + own[f"{name}.{part}.bias"]
+            row = projected.view(heads, config.head_dim)
+            if config.qk_norm and part != "value":
+                weight = own[f"{name}.{part}_norm.weight"]
+                row = torch.stack([_rms_norm(config, each, weight) for each in row])
+            rows.append(row)
         return torch.stack(rows)
 
     return split("query", config.n_heads), split("key", config.n_kv_heads), split("value", config.n_kv_heads)
@@ -132,7 +147,9 @@ def _attend(
         if config.local_streams:
             union = sorted({s for stream in config.local_streams for s in seen[stream]})
             (queries, keys, values) = next(iter(projected.values()))
-            found.append(ref.local_entries(queries, keys, values, p, union, head, size, theta))
+            found.append(
+                ref.local_entries(queries, keys, values, p, union, head, size, theta, config.rope_scaling)
+            )
         if config.has_memory and config.memory_projections == "local":
             found.append(_admitted_entries(config, own, memory, projected, p, head))
         elif config.has_memory:
@@ -144,7 +161,11 @@ def _attend(
             found.append(_memory_entries(config, own, memory, x, p, head))
         else:
             queries, keys, values = projected.get(stream, projected.get("shared"))  # type: ignore[misc]
-            found.append(ref.local_entries(queries, keys, values, p, seen[stream], head, size, theta))
+            found.append(
+                ref.local_entries(
+                    queries, keys, values, p, seen[stream], head, size, theta, config.rope_scaling
+                )
+            )
     parts = [ref.read(entries) for entries in found]
     if "memory" in config.streams and config.memory_read == "stick_breaking":
         at = config.streams.index("memory")
@@ -206,6 +227,7 @@ def _admitted_entries(
     start = ref.segment_start(p, config.segment_len)
     theta = config.rope_theta[head] if isinstance(config.rope_theta, tuple) else config.rope_theta
     rotary = theta if config.memory_position == "rotary" else None
+    scaling = config.rope_scaling
     one = queries.new_ones(())
     sinks = [
         ref.Slot(key=keys[s], value=values[s], log_gate=0 * one, position=s)
@@ -213,13 +235,21 @@ def _admitted_entries(
     ]
     bank = memory.own[group].slots if memory.own else memory.slots
     entries = ref.admitted_entries(
-        queries[p], [*sinks, *bank], head, at=p - start, first=-config.lookback, theta=rotary
+        queries[p],
+        [*sinks, *bank],
+        head,
+        at=p - start,
+        first=-config.lookback,
+        theta=rotary,
+        scaling=scaling,
     )
     if config.null_slot:  # it stands at the first token of the segment
         null = ref.Slot(
             key=own["memory.null_key"], value=own["memory.null_value"], log_gate=0 * one, position=start
         )
-        entries += ref.admitted_entries(queries[p], [null], head, at=p - start, first=1, theta=rotary)
+        entries += ref.admitted_entries(
+            queries[p], [null], head, at=p - start, first=1, theta=rotary, scaling=scaling
+        )
     return entries
 
 

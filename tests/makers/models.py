@@ -140,6 +140,27 @@ CASES: dict[str, Overrides] = {
         "slots_per": "key_head",
         "n_kv_heads": 4,
     },
+    "admitted_of_qwen3": {
+        **ADMITTED,
+        "chunk_len": 6,
+        "slots_per": "key_head",
+        "n_sinks": 2,
+        "null_slot": False,
+        "conv_width": 0,
+        "head_width": 10,
+        "qk_norm": True,
+        "attention_bias": "all",
+        "rope_scaling": (8.0, 1.0, 4.0, 60.0),
+        "norm_eps": 0.01,
+    },
+    "local_of_qwen2": {
+        "variant": "local",
+        "head_width": 4,
+        "attention_bias": "qkv",
+        "norm": "layernorm",
+        "norm_eps": 0.01,
+        "projections": "separate",
+    },
     "bank_below_one_segment": {
         "writer": "all",
         "gate": "push",
@@ -149,7 +170,7 @@ CASES: dict[str, Overrides] = {
     },
 }
 VARIANTS = ("recommended", "paper", "local", "xl", "full")
-WITH_MEMORY = tuple(name for name in CASES if name not in ("local", "full", "chunked_only_lookback"))
+WITH_MEMORY = tuple(name for name in CASES if name not in ("local", "full", "local_of_qwen2", "chunked_only_lookback"))
 
 
 def make_config(case: str | Overrides, **overrides: Any) -> ModelConfig:
