@@ -197,12 +197,11 @@ class ModelConfig:
                 self._refuse("rope_theta", f"give the {group} heads that share a key head the same base")
 
         if (scaling := self.rope_scaling) is not None and (
-            not isinstance(scaling, tuple)
-            or len(scaling) != 4
-            or scaling[0] < 1
-            or scaling[1] >= scaling[2]
+            not isinstance(scaling, tuple) or len(scaling) != 4 or scaling[0] < 1 or scaling[1] >= scaling[2]
         ):
-            self._refuse("rope_scaling", "give factor >= 1, fewest and most turns (fewest < most), and context")
+            self._refuse(
+                "rope_scaling", "give factor >= 1, fewest and most turns (fewest < most), and context"
+            )
 
     def _check_streams(self) -> None:
         legal = get_args(Stream)

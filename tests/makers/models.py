@@ -170,7 +170,9 @@ CASES: dict[str, Overrides] = {
     },
 }
 VARIANTS = ("recommended", "paper", "local", "xl", "full")
-WITH_MEMORY = tuple(name for name in CASES if name not in ("local", "full", "local_of_qwen2", "chunked_only_lookback"))
+WITH_MEMORY = tuple(
+    name for name in CASES if name not in ("local", "full", "local_of_qwen2", "chunked_only_lookback")
+)
 
 
 def make_config(case: str | Overrides, **overrides: Any) -> ModelConfig:
