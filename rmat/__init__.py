@@ -19,6 +19,7 @@ __all__ = [
     "TrainConfig",
     "load",
     "load_tokenizer",
+    "from_pretrained",
     "generate",
     "complete",
     "Conversation",
@@ -36,6 +37,7 @@ _HOME = {
     "DataConfig": "rmat.data.config",
     "load": "rmat.api",
     "load_tokenizer": "rmat.data.tokenizer",
+    "from_pretrained": "rmat.pretrained.model",
     "generate": "rmat.generation.stream",
     "complete": "rmat.generation.completion",
     "Conversation": "rmat.sessions.conversation",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from rmat.model import LanguageModel as LanguageModel
     from rmat.model import ModelConfig as ModelConfig
     from rmat.model import StreamState as StreamState
+    from rmat.pretrained.model import from_pretrained as from_pretrained
     from rmat.sessions.conversation import Conversation as Conversation
     from rmat.sessions.store import SessionStore as SessionStore
     from rmat.training.config import RunConfig as RunConfig

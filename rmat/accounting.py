@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from rmat.model.config import ModelConfig
 from rmat.model.state import state_bytes
+
+CACHED = (8192, 131072, 1048576)
+"""Tokens for which the cache of full attention is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +27,15 @@ class Accounting:
     """FLOPs of reading one token from a state, at the middle of a segment and with a full bank."""
     state_bytes: int
     """Bytes of a row's state in float32, however much was read."""
+    cache_bytes: dict[int, int]
+    """Bytes in float32 of the cache that full attention needs in the place of this state, by tokens read."""
     horizon_tokens: int | None
     """How far back in tokens the memory (or, without one, local attention) surely reaches; None if it
     depends on the content. What further blocks pass on from earlier tokens is not counted."""
     horizon: str
     """The horizon in words."""
 
-    def to_dict(self) -> dict[str, int | str | None]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields."""
         return dataclasses.asdict(self)
 
@@ -49,9 +55,15 @@ def account(config: ModelConfig) -> Accounting:
         flops_per_token_train=3 * forward,
         flops_per_token_decode=forward,
         state_bytes=state_bytes(config, torch.float32),
+        cache_bytes={tokens: tokens * _cache_bytes(config) for tokens in CACHED},
         horizon_tokens=tokens,
         horizon=words,
     )
+
+
+def _cache_bytes(config: ModelConfig) -> int:
+    """Bytes of one token's keys and values in all layers, in float32."""
+    return 2 * 4 * config.n_layers * config.n_kv_heads * config.head_dim
 
 
 def _flops(config: ModelConfig) -> int:

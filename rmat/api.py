@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rmat.model import LanguageModel
+from rmat.pretrained import SHORT_NAMES
 from rmat.settings import known_keywords
 from rmat.storage import TOKENIZER_FILE, load_model, model_folder
 
@@ -24,13 +25,18 @@ SAMPLE_TOKENS = 120
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, Tokenizer | None]:
-    """Model and tokenizer of a model folder, or of the folder of a training run.
+    """Model and tokenizer of a model folder, or of the folder of a training run; or of a model that comes
+    along or that a package registry has, by its name (`starter`, `smollm2`).
 
     The tokenizer is None if the model was saved without one. Raises FileNotFoundError if there is no model,
     ValueError if a file is damaged or does not fit.
     """
     from rmat.data.tokenizer import load_tokenizer
 
+    if str(folder) in SHORT_NAMES:
+        from rmat.pretrained.folder import cached
+
+        folder = cached(folder)
     folder = model_folder(folder)
     model = load_model(folder, device)
     if not (folder / TOKENIZER_FILE).is_file():

@@ -37,6 +37,9 @@ STATE_FORMAT, STATE_VERSION = "rmat-state", "1"
 LOGITS_KEY = "rmat.next_logits"
 """Metadata entry of a state file: base64 of V little-endian float32."""
 
+MAPPED_BYTES = 2**20
+"""Tensors of at least so many bytes are read from a model folder when they are used."""
+
 ASSETS = Path(__file__).parent / "assets"
 """Models that come with the package, each in a folder of its name."""
 
@@ -223,24 +226,35 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Langua
     """
     folder = model_folder(folder)
     config = read_config(folder)
-    # Whatever the process's default device is; and what a seeded program draws next stays the same.
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        model = LanguageModel(config)
+    with torch.device("cpu"):  # whatever the process's default device is
         stored = _read_weights(folder / WEIGHTS_FILE, config)
-    expected = _tensors(model)
-    _refuse_difference(folder / WEIGHTS_FILE, expected, stored)
+    _refuse_difference(folder / WEIGHTS_FILE, _tensors(_unfilled(config)), stored)
     floats = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
     if len(floats) > 1:
         raise ValueError(
             f"{folder / WEIGHTS_FILE} mixes {sorted(map(str, floats))}: save the model in one dtype"
         )
-    model = model.to(device=device, dtype=next(iter(floats)))
-    with torch.no_grad():
-        for name, tensor in _tensors(model).items():
-            tensor.copy_(stored[name])
+    model = assigned(config, stored).to(device)
     path = folder.resolve()
     _NAMES[model] = path.parent.name if path.name == "model" else path.name
     return model.eval()
+
+
+def assigned(config: ModelConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
+    """The model whose parameters are `tensors`, in their type and without a copy but of small ones: large
+    ones stay where they are, such as in a file that is memory-mapped."""
+    model = _unfilled(config)
+    # The addresses in a file are odd, and kernels may round differently there; where it costs nothing it is
+    # avoided.
+    held = {name: x if x.nbytes >= MAPPED_BYTES else x.clone() for name, x in tensors.items()}
+    model.load_state_dict(held, assign=True)
+    return model.eval()
+
+
+def _unfilled(config: ModelConfig) -> LanguageModel:
+    """A model whose tensors have shapes and no memory; what a seeded program draws next stays the same."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return LanguageModel(config)
 
 
 def model_name(model: LanguageModel) -> str | None:
@@ -356,7 +370,7 @@ def load_state(path: str | Path, config: ModelConfig) -> tuple[StreamState, Tens
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state file at {path}")
-    metadata, tensors = _read_tensors(path)
+    metadata, tensors = read_tensors(path)
     try:
         description = json.loads(metadata.get("rmat", "{}"))
         raw = base64.b64decode(metadata.get(LOGITS_KEY, ""), validate=True)
@@ -395,7 +409,7 @@ def _tensors(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    metadata, stored = _read_tensors(path)
+    metadata, stored = read_tensors(path)
     fingerprint = metadata.get("fingerprint", config.fingerprint())
     if fingerprint != config.fingerprint():
         raise ValueError(
@@ -481,7 +495,7 @@ def _fill_with_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict
             file.write(text)
 
 
-def _read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file."""
     try:
         with safe_open(str(path), framework="pt") as file:

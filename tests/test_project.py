@@ -32,13 +32,24 @@ MAY_IMPORT = {
     "accounting": {"model"},
     "data": {"settings", "machine"},
     "tasks": {"data", "settings", "machine"},
+    "pretrained": {"model", "storage", "data", "settings", "machine", ""},
     "generation": {"model", "data", "settings"},
     "evaluation": {"model", "data", "tasks", "generation", "settings", "machine"},
     "training": {"model", "storage", "data", "tasks", "settings", "machine"},
     "sessions": {"model", "storage", "data", "generation", "settings", "machine"},
     "engine": {"model", "data", "generation", "settings"},
     "serving": {"model", "storage", "data", "generation", "sessions", "engine", "settings", ""},
-    "api": {"model", "storage", "data", "tasks", "generation", "evaluation", "training", "settings"},
+    "api": {
+        "model",
+        "storage",
+        "data",
+        "tasks",
+        "generation",
+        "evaluation",
+        "training",
+        "pretrained",
+        "settings",
+    },
     "report": {
         *("ops", "model", "storage", "machine", "accounting", "data", "tasks", "generation", "evaluation"),
         *("training", "api"),
@@ -55,9 +66,9 @@ MAY_IMPORT = {
             "generation",
             "evaluation",
         ),
-        *("training", "sessions", "engine", "serving", "report", "api", ""),
+        *("pretrained", "training", "sessions", "engine", "serving", "report", "api", ""),
     },
-    "": {"model", "data", "generation", "sessions", "training", "api"},
+    "": {"model", "data", "generation", "sessions", "training", "pretrained", "api"},
     "__main__": {"cli"},
 }
 """Part -> parts it may import besides itself; "" is rmat/__init__.py, which imports lazily."""
@@ -84,7 +95,9 @@ OUTSIDE = {
         "rich",
         "pypdf",
         "bs4",
+        "jinja2",
     },
+    "pretrained": {"torch", "numpy", "safetensors", "tokenizers", "gguf", "huggingface_hub"},
     "tasks": {"torch", "numpy", "tokenizers"},
     "generation": {"torch", "numpy", "safetensors"},
     "evaluation": {"torch", "numpy"},
@@ -100,7 +113,9 @@ OUTSIDE = {
 }
 """Part -> packages it may import besides the standard library."""
 
-OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec", "matplotlib", "pypdf", "bs4", "prompt_toolkit"}
+OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec", "matplotlib", "pypdf", "bs4", "prompt_toolkit"} | {
+    *("gguf", "huggingface_hub", "jinja2"),
+}
 """Packages that a command which does not need them must not load."""
 
 

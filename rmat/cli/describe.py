@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmat.cli.output import human_bytes, print_json, print_table
+from rmat.cli.output import print_json, print_table
 from rmat.cli.parsing import add_command, add_json
+from rmat.cli.pretrained import state_rows
 
 if TYPE_CHECKING:
     from rmat.model import ModelConfig
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         "flops_per_token_train": costs.flops_per_token_train,
         "flops_per_token_decode": costs.flops_per_token_decode,
         "state_bytes": costs.state_bytes,
+        "cache_bytes": costs.cache_bytes,
         "horizon_tokens": costs.horizon_tokens,
         "horizon": costs.horizon,
         "config": config.to_dict(),
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         ("parameters", f"{costs.parameters:,}"),
         ("FLOPs per token, training", f"{costs.flops_per_token_train:,}"),
         ("FLOPs per token, decoding", f"{costs.flops_per_token_decode:,}"),
-        ("state of one stream", human_bytes(costs.state_bytes)),
+        *state_rows(costs.state_bytes, costs.cache_bytes),
         ("memory horizon", costs.horizon),
     ]
     print_table(["cost", "value"], rows)
@@ -70,6 +72,8 @@ def _config(args: argparse.Namespace) -> ModelConfig:
     from rmat.model import ModelConfig
     from rmat.model.config import refuse_unknown
     from rmat.model.presets import SIZES
+    from rmat.pretrained import SHORT_NAMES
+    from rmat.pretrained.folder import cached
     from rmat.settings import coerce, field_types, nearest
     from rmat.storage import model_folder, read_config, shipped_models
 
@@ -79,11 +83,11 @@ def _config(args: argparse.Namespace) -> ModelConfig:
         given = {name: coerce(value, kinds[name], name) for name, value in args.settings.items()}
         return ModelConfig.preset(args.model, variant=args.variant or "recommended", **given)
     try:
-        folder = model_folder(args.model)
+        folder = model_folder(cached(args.model))
     except FileNotFoundError:
         if Path(args.model).exists():
             raise
-        names = [*SIZES, *shipped_models()]
+        names = [*SIZES, *shipped_models(), *SHORT_NAMES]
         raise ValueError(
             f"{args.model!r} is neither a preset nor a model that comes along ({', '.join(names)}; "
             f"the nearest is {nearest(args.model, names)!r}) nor a folder"

@@ -48,6 +48,7 @@ def build_parser() -> Parser:
         describe,
         evaluate,
         generate,
+        pretrained,
         read,
         report,
         serve,
@@ -60,7 +61,22 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rmat {rmat.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (train, evaluate, generate, complete, chat, read, ask, sessions, serve, describe, report):
+    for module in (
+        *(
+            train,
+            evaluate,
+            pretrained,
+            generate,
+            complete,
+            chat,
+            read,
+            ask,
+            sessions,
+            serve,
+            describe,
+            report,
+        ),
+    ):
         module.add(commands)
     return parser
 

@@ -20,6 +20,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from rmat.data.template import ChatTemplate
+
 SPECIAL_TOKENS = (
     "<|document|>",
     "<|system|>",
@@ -32,6 +34,13 @@ SPECIAL_TOKENS = (
     "<|file_name|>",
 )
 """The same in every tokenizer, after its base vocabulary unless a loaded one has them already."""
+
+CHAT = "rmat_chat"
+"""Key of a `ChatTemplate` in a tokenizer.json."""
+
+_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+_FILE_NAME = ("<|file_sep|>", "<file_sep>")
+"""What pretrained models call the tokens for which ours are `document` and `file_name`."""
 
 CHUNK_CHARACTERS = 1 << 18
 """Longest text handed to the tokenizer at once; longer ones are cut where no token could have crossed."""
@@ -46,21 +55,24 @@ class Tokenizer:
     Args:
         backend: copied, then given the special tokens it lacks; its truncation, padding and BPE dropout are
             switched off.
+        chat: that of a pretrained model, whose own special tokens take the place of ours; nothing is added.
 
     Raises ValueError for one whose special tokens a text could forge, or whose decoder does not spell each
     token by itself, so that its text could not be shown while it is written.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatTemplate | None = None) -> None:
         given = json.loads(backend.to_str())
         if given["model"].get("dropout"):  # the ids of a text must not be drawn by chance
             given["model"]["dropout"] = None
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(given))
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.add_special_tokens(
-            [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-        )
+        self.chat = chat
+        if chat is None:
+            self._backend.add_special_tokens(
+                [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+            )
         self._backend.encode_special_tokens = True
         layout = json.loads(self._backend.to_str())
         self._byte_level = _types(layout["decoder"]) - {"Sequence", "Fuse", ""} == {"ByteLevel"}
@@ -75,7 +87,8 @@ class Tokenizer:
             and not layout["model"].get("merges")
             and all(vocabulary.get(char) == byte for byte, char in enumerate(_BYTE_TO_CHAR))
         )
-        for token in SPECIAL_TOKENS:
+        self._names = _special_names(vocabulary, chat)
+        for token in SPECIAL_TOKENS if chat is None else chat.ends:
             if vocabulary[token] in self.encode(token):
                 raise ValueError(
                     f"this tokenizer turns the text {token!r} into the special token of that name, "
@@ -91,18 +104,56 @@ class Tokenizer:
 
     def special_id(self, name: str) -> int:
         """Id of a special token by its name without brackets: `document`, `user`, `fim_prefix`, ..."""
-        token = f"<|{name}|>"
-        if token not in SPECIAL_TOKENS:
-            names = ", ".join(special[2:-2] for special in SPECIAL_TOKENS)
+        if name not in self._names:
+            if f"<|{name}|>" in SPECIAL_TOKENS:
+                raise ValueError(
+                    f"this pretrained model has no token for {name!r}: it was not trained with one"
+                )
+            names = ", ".join(self._names)
             raise ValueError(f"no special token is named {name!r}; the names are {names}")
-        index = self._backend.token_to_id(token)
-        assert index is not None
-        return index
+        return self._names[name]
+
+    def has_special(self, name: str) -> bool:
+        """Whether there is such a special token: a pretrained model may lack some."""
+        return name in self._names
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """Ids that stand in front of every new text: the document token; of a pretrained model what it was
+        trained with, which may be none."""
+        if self.chat is None or self.chat.opens:
+            return (self._names["document"],)
+        return ()
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids at which a text that is written is over, but for turn_end."""
+        written = () if self.chat is None else self.chat.ends
+        ids = {self._names["document"], *map(self.token_id, written)}
+        return frozenset(ids - {self._names["turn_end"]})
+
+    @cached_property
+    def special_names(self) -> dict[int, str]:
+        """What every special token is called, `<|user|>` and so on, by its id."""
+        if self.chat is None:
+            return {index: f"<|{name}|>" for name, index in self._names.items()}
+        added = self._backend.get_added_tokens_decoder().items()
+        return {index: token.content for index, token in added if token.special}
+
+    def encode_special(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+        """Ids of (text, whether it is one special token) pieces of a chat template."""
+        ids: list[int] = []
+        for text, special in pieces:
+            ids += [self.token_id(text)] if special else self.encode(text)
+        return ids
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that differ between tokenizers that differ; saving and loading keeps them."""
-        layout = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        values = json.loads(self._backend.to_str())
+        if self.chat is not None:
+            values[CHAT] = self.chat.to_dict()
+        layout = json.dumps(values, sort_keys=True)
         return hashlib.sha256(layout.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
@@ -199,10 +250,24 @@ class Tokenizer:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes a tokenizer.json that `load_tokenizer` and the `tokenizers` package read. Raises OSError."""
+        """Writes a tokenizer.json that `load_tokenizer` reads, and the `tokenizers` package too where there
+        is no chat template. Raises OSError."""
         if Path(path).exists() and not Path(path).is_file():
             raise FileExistsError(f"{path} is no regular file: give another name")
-        Path(path).write_text(self._backend.to_str(pretty=True), "utf-8")
+        text = self.backend_json()
+        if self.chat is not None:
+            text = json.dumps({**json.loads(text), CHAT: self.chat.to_dict()}, indent=2, ensure_ascii=False)
+        Path(path).write_text(text, "utf-8")
+
+    def backend_json(self) -> str:
+        """The tokenizer.json of the `tokenizers` package, without a chat template."""
+        return self._backend.to_str(pretty=True)
+
+    def token_id(self, token: str) -> int:
+        """Id of a token by its text in the vocabulary, which must be there."""
+        index = self._backend.token_to_id(token)
+        assert index is not None, token
+        return index
 
     def _check(self, ids: Sequence[int]) -> None:
         if len(ids) and not 0 <= min(ids) <= max(ids) < self._size:
@@ -353,12 +418,35 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
             f"no tokenizer at {str(path)!r}; give 'bytes', a tokenizer.json or a folder that holds one"
         )
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        text = path.read_text("utf-8")
+        chat = None
+        if f'"{CHAT}"' in text and CHAT in (values := json.loads(text)):
+            chat = ChatTemplate.from_dict(values.pop(CHAT))
+            text = json.dumps(values)
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception for every fault of the file
         raise ValueError(
             f"{path} is no tokenizer.json ({error}); give one saved by the tokenizers package"
         ) from None
-    return Tokenizer(backend)
+    return Tokenizer(backend, chat)
+
+
+def _special_names(vocabulary: dict[str, int], chat: ChatTemplate | None) -> dict[str, int]:
+    """Ids of the special tokens by our names for them; of a pretrained model those that it has."""
+    if chat is None:
+        return {token[2:-2]: vocabulary[token] for token in SPECIAL_TOKENS}
+    first = (chat.tokens.get("bos_token", ""),) if chat.opens else ()
+    wanted = {
+        "document": (*first, *_DOCUMENT, *chat.ends),
+        "turn_end": (chat.turn_end,),
+        "file_name": _FILE_NAME,
+        **{f"fim_{part}": (f"<|fim_{part}|>", f"<fim_{part}>") for part in ("prefix", "suffix", "middle")},
+    }
+    found = {
+        name: next((vocabulary[token] for token in tokens if token in vocabulary), None)
+        for name, tokens in wanted.items()
+    }
+    return {name: index for name, index in found.items() if index is not None}
 
 
 def _alphabet() -> list[str]:

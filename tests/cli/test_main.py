@@ -136,7 +136,7 @@ class TestStreams:
 
     def test_what_a_closed_output_loses_is_told(self, tmp_path: Path) -> None:
         state = tmp_path / "state"
-        done = self.run(f"generate starter x --max-new-tokens 2 --state-out {state}", ">&-")
+        done = self.run(f"generate starter x --max-new-tokens 2 --seed 1 --state-out {state}", ">&-")
         assert done.returncode == 1 and state.is_file()
         assert done.stderr == b"rmat: standard output is closed: what was to be printed is lost\n"
         assert self.run("generate nowhere x", "<&- >&- 2>&-").returncode == 2

@@ -1,0 +1,101 @@
+"""`rmat import` and `rmat export`: pretrained models to and from a model folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rmat.cli.output import human_bytes, print_json, print_table
+from rmat.cli.parsing import add_command, add_json
+
+IMPORT = """\
+Make a model folder of a pretrained model: a Llama, Mistral, SmolLM2, Qwen2 or Qwen3. SOURCE is a folder of
+Hugging Face (safetensors), a hub id (owner/name), a .gguf file, or smollm2. The model then reads texts of any
+length in a state of one size: a window of the newest tokens, the first few, and for every key head a bank of
+older ones that its gate admits. With a window of the whole trained context there is no bank, and the model is
+its source."""
+
+EXPORT = """\
+Write a folder of Hugging Face from the folder of an imported model: plain transformers load it, with full
+attention. The gates are written beside it, and come back when OUT is imported."""
+
+
+def add(commands: Any) -> None:
+    """Add both commands."""
+    parser = add_command(
+        commands, "import", run=run_import, help="bring a pretrained model", description=IMPORT
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id, .gguf file, or smollm2")
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    add = parser.add_argument
+    add("--window", type=int, metavar="N", help="tokens of exact local attention (default: 1024)")
+    add("--slots", type=int, metavar="N", help="slots of every key head's bank (default: 1024)")
+    add("--sinks", type=int, metavar="N", help="first tokens that stay in sight (default: 4)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="type of the weights (default: float32)",
+    )
+    add_json(parser)
+    parser = add_command(
+        commands,
+        "export",
+        run=run_export,
+        help="write an imported model for transformers",
+        description=EXPORT,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of an imported model")
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Write the folder and say what the state costs."""
+    from rmat.accounting import account
+    from rmat.pretrained.folder import import_model
+
+    model, tokenizer = import_model(
+        args.source, args.out, window=args.window, n_slots=args.slots, n_sinks=args.sinks, dtype=args.dtype
+    )
+    costs = account(model.config)
+    assert tokenizer.chat is not None
+    if args.json:
+        print_json(
+            {
+                "folder": args.out,
+                "parameters": costs.parameters,
+                "state_bytes": costs.state_bytes,
+                "cache_bytes": costs.cache_bytes,
+                "trained_context": tokenizer.chat.context,
+                "chat": tokenizer.chat.template is not None,
+            }
+        )
+        return 0
+    rows = [
+        ("parameters", f"{costs.parameters:,}"),
+        ("trained context", f"{tokenizer.chat.context:,} tokens"),
+    ]
+    print_table(
+        [f"{args.source} in {args.out}", ""], [*rows, *state_rows(costs.state_bytes, costs.cache_bytes)]
+    )
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the folder."""
+    from rmat.pretrained.folder import export_model
+
+    export_model(args.model, args.out)
+    print(f"{args.out}: written for transformers")
+    return 0
+
+
+def state_rows(state: int, caches: dict[int, int]) -> list[tuple[str, str]]:
+    """Rows of a table: the state beside caches of all keys and values."""
+    return [
+        ("state of one stream, float32", human_bytes(state)),
+        *(
+            (f"cache of full attention at {tokens:,} tokens", human_bytes(size))
+            for tokens, size in caches.items()
+        ),
+    ]
