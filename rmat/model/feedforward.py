@@ -42,5 +42,6 @@ class ShortConvolution(nn.Module):
         """Convolve a call's tokens after the held `tail` (B, width - 1, E). Returns also the new tail."""
         if tail is None:
             return x_BTE * self.weight[0], None
-        y_BTE = causal_convolution(x_BTE, tail, self.weight, layout.position)
+        position = None if layout.uniform is not None else layout.position
+        y_BTE = causal_convolution(x_BTE, tail, self.weight, position)
         return y_BTE, layout.hold(torch.cat([tail, x_BTE.to(tail.dtype)], dim=1), tail.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 
@@ -11,6 +11,17 @@ from rmat.model.config import ModelConfig
 def linear(n_in: int, n_out: int, *, bias: bool = False) -> nn.Linear:
     """A matrix (n_out, n_in), and a bias if asked for."""
     return nn.Linear(n_in, n_out, bias=bias, dtype=torch.float32)
+
+
+def projected(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    """What maps, all with a bias or none, make of the same vectors (..., n_in). Where these are many, one
+    product with all matrices is faster; where they are few, joining the matrices costs more than it saves."""
+    widths = [each.out_features for each in maps]
+    if x.shape[:-1].numel() < sum(widths):
+        return tuple(each(x) for each in maps)
+    bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
+    joined = nn.functional.linear(x, torch.cat([each.weight for each in maps]), bias)
+    return tuple(joined.split(widths, dim=-1))
 
 
 def parameter(*shape: int) -> nn.Parameter:

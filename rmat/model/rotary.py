@@ -14,7 +14,7 @@ from rmat.model.layout import Layout
 
 @dataclass(frozen=True)
 class Angles:
-    """Cosines and sines, broadcastable to (rows, tokens, heads, D/2), in at least float32."""
+    """Cosines and sines, broadcastable to (rows, tokens, heads, D), in at least float32; see `rotate`."""
 
     cos: Tensor
     sin: Tensor
@@ -27,7 +27,7 @@ class Rotary:
 
     config: ModelConfig
     table_2XHD: Tensor
-    """Cosines and sines, (2, positions, H or 1, D/2), from position `-before` on."""
+    """Cosines and sines, (2, positions, H or 1, D), from position `-before` on."""
     before: int
 
     @staticmethod
@@ -54,7 +54,9 @@ class Rotary:
         frequency = frequency.to(kind)
         position_X11 = torch.arange(-before, last, dtype=kind, device=device)[:, None, None]
         angle_XHD = position_X11 * frequency
-        return Rotary(config, torch.stack([angle_XHD.cos(), angle_XHD.sin()]), before)
+        cos, sin = angle_XHD.cos(), angle_XHD.sin()
+        table_2XHD = torch.stack([torch.cat([cos, cos], dim=2), torch.cat([-sin, sin], dim=2)])
+        return Rotary(config, table_2XHD, before)
 
     def at(self, position: Tensor | slice, n_heads: int) -> Angles:
         """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), a slice that serves every

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
-from rmat.model.parameters import linear, parameter
+from rmat.model.parameters import linear, parameter, projected
 from rmat.model.rotary import Angles, Rotary
 from rmat.model.state import KeyValues
-from rmat.ops.attention import at_least_float32, attend, fold_chunks, rotate
+from rmat.ops.attention import additive, at_least_float32, attend, attend_slots, fold_chunks, rotate
 
 
 def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Tensor, least: Tensor) -> Tensor:
@@ -88,23 +88,25 @@ class KeyRange:
         return KeyRange(config, layout, n_held, before, query, key, least, *angles)
 
     def seen(self, *streams: str) -> Tensor:
-        """Which keys the given local streams see together: bool, broadcastable to (R, 1, S, J)."""
+        """What to add to logits, so that the given local streams see what they may together: broadcastable
+        to (R, 1, S, J)."""
         if streams not in self._masks:
             least = self.least[:, None, :, None]
             at = self.query[:, None, :, None], self.key[:, None, None]
-            self._masks[streams] = visible(self.config, streams, *at, least)
+            seen = visible(self.config, streams, *at, least)
+            self._masks[streams] = additive(seen, self.query_angles.cos.dtype)
         return self._masks[streams]
 
     def seen_in_chunks(self) -> Tensor:
-        """What the chunked stream sees where chunks are rows of their own: bool (R * S / C, 1, C, C or 2
-        C)."""
+        """The same of the chunked stream where chunks are rows of their own: (R * S / C, 1, C, C or 2 C)."""
         if (mask := self._masks.get(())) is None:
             chunk = self.config.chunk_len
             start = torch.arange(0, self.layout.n_cells, chunk, device=self.least.device)[None, :, None, None]
             query = start + torch.arange(chunk, device=start.device)[:, None]
             key = start + torch.arange(-self.before, chunk, device=start.device)
-            mask = visible(self.config, ("chunked",), query, key, self.least[..., None, None])
-            mask = self._masks[()] = mask.flatten(0, 1)[:, None]
+            seen = visible(self.config, ("chunked",), query, key, self.least[..., None, None])
+            mask = additive(seen.flatten(0, 1)[:, None], self.query_angles.cos.dtype)
+            self._masks[()] = mask
         return mask
 
 
@@ -145,12 +147,13 @@ class LocalProjection(nn.Module):
         n_heads, n_kv_heads, width = self.heads
         layout, n_held = keys.layout, keys.n_held
         kind = held.key.dtype
-        q_RSHD = self.query(x_BTE).unflatten(2, (n_heads, width))
-        k_RJKD = self.key(x_BTE).unflatten(2, (n_kv_heads, width))
+        query_BTE, key_BTE, value_BTE = projected(x_BTE, self.query, self.key, self.value)
+        q_RSHD = query_BTE.unflatten(2, (n_heads, width))
+        k_RJKD, v_RJKD = (x.unflatten(2, (n_kv_heads, width)) for x in (key_BTE, value_BTE))
         if self.qk_norm:
             q_RSHD, k_RJKD = self.query_norm(q_RSHD), self.key_norm(k_RJKD)
         k_RJKD = torch.cat([held.key, k_RJKD.to(kind)], dim=1)
-        v_RJKD = torch.cat([held.value, self.value(x_BTE).unflatten(2, (n_kv_heads, width)).to(kind)], dim=1)
+        v_RJKD = torch.cat([held.value, v_RJKD.to(kind)], dim=1)
         tokens = KeyValues(k_RJKD, v_RJKD)
         held = KeyValues(layout.hold(k_RJKD, n_held), layout.hold(v_RJKD, n_held))
         if layout.streaming:
@@ -197,35 +200,18 @@ def joint_attention(
 ) -> Tensor:
     """One softmax over the keys of all streams: (B, T, H, D).
 
-    Slots are asked by the rotated local queries, or by queries of their own. Then both stand side by side in
-    a head of double width, and a key is zero in the half that is not meant for it.
-
     Args:
         slots: per segment, keys, values (B, N, J, K, D) and bias (B, N, J) or (B, N, J, K) of the slots.
-        query_RSHD: what asks the slots; None: the local queries.
+        query_RSHD: what asks the slots; None: the rotated local queries.
     """
-    layout, width = local.range.layout, local.q_RSHD.shape[3]
     mask_R1SJ = local.range.seen(*local.range.config.local_streams)
-    q_RSHD, k_RJKD, v_RJKD = local.q_RSHD, local.k_RJKD, local.v_RJKD
+    keys = (local.q_RSHD, local.k_RJKD, local.v_RJKD)
     if slots is None:
-        out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ)
-        return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
-    slot_k_RJKD, slot_v_RJKD, slot_bias = (x.flatten(0, 1) for x in slots)
-    if query_RSHD is not None:
-        # attend divides by the root of the double width
-        q_RSHD = torch.cat([q_RSHD, query_RSHD], dim=3) * 2**0.5
-        k_RJKD = torch.cat([k_RJKD, torch.zeros_like(k_RJKD)], dim=3)
-        slot_k_RJKD = torch.cat([torch.zeros_like(slot_k_RJKD), slot_k_RJKD], dim=3)
-    local_bias = slot_bias.new_zeros(q_RSHD.shape[0], k_RJKD.shape[1], *slot_bias.shape[2:])
-    bias = torch.cat([slot_bias, local_bias], dim=1)
-    k_RJKD = torch.cat([slot_k_RJKD, k_RJKD], dim=1)
-    v_RJKD = torch.cat([slot_v_RJKD, v_RJKD], dim=1)
-    mask_R1SJ = mask_R1SJ.expand(q_RSHD.shape[0], 1, q_RSHD.shape[1], -1)
-    slots_R1SJ = mask_R1SJ.new_ones(*mask_R1SJ.shape[:3], slot_k_RJKD.shape[1])
-    mask_R1SJ = torch.cat([slots_R1SJ, mask_R1SJ], dim=3)
-    if query_RSHD is not None:
-        v_RJKD = torch.cat([v_RJKD, torch.zeros_like(v_RJKD)], dim=3)
-    out_RSHD = attend(q_RSHD, k_RJKD, v_RJKD, mask=mask_R1SJ, key_bias=bias)[..., :width]
+        out_RSHD = attend(*keys, mask=mask_R1SJ)
+    else:
+        query_RSHD = local.q_RSHD if query_RSHD is None else query_RSHD
+        out_RSHD = attend_slots(*keys, mask_R1SJ, query_RSHD, *(x.flatten(0, 1) for x in slots))
+    layout = local.range.layout
     return layout.unfold(out_RSHD.unflatten(0, (layout.n_rows, -1)))
 
 

@@ -5,9 +5,14 @@ Axis letters are those of `rmat/model/notation.py`. Loop-level definitions: `rma
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 MASKED = -1.0e4
 """Added to the logit of a key that must not be seen. exp(MASKED) is exactly 0 in every float type here, and
@@ -32,23 +37,21 @@ def attend(
 
     Args:
         q_BTHD: queries. k_BJKD, v_BJKD: keys and values; H / K query heads share a key head.
-        mask: bool, broadcastable to (B, 1, T, J); True where a query sees a key. At least one key each.
+        mask: broadcastable to (B, 1, T, J): bool, True where a query sees a key, or a number that is added to
+            the logit. At least one key each.
         causal: query t sees the keys 0..t (T == J); excludes the mask.
-        key_bias: (B, J), or (B, J, K) by key head, added to every logit of its key; differentiable. It goes
-            in as one more coordinate of the keys against a constant one of the queries, because the fused
-            kernels give no gradient to an additive mask.
+        key_bias: (B, J), or (B, J, K) by key head, added to every logit of its key; differentiable.
 
     Returns: (B, T, H, D), in the type of q.
     """
     width = q_BTHD.shape[3]
     k_BJKD, v_BJKD = k_BJKD.to(q_BTHD.dtype), v_BJKD.to(q_BTHD.dtype)  # under autocast what was held is wider
     if key_bias is not None:
-        key_bias = (key_bias if key_bias.dim() == 3 else key_bias.unsqueeze(2)) * width**0.5
-        extra_BJKD = _coordinates(key_bias, k_BJKD.dtype).expand(*k_BJKD.shape[:3], -1)
-        n_extra = extra_BJKD.shape[3]
-        q_BTHD = F.pad(q_BTHD, (0, n_extra), value=1.0)
-        k_BJKD = torch.cat([k_BJKD, extra_BJKD], dim=3)
-        v_BJKD = F.pad(v_BJKD, (0, n_extra))
+        bias, coordinates = key_bias, mask is not None
+        q_BTHD, k_BJKD, v_BJKD, bias_BHTJ = _biased(q_BTHD, k_BJKD, v_BJKD, bias, coordinates=coordinates)
+        mask = mask if coordinates else bias_BHTJ
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q_BTHD.dtype)
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BJKD.transpose(1, 2),
@@ -59,6 +62,131 @@ def attend(
         enable_gqa=q_BTHD.shape[2] != k_BJKD.shape[2],
     )
     return out_BHTD.transpose(1, 2)[..., :width]
+
+
+def _biased(
+    q_BTHD: Tensor, k_BJKD: Tensor, v_BJKD: Tensor, bias: Tensor, *, coordinates: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries, keys and values whose attention adds `bias` to the logits, and the mask that they need for it.
+
+    A bias that no gradient asks for is the mask. The fused kernels give no gradient to a mask and round it to
+    the type of q: any other bias (or, with `coordinates`, every one) goes in as one more coordinate of the
+    keys against a constant one of the queries.
+    """
+    bias = bias if bias.dim() == 3 else bias.unsqueeze(2)
+    if not (coordinates or bias.requires_grad or bias.dtype != q_BTHD.dtype):
+        heads_BJH = bias.repeat_interleave(q_BTHD.shape[2] // bias.shape[2], 2) if bias.shape[2] > 1 else bias
+        # Contiguous: the kernel would expand a strided mask to all queries.
+        return q_BTHD, k_BJKD, v_BJKD, heads_BJH.transpose(1, 2).contiguous()[:, :, None]
+    extra_BJKD = _coordinates(bias * q_BTHD.shape[3] ** 0.5, k_BJKD.dtype).expand(*k_BJKD.shape[:3], -1)
+    n_extra = extra_BJKD.shape[3]
+    k_BJKD = torch.cat([k_BJKD, extra_BJKD], dim=3)
+    return F.pad(q_BTHD, (0, n_extra), value=1.0), k_BJKD, F.pad(v_BJKD, (0, n_extra)), None
+
+
+def attend_slots(
+    q_BTHD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
+    mask: Tensor | None,
+    slot_q_BTHD: Tensor,
+    slot_k_BMKD: Tensor,
+    slot_v_BMKD: Tensor,
+    slot_bias: Tensor,
+) -> Tensor:
+    """One softmax over keys that a mask hides and over slots whose logits have a bias; arguments as in
+    `attend`. Slots may be asked by queries of their own. Returns (B, T, H, D), in the type of q."""
+    dtype = q_BTHD.dtype
+    keys = (q_BTHD, k_BJKD.to(dtype), v_BJKD.to(dtype))
+    slots = (slot_q_BTHD.to(dtype), slot_k_BMKD.to(dtype), slot_v_BMKD.to(dtype))
+    return (_merged if q_BTHD.device.type == "cpu" else _joined)(*keys, *slots, mask, slot_bias)
+
+
+def _merged(
+    q_BTHD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
+    slot_q_BTHD: Tensor,
+    slot_k_BMKD: Tensor,
+    slot_v_BMKD: Tensor,
+    mask: Tensor | None,
+    slot_bias: Tensor,
+) -> Tensor:
+    """`attend_slots` by two calls of the kernel on a CPU, merged: nothing is copied to be joined, and the slots
+    need no mask of their own for every query (docs/performance.md)."""
+    *slots, bias_BHTJ = _biased(slot_q_BTHD, slot_k_BMKD, slot_v_BMKD, slot_bias)
+    if mask is not None:
+        mask = (additive(mask, q_BTHD.dtype) if mask.dtype == torch.bool else mask).to(q_BTHD.dtype)
+    parts = [*(x.transpose(1, 2) for x in slots), bias_BHTJ]
+    parts += [*(x.transpose(1, 2) for x in (q_BTHD, k_BJKD, v_BJKD)), mask]
+    out_BHTD: Tensor = _Merged.apply(q_BTHD.shape[3] ** -0.5, *parts)  # type: ignore[no-untyped-call]
+    return out_BHTD.transpose(1, 2)
+
+
+def _joined(
+    q_BTHD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
+    slot_q_BTHD: Tensor,
+    slot_k_BMKD: Tensor,
+    slot_v_BMKD: Tensor,
+    mask: Tensor | None,
+    slot_bias: Tensor,
+) -> Tensor:
+    """`attend_slots` by one call on any device, with slots and keys one behind the other."""
+    width = q_BTHD.shape[3]
+    if slot_q_BTHD is not q_BTHD:
+        # Both queries stand side by side in a head of double width, and a key is zero in the half that is not
+        # meant for it; `attend` divides by the root of the double width.
+        q_BTHD = torch.cat([q_BTHD, slot_q_BTHD], dim=3) * 2**0.5
+        k_BJKD, v_BJKD, slot_v_BMKD = (F.pad(x, (0, width)) for x in (k_BJKD, v_BJKD, slot_v_BMKD))
+        slot_k_BMKD = F.pad(slot_k_BMKD, (width, 0))
+    bias = F.pad(slot_bias, (0, 0) * (slot_bias.dim() - 2) + (0, k_BJKD.shape[1]))
+    k_BJKD, v_BJKD = torch.cat([slot_k_BMKD, k_BJKD], dim=1), torch.cat([slot_v_BMKD, v_BJKD], dim=1)
+    if mask is not None:
+        mask = F.pad(mask, (slot_bias.shape[1], 0), value=mask.dtype == torch.bool)
+    return attend(q_BTHD, k_BJKD, v_BJKD, mask=mask, key_bias=bias)[..., :width]
+
+
+class _Merged(torch.autograd.Function):
+    """Softmax attention over two sets of keys, from an attention call for each: o = (Z_1 o_1 + Z_2 o_2) / (Z_1 +
+    Z_2) with their log Z. The gradient of each is that of its call, with the merged o and log Z in place of
+    its own.
+
+    Arguments: the scale, then of each set queries, keys, values (B, heads, tokens, width) and the additive mask.
+    The first set may be wider; what it has more does not come out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, *parts: Tensor | None) -> Tensor:
+        (one_BHTD, log_one), (two_BHTD, log_two) = (
+            _FLASH(*part[:3], 0.0, False, attn_mask=part[3], scale=scale) for part in (parts[:4], parts[4:])
+        )
+        log_z = torch.logaddexp(log_one, log_two)
+        share_BHT = (log_two - log_z).exp()
+        width = two_BHTD.shape[3]
+        out_BHTD = torch.lerp(one_BHTD[..., :width], two_BHTD, share_BHT[..., None].to(two_BHTD.dtype))
+        ctx.scale = scale
+        ctx.save_for_backward(out_BHTD, log_z, *parts)
+        return out_BHTD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        out_BHTD, log_z, *parts = ctx.saved_tensors
+        found: list[Tensor | None] = [None]
+        for part in (parts[:4], parts[4:]):
+            more = part[0].shape[3] - out_BHTD.shape[3]
+            wide, out = (F.pad(x, (0, more)) if more else x for x in (gradients[0], out_BHTD))
+            found += _FLASH_BACKWARD(
+                wide, *part[:3], out, log_z, 0.0, False, attn_mask=part[3], scale=ctx.scale
+            )
+            found.append(None)
+        return tuple(found)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to logits: 0 where `seen`, minus infinity elsewhere."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 def stick_breaking(logits_BHTJ: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,11 +242,12 @@ def _coordinates(x: Tensor, dtype: torch.dtype) -> Tensor:
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: the pair (i, i + D/2) of every head turns by its angle, in at least float32.
 
-    cos, sin: broadcastable to (B, T, H, D/2). Returns the type and shape of x.
+    cos, sin: broadcastable to (B, T, H, D), of every pair's angle at both places; the first half of sin is
+    negative. Returns the type and shape of x.
     """
-    first, second = at_least_float32(x_BTHD).chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.to(x_BTHD.dtype)
+    wide_BTHD = at_least_float32(x_BTHD)
+    swapped_BTHD = wide_BTHD.roll(x_BTHD.shape[3] // 2, -1)
+    return torch.addcmul(wide_BTHD * cos, swapped_BTHD, sin).to(x_BTHD.dtype)
 
 
 def fold_chunks(
@@ -153,7 +282,7 @@ def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position
         x_BTE: inputs. held_BLE: the L = width - 1 inputs before them.
         weight: (width, E); weight[j] multiplies the input j tokens back.
         position: (B, T) int64 position in the document, which hides inputs of another document; None if
-            every token has width - 1 predecessors in its own.
+            no document starts in this call, and what is held is zero before the start of its own.
 
     Returns: (B, T, E).
     """
@@ -161,8 +290,8 @@ def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position
     joined_BXE = torch.cat([held_BLE.to(x_BTE.dtype), x_BTE], dim=1)
     out_BTE = x_BTE * weight[0]
     for back in range(1, n_held + 1):
-        term_BTE = joined_BXE[:, n_held - back : n_held - back + n_tokens] * weight[back]
+        tap_BTE = joined_BXE[:, n_held - back : n_held - back + n_tokens]
         if position is not None:
-            term_BTE = torch.where((position >= back)[..., None], term_BTE, 0.0)
-        out_BTE = out_BTE + term_BTE
+            tap_BTE = torch.where((position >= back)[..., None], tap_BTE, 0.0)
+        out_BTE = torch.addcmul(out_BTE, tap_BTE, weight[back])
     return out_BTE

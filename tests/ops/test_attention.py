@@ -1,6 +1,7 @@
 """The fast attention functions against their loop-level definitions, forward and gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 from rmat.ops.attention import (
     MASKED,
     _coordinates,
+    _joined,
+    _merged,
+    additive,
     attend,
     attend_newest,
     causal_convolution,
@@ -28,7 +32,8 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def angles(positions: range, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     frequency = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.tensor(list(positions), dtype=torch.float64)[:, None, None] * frequency
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], 2), torch.cat([-sin, sin], 2)
 
 
 def agree(fast: torch.Tensor, slow: torch.Tensor, inputs: list[torch.Tensor]) -> None:
@@ -135,6 +140,39 @@ def test_a_mask_and_a_bias_together() -> None:
         ]
         found = ref.read(entries)
         assert found is not None and torch.allclose(fast[0, t, 0], found, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", [_merged, _joined])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize("own_query", [True, False])
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("by_head", [True, False])
+def test_one_softmax_over_keys_and_slots(
+    way: Any, heads: int, kv_heads: int, own_query: bool, learned: bool, by_head: bool
+) -> None:
+    """Two calls of the kernel merged, and one over all keys: values and gradients are those of the sum."""
+    n_tokens, n_keys, n_slots, width = 3, 4, 5, 6
+    q, k = draw(2, n_tokens, heads, width), draw(2, n_keys, kv_heads, width, seed=1)
+    v, slot_q = draw(2, n_keys, kv_heads, width, seed=2), draw(2, n_tokens, heads, width, seed=3)
+    slot_k = draw(2, n_slots, kv_heads, width, seed=4)
+    slot_v = draw(2, n_slots, kv_heads, width, seed=5)
+    bias = draw(2, n_slots, *[kv_heads] * by_head, seed=6)
+    inputs = [q, k, v, slot_k, slot_v, *[slot_q] * own_query, *[bias] * learned]
+    bias = bias if learned else bias.detach()
+    with torch.no_grad():
+        bias[0, 1] = MASKED
+    slot_q = slot_q if own_query else q
+    seen = torch.arange(n_keys) <= torch.arange(n_tokens)[:, None]
+    mask = seen if way is _joined else additive(seen, torch.float64)
+    fast = way(q, k, v, slot_q, slot_k, slot_v, mask.expand(2, 1, -1, -1), bias)
+    group = heads // kv_heads
+    of_slots = torch.einsum("bthd,bjhd->bthj", slot_q, slot_k.repeat_interleave(group, 2)) / width**0.5
+    of_slots = of_slots + (bias.repeat_interleave(group, 2).mT if by_head else bias[:, None])[:, None]
+    of_keys = torch.einsum("bthd,bjhd->bthj", q, k.repeat_interleave(group, 2)) / width**0.5
+    of_keys = of_keys.masked_fill(~seen[:, None], float("-inf"))
+    weights = torch.cat([of_slots, of_keys], 3).softmax(3)
+    values = torch.cat([slot_v, v], 1).repeat_interleave(group, 2)
+    agree(fast, torch.einsum("bthj,bjhd->bthd", weights, values), inputs)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
