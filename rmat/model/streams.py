@@ -147,9 +147,10 @@ class LocalProjection(nn.Module):
         n_heads, n_kv_heads, width = self.heads
         layout, n_held = keys.layout, keys.n_held
         kind = held.key.dtype
-        query_BTE, key_BTE, value_BTE = projected(x_BTE, self.query, self.key, self.value)
-        q_RSHD = query_BTE.unflatten(2, (n_heads, width))
-        k_RJKD, v_RJKD = (x.unflatten(2, (n_kv_heads, width)) for x in (key_BTE, value_BTE))
+        made = projected(x_BTE, self.query, self.key, self.value)
+        q_RSHD, k_RJKD, v_RJKD = (
+            x.unflatten(2, (n, width)) for x, n in zip(made, (n_heads, n_kv_heads, n_kv_heads), strict=True)
+        )
         if self.qk_norm:
             q_RSHD, k_RJKD = self.query_norm(q_RSHD), self.key_norm(k_RJKD)
         k_RJKD = torch.cat([held.key, k_RJKD.to(kind)], dim=1)
