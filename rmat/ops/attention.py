@@ -112,8 +112,8 @@ def _merged(
     mask: Tensor | None,
     slot_bias: Tensor,
 ) -> Tensor:
-    """`attend_slots` by two calls of the kernel on a CPU, merged: nothing is copied to be joined, and the slots
-    need no mask of their own for every query (docs/performance.md)."""
+    """`attend_slots` by two calls of the kernel on a CPU, merged: nothing is copied to be joined, and the
+    slots need no mask of their own for every query (docs/performance.md)."""
     *slots, bias_BHTJ = _biased(slot_q_BTHD, slot_k_BMKD, slot_v_BMKD, slot_bias)
     if mask is not None:
         mask = (additive(mask, q_BTHD.dtype) if mask.dtype == torch.bool else mask).to(q_BTHD.dtype)
@@ -149,12 +149,12 @@ def _joined(
 
 
 class _Merged(torch.autograd.Function):
-    """Softmax attention over two sets of keys, from an attention call for each: o = (Z_1 o_1 + Z_2 o_2) / (Z_1 +
-    Z_2) with their log Z. The gradient of each is that of its call, with the merged o and log Z in place of
-    its own.
+    """Softmax attention over two sets of keys, from an attention call for each: o = (Z_1 o_1 + Z_2 o_2) /
+    (Z_1 + Z_2) with their log Z. The gradient of each is that of its call, with the merged o and log Z in
+    place of its own.
 
-    Arguments: the scale, then of each set queries, keys, values (B, heads, tokens, width) and the additive mask.
-    The first set may be wider; what it has more does not come out.
+    Arguments: the scale, then of each set queries, keys, values (B, heads, tokens, width) and the additive
+    mask. The first set may be wider; what it has more does not come out.
     """
 
     @staticmethod
