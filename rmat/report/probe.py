@@ -19,7 +19,7 @@ from rmat.model.block import Block
 from rmat.model.state import KeyValues, LayerState, MemoryState
 from rmat.model.streams import Local
 from rmat.model.writers import Tokens
-from rmat.ops.attention import MASKED, at_least_float32, stick_breaking
+from rmat.ops.attention import at_least_float32, stick_breaking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +186,8 @@ def _local_mass(block: Any, local: Local, n_tokens: int) -> Tensor:
     query_SHD = at_least_float32(local.q_RSHD[0])
     key_JHD = at_least_float32(local.k_RJKD[0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_SHJ = torch.einsum("shd,jhd->shj", query_SHD, key_JHD) * config.head_dim**-0.5
-    visible_SJ = local.range.seen(*config.local_streams)[0, 0]
-    return torch.where(visible_SJ[:, None], logits_SHJ, MASKED).logsumexp(2)[:n_tokens]
+    mask_SJ = local.range.seen(*config.local_streams)[0, 0]
+    return (logits_SHJ + mask_SJ[:, None]).logsumexp(2)[:n_tokens]
 
 
 def _memory_view(
