@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,12 +197,14 @@ def test_every_command_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyP
 def serves(place: Path, words: list[str]) -> bool:
     """Whether the server comes up, and ends when it is told to."""
     words = [*words, "--port", "0"] if "--port" not in words else words
-    running = subprocess.Popen(
-        [sys.executable, "-m", "rmat", *words], cwd=place, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stderr is not None
-    up, until = False, time.monotonic() + 120
-    while not up and time.monotonic() < until and (line := running.stderr.readline()):
-        up = "http://" in line
-    running.send_signal(signal.SIGTERM)
-    return running.wait(timeout=120) == 0 and up
+    command = [sys.executable, "-m", "rmat", *words]
+    running = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True)
+    hung = threading.Timer(240, running.kill)
+    hung.start()
+    try:
+        assert running.stdout is not None
+        up = any("http://" in line for line in running.stdout)
+        running.send_signal(signal.SIGTERM)
+        return running.wait() == 0 and up
+    finally:
+        hung.cancel()

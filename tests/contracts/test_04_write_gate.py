@@ -25,6 +25,7 @@ RECURRENT = [name for name in WITH_MEMORY if make_config(name).gate in ("gru", "
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
+@torch.no_grad()
 def test_a_segment_does_not_read_what_it_writes(name: str) -> None:
     """With and without memory the first segment gives the same logits; the first token after it does not. (Where the
     bank takes what local attention loses sight of, the first that finds something may be the third.)"""
@@ -42,6 +43,7 @@ def test_a_segment_does_not_read_what_it_writes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
+@torch.no_grad()
 def test_the_bank_changes_only_where_a_segment_closes(name: str) -> None:
     model = make_model(name)
     open_gates(model)
@@ -57,6 +59,7 @@ def test_the_bank_changes_only_where_a_segment_closes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSING if not make_config(name).n_sinks])
+@torch.no_grad()
 def test_a_refused_write_leaves_no_trace(name: str) -> None:
     """Closed gates: the bank stays as it was and the logits are those of an empty bank, whatever was read."""
     model = make_model(name)
@@ -75,6 +78,7 @@ def test_a_refused_write_leaves_no_trace(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSING)
+@torch.no_grad()
 def test_refusals_do_not_move_what_is_held(name: str) -> None:
     """Open gates fill the bank, then closed gates read on: the same slots stay, in the same order. (Tokens that wait to
     be offered were scored when they were read: they enter first.)"""
@@ -99,6 +103,7 @@ def test_refusals_do_not_move_what_is_held(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECURRENT)
+@torch.no_grad()
 def test_recurrent_gate_zero_keeps_and_one_replaces(name: str) -> None:
     case = {**CASES[name], "n_layers": 1}
     if name in ("paper",):
@@ -136,6 +141,7 @@ def test_the_gate_learns_through_its_log(name: str) -> None:
         assert float(gradient.abs().max()) > 0, f"layer {layer}"
 
 
+@torch.no_grad()
 def test_frozen_memory_keeps_the_start_of_the_document() -> None:
     model = make_model({"writer": "all", "gate": "none", "n_slots": 9})
     tokens = make_tokens(1, 30)
@@ -146,6 +152,7 @@ def test_frozen_memory_keeps_the_start_of_the_document() -> None:
     assert bank_positions(at_first, 0) == [list(range(3, 12))]
 
 
+@torch.no_grad()
 def test_shuffled_memory_reads_the_neighbours_bank() -> None:
     model = make_model("recommended")
     tokens = make_tokens(3, 24)

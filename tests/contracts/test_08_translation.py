@@ -11,6 +11,7 @@ AGES = (10**7, 10**12)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
 def test_a_state_moved_to_a_great_age_goes_on_with_the_same_numbers(name: str, dtype: torch.dtype) -> None:
     model = make_model(name, dtype=dtype)
     length = model.config.segment_len

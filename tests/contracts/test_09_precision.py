@@ -46,6 +46,7 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
 def test_float64_is_float64_throughout(name: str) -> None:
     model = make_model(name)
     for schedule in schedules_of(model.config):
@@ -96,6 +97,7 @@ def test_delicate_operations_are_never_narrow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
+@torch.no_grad()
 def test_gates_and_recurrent_state_are_kept_in_float32(name: str) -> None:
     model = make_model(name, dtype=torch.bfloat16)
     _, state = model(make_tokens(2, 20))

@@ -2,6 +2,10 @@
 
 import itertools
 import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 
 from tests.makers.models import Overrides
 
@@ -81,3 +85,9 @@ def of_local_keys(case: Overrides, rng: random.Random) -> dict[str, object]:
         "gate": gate,
         "eviction": rng.choice(["oldest", "weakest"]) if scored else "oldest",
     }
+
+
+def quick(values: Iterable[Any], count: int) -> list[Any]:
+    """Values for `parametrize`: the first `count` are always run, the others by `make slow`."""
+    first, others = [*values][:count], [*values][count:]
+    return [*first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
