@@ -38,6 +38,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
         null_slot=True,
         fusion="head",
     ),
+    "admitted": dict(
+        _MODERN,
+        streams=("chunked", "memory"),
+        writer="select",
+        gate="push",
+        gate_gradient="value",
+        write_from="input",
+        memory_projections="local",
+        memory_position="rotary",
+        write_when="unseen",
+        slots_per="key_head",
+        n_sinks=4,
+        null_slot=True,
+        fusion="joint",
+    ),
     "paper": dict(writer="mean", gate="gru", write_from="output", fusion="scalar", n_slots=32),
     "local": dict(_MODERN, streams=("full", "chunked"), fusion="head"),
     "xl": dict(
@@ -66,6 +81,9 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
     paper = variant == "paper"
     if paper:
         fields["n_layers"] = overrides.get("n_layers", PAPER_LAYERS[size])
+    if variant == "admitted":  # chunks are segments: tokens are offered when local attention loses them
+        fields["segment_len"] = overrides.get("segment_len", fields["segment_len"] // 2)
+        fields.setdefault("chunk_len", fields["segment_len"])
     segment, heads = fields["segment_len"], fields["n_heads"]
     if not all(
         isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")
