@@ -1,0 +1,259 @@
+"""Gates of a pretrained model, fitted by forward passes alone.
+
+A gate should admit what will be wanted once local attention has lost sight of it. The pretrained model itself
+tells, with everything in sight: the target of a token, per layer and key head, is the log of the largest
+attention weight that a later query out of local reach gave it. The gate's score is a ridge regression of the
+targets on the block's input, less the score that a given share of all tokens exceeds.
+
+Text that asks about itself must be among the passages: in plain prose nothing ever asks for a stated fact, and
+gates fitted on prose alone refuse it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rmat.data.tokenizer import Tokenizer
+from rmat.model import LanguageModel, ModelConfig
+from rmat.model.evaluating import evaluating
+from rmat.model.streams import Local
+from rmat.settings import number
+from rmat.storage import assigned
+from rmat.tasks.haystack import Split, fill, hide, load_filler, without
+from rmat.tasks.talk import KINDS, pick
+
+STATED = 26.0
+"""Weight in the regression of a token of a stated fact, of which there are few."""
+
+SHARPNESS = 16.0
+"""Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1, and
+what is admitted is read as it was."""
+
+RIDGE = 1e-3
+"""Penalty on the weights, as a share of the mean square of the block's input."""
+
+LEAST_WEIGHT = 1e-8
+"""Smaller attention counts as this much."""
+
+FACTS = 3
+"""Facts that are stated in a passage and asked for behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A text of T tokens to fit gates on."""
+
+    ids: NDArray[np.int64]
+    """(T,) token ids."""
+    asks: NDArray[np.bool_]
+    """(T,) whether the attention of a token's query is a target."""
+    weight: NDArray[np.float32]
+    """(T,) weight of a token as a key; 0 leaves it out."""
+    reach: int
+    """Only queries so many tokens behind a key count for it."""
+
+
+def prose(
+    spec: str, tokenizer: Tokenizer, *, length: int, reach: int, seed: int, split: Split = "train"
+) -> Iterator[Passage]:
+    """Passages of `length` tokens of the SPEC's text, without end; every token asks for what is out of reach
+    of it."""
+    random = np.random.default_rng(seed)
+    while True:
+        sentences = load_filler(spec, split).sentences(random)
+        opening = list(tokenizer.opening)
+        text = "".join(text for text, _ in fill(sentences, length - len(opening), tokenizer)).lstrip()
+        ids = np.array([*opening, *tokenizer.encode(text)], dtype=np.int64)
+        at = np.arange(len(ids))
+        weight = (at < len(ids) - reach).astype(np.float32)
+        yield Passage(ids=ids, asks=at >= reach, weight=weight, reach=reach)
+
+
+def asking(
+    spec: str, tokenizer: Tokenizer, *, length: int, seed: int, split: Split = "train"
+) -> Iterator[Passage]:
+    """Passages of about `length` tokens, without end, in which facts are stated in the SPEC's text and asked
+    for in the model's chat format. Questions and answers ask; tokens before them are keys.
+
+    Raises ValueError for a model without a chat template.
+    """
+    if tokenizer.chat is None or tokenizer.chat.template is None:
+        raise ValueError("this model has no chat template, in which questions about a text could be asked")
+    random = np.random.default_rng(seed)
+    while True:
+        kinds = [KINDS[k] for k in random.permutation(len(KINDS))[:FACTS]]
+        values = [kind.draw(random) for kind in kinds]
+        stated = [pick(random, kind.statements).format(value) for kind, value in zip(kinds, values, strict=True)]
+        asked = [
+            turn
+            for kind, value in zip(kinds, values, strict=True)
+            for turn in (("user", pick(random, kind.questions)), ("assistant", kind.answer.format(value)))
+        ]
+        places = np.sort(random.random(FACTS)).tolist()
+        sentences = without(values, load_filler(spec, split).sentences(random))
+        hidden = hide(list(zip(places, map(" {}".format, stated), strict=True)), sentences, length, tokenizer)
+        text = "".join(text for _, text in hidden).strip()
+        turns = [("user", f"{text}\n\n{asked[0][1]}"), *asked[1:]]
+        ids = np.array(
+            tokenizer.encode_special(tokenizer.chat.pieces(turns, "nothing", answer=False)), dtype=np.int64
+        )
+        ends = np.cumsum(tokenizer.byte_counts(ids))
+        spelled = tokenizer.decode_bytes(ids.tolist())
+        question = spelled.index(asked[0][1].encode(), spelled.index(stated[-1].encode()))
+        asks = ends > question
+        weight = np.where(asks, 0.0, 1.0).astype(np.float32)
+        for statement in stated:
+            begin = spelled.index(statement.encode())
+            weight[(ends > begin) & (ends <= begin + len(statement.encode()))] = STATED
+        yield Passage(ids=ids, asks=asks, weight=weight, reach=0)
+
+
+class _Regression:
+    """The sums of one layer's weighted regression, in float64; E + 1 features, the last one constant."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        width = config.d_model + 1
+        self.gram = torch.zeros(width, width, dtype=torch.float64)
+        self.moment = torch.zeros(width, config.n_kv_heads, dtype=torch.float64)
+        self.plain = torch.zeros(width, width, dtype=torch.float64)
+        """The same as `gram` with all weights 1, for mean and deviation of the scores."""
+
+    def add(self, x: Tensor, target: Tensor, weight: Tensor) -> None:
+        """Inputs (T, E), targets (T, K) and weights (T,)."""
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        weighted = x * weight[:, None]
+        self.gram += (x.T @ weighted).double()
+        self.moment += (weighted.T @ target).double()
+        self.plain += (x.T @ x).double()
+
+    def solve(self, share: float) -> tuple[Tensor, Tensor]:
+        """Weights (K, E) and biases (K,) of scores that a `share` of normal distributed tokens has above 0."""
+        width = len(self.gram) - 1
+        penalty = RIDGE * self.gram.diagonal()[:width].mean()
+        ridge = torch.diag(torch.cat([penalty.expand(width), penalty.new_zeros(1)]))
+        solved = torch.linalg.solve(self.gram + ridge, self.moment)  # (E + 1, K)
+        moments = self.plain / self.plain[-1, -1]
+        mean = moments[-1] @ solved
+        deviation = ((solved * (moments @ solved)).sum(0) - mean**2).clamp(min=1e-12).sqrt()
+        scale = SHARPNESS / deviation
+        threshold = mean + NormalDist().inv_cdf(1 - share) * deviation
+        return (solved[:-1] * scale).T, (solved[-1] - threshold) * scale
+
+
+def fit(
+    model: LanguageModel,
+    passages: Iterable[Passage],
+    *,
+    share: float = 0.5,
+    advance: Callable[[int], None] = lambda _: None,
+) -> LanguageModel:
+    """The model with fitted gates: about a `share` of all tokens, above 0 and below 1, is admitted.
+
+    Args:
+        model: imported, with a bank for every key head.
+        passages: at least one; each is read with everything in sight, so that its length squared must fit
+            into memory.
+        advance: called with the tokens of each passage that was read.
+
+    Raises ValueError for a model without such a bank.
+    """
+    number("share", share, above=0, below=1)
+    config = model.config
+    if not (config.has_memory and config.slots_per == "key_head" and config.refuses_writes):
+        raise ValueError("this model has no gate for each key head: import it with a window and slots")
+    regressions = [_Regression(config) for _ in range(config.n_layers)]
+    for passage in passages:
+        _read(model, passage, regressions)
+        advance(len(passage.ids))
+    tensors = dict(model.state_dict())
+    for index, regression in enumerate(regressions):
+        weight, bias = regression.solve(share)
+        for name, value in (("weight", weight), ("bias", bias)):
+            key = f"blocks.{index}.memory.writer.score.{name}"
+            tensors[key] = value.to(tensors[key].dtype)
+    return assigned(config, tensors)
+
+
+@torch.no_grad()
+def _read(model: LanguageModel, passage: Passage, regressions: Sequence[_Regression]) -> None:
+    """Add a passage to the regressions of all layers."""
+    ids = torch.from_numpy(passage.ids)
+    full = _with_all_in_sight(model, len(ids))
+    caught: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Any:
+        return lambda _, __, x_BTE: caught.__setitem__(index, x_BTE[0])
+
+    def add(index: int) -> Any:
+        def hook(_: Any, __: Any, outputs: tuple[Local, Any]) -> None:
+            target = _targets(outputs[0], passage)
+            used = torch.from_numpy(passage.weight) > 0
+            weight = torch.from_numpy(passage.weight)
+            regressions[index].add(caught.pop(index).float()[used], target[used], weight[used])
+
+        return hook
+
+    hooks = []
+    for index, block in enumerate(full.blocks):
+        hooks.append(block.norm.register_forward_hook(keep(index)))
+        hooks.append(block.local["full"].register_forward_hook(add(index)))
+    try:
+        with evaluating(full):
+            full.hidden(ids[None].to(model.embedding.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_all_in_sight(model: LanguageModel, n_tokens: int) -> LanguageModel:
+    """The pretrained model itself over so many tokens; it shares its weights with `model`."""
+    config = dataclasses.replace(
+        model.config,
+        streams=("full",),
+        segment_len=n_tokens,
+        chunk_len=n_tokens,
+        chunk_lookback=0,
+        fusion="scalar",
+    )
+    tensors = {
+        name.replace(".local.chunked.", ".local.full."): x
+        for name, x in model.state_dict().items()
+        if ".memory." not in name
+    }
+    return assigned(config, tensors)
+
+
+def _targets(local: Local, passage: Passage) -> Tensor:
+    """Log of the largest attention weight that a query which asks gave to each token: (T, K)."""
+    n_tokens = len(passage.ids)
+    q_SHD, k_JKD = (x[0, :n_tokens].float() for x in (local.q_RSHD, local.k_RJKD))
+    asks = torch.from_numpy(passage.asks).nonzero().flatten()
+    key = torch.arange(n_tokens)
+    seen = key <= asks[:, None]
+    counts = key <= asks[:, None] - passage.reach
+    n_kv_heads = k_JKD.shape[1]
+    q_QKGD = q_SHD[asks].unflatten(1, (n_kv_heads, -1))
+    targets = []
+    for head in range(n_kv_heads):
+        logits_GQJ = torch.einsum("qgd,jd->gqj", q_QKGD[:, head], k_JKD[:, head]) * k_JKD.shape[2] ** -0.5
+        weight_GQJ = logits_GQJ.masked_fill(~seen, -torch.inf).softmax(2)
+        targets.append(weight_GQJ.masked_fill(~counts, 0).flatten(0, 1).amax(0))
+    return torch.stack(targets, dim=1).clamp(min=LEAST_WEIGHT).log()
+
+
+def mixed(
+    spec: str, tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
+) -> Iterator[Passage]:
+    """So many passages of prose of 2,048 tokens, then of text that asks about itself."""
+    yield from islice(prose(spec, tokenizer, length=2048, reach=reach, seed=seed), n_prose)
+    yield from islice(asking(spec, tokenizer, length=1280, seed=seed + 1), n_asking)
