@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "accounting": {"model"},
     "data": {"settings", "machine"},
     "tasks": {"data", "settings", "machine"},
-    "pretrained": {"model", "storage", "data", "settings", "machine", ""},
+    "pretrained": {"model", "storage", "data", "tasks", "settings", "machine", ""},
     "generation": {"model", "data", "settings"},
     "evaluation": {"model", "data", "tasks", "generation", "settings", "machine"},
     "training": {"model", "storage", "data", "tasks", "settings", "machine"},

@@ -20,8 +20,14 @@ Write a folder of Hugging Face from the folder of an imported model: plain trans
 attention. The gates are written beside it, and come back when OUT is imported."""
 
 
+GATES = """\
+Fit the write gates of an imported model: forward passes only, minutes. The model reads prose, and texts that
+state facts and ask for them in its chat format, with everything in sight; a gate learns to admit what later
+tokens out of local reach attended. The state keeps its size."""
+
+
 def add(commands: Any) -> None:
-    """Add both commands."""
+    """Add the three commands."""
     parser = add_command(
         commands, "import", run=run_import, help="bring a pretrained model", description=IMPORT
     )
@@ -37,6 +43,19 @@ def add(commands: Any) -> None:
         default="float32",
         help="type of the weights (default: float32)",
     )
+    add_json(parser)
+    parser = add_command(
+        commands, "gates", run=run_gates, help="fit an imported model's write gates", description=GATES
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of an imported model")
+    add = parser.add_argument
+    add("--out", metavar="FOLDER", help="folder to write (default: MODEL itself)")
+    add("--data", metavar="SPEC", default="python-stdlib", help="text to read (default: python-stdlib)")
+    add("--share", type=float, default=0.5, metavar="X", help="share of tokens to admit (default: 0.5)")
+    add("--eviction", choices=("oldest", "weakest"), help="what a full bank gives up (default: as it is)")
+    add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
+    add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the passages (default: 0)")
     add_json(parser)
     parser = add_command(
         commands,
@@ -78,6 +97,41 @@ def run_import(args: argparse.Namespace) -> int:
     print_table(
         [f"{args.source} in {args.out}", ""], [*rows, *state_rows(costs.state_bytes, costs.cache_bytes)]
     )
+    return 0
+
+
+def run_gates(args: argparse.Namespace) -> int:
+    """Fit and write."""
+    from rmat.api import load
+    from rmat.data.progress import Progress
+    from rmat.pretrained.gates import ASKING_TOKENS, PROSE_TOKENS, fit, mixed
+    from rmat.settings import whole
+
+    for name in ("prose", "asking", "seed"):
+        whole(f"--{name}", getattr(args, name), 0)
+    if not args.prose + args.asking:
+        raise ValueError("--prose 0 and --asking 0 leave nothing to fit on: give one of them 1 or more")
+    model, tokenizer = load(args.model)
+    if tokenizer is None or tokenizer.chat is None:
+        raise ValueError(f"{args.model} was not imported from a pretrained model: rmat import makes one")
+    chosen = {"n_prose": args.prose, "n_asking": args.asking, "seed": args.seed}
+    reach = model.config.chunk_len * (1 + model.config.chunk_lookback)
+    passages = mixed(args.data, tokenizer, reach=reach, **chosen)
+    total = args.prose * PROSE_TOKENS + args.asking * ASKING_TOKENS
+    with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:
+        model = fit(model, passages, share=args.share, advance=advance)
+    if args.eviction:
+        model = model.with_slots(eviction=args.eviction)
+    out = args.out or args.model
+    model.save(out, tokenizer=tokenizer)
+    done = {
+        "folder": out,
+        "data": args.data,
+        "share": args.share,
+        "eviction": model.config.eviction,
+        **chosen,
+    }
+    print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
     return 0
 
 

@@ -45,6 +45,9 @@ RIDGE = 1e-3
 LEAST_WEIGHT = 1e-8
 """Smaller attention counts as this much."""
 
+PROSE_TOKENS, ASKING_TOKENS = 2048, 1280
+"""Tokens of a passage; a passage that asks has its questions behind them."""
+
 FACTS = 3
 """Facts that are stated in a passage and asked for behind it."""
 
@@ -93,7 +96,9 @@ def asking(
     while True:
         kinds = [KINDS[k] for k in random.permutation(len(KINDS))[:FACTS]]
         values = [kind.draw(random) for kind in kinds]
-        stated = [pick(random, kind.statements).format(value) for kind, value in zip(kinds, values, strict=True)]
+        stated = [
+            pick(random, kind.statements).format(value) for kind, value in zip(kinds, values, strict=True)
+        ]
         asked = [
             turn
             for kind, value in zip(kinds, values, strict=True)
@@ -204,7 +209,8 @@ def _read(model: LanguageModel, passage: Passage, regressions: Sequence[_Regress
         return hook
 
     hooks = []
-    for index, block in enumerate(full.blocks):
+    blocks: Any = full.blocks
+    for index, block in enumerate(blocks):
         hooks.append(block.norm.register_forward_hook(keep(index)))
         hooks.append(block.local["full"].register_forward_hook(add(index)))
     try:
@@ -254,6 +260,6 @@ def _targets(local: Local, passage: Passage) -> Tensor:
 def mixed(
     spec: str, tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
 ) -> Iterator[Passage]:
-    """So many passages of prose of 2,048 tokens, then of text that asks about itself."""
-    yield from islice(prose(spec, tokenizer, length=2048, reach=reach, seed=seed), n_prose)
-    yield from islice(asking(spec, tokenizer, length=1280, seed=seed + 1), n_asking)
+    """So many passages of prose, then of text that asks about itself."""
+    yield from islice(prose(spec, tokenizer, length=PROSE_TOKENS, reach=reach, seed=seed), n_prose)
+    yield from islice(asking(spec, tokenizer, length=ASKING_TOKENS, seed=seed + 1), n_asking)
