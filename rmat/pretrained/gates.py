@@ -193,7 +193,7 @@ def fit(
 def _read(model: LanguageModel, passage: Passage, regressions: Sequence[_Regression]) -> None:
     """Add a passage to the regressions of all layers."""
     ids = torch.from_numpy(passage.ids)
-    full = _with_all_in_sight(model, len(ids))
+    full = with_all_in_sight(model, len(ids))
     caught: dict[int, Tensor] = {}
 
     def keep(index: int) -> Any:
@@ -221,7 +221,7 @@ def _read(model: LanguageModel, passage: Passage, regressions: Sequence[_Regress
             hook.remove()
 
 
-def _with_all_in_sight(model: LanguageModel, n_tokens: int) -> LanguageModel:
+def with_all_in_sight(model: LanguageModel, n_tokens: int) -> LanguageModel:
     """The pretrained model itself over so many tokens; it shares its weights with `model`."""
     config = dataclasses.replace(
         model.config,
