@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,9 @@ RIDGE = 1e-3
 
 LEAST_WEIGHT = 1e-8
 """Smaller attention counts as this much."""
+
+SAMPLED_TOKENS = 128
+"""Most tokens of a passage by which the threshold is set."""
 
 PROSE_TOKENS, ASKING_TOKENS = 2048, 1280
 """Tokens of a passage; a passage that asks has its questions behind them."""
@@ -130,8 +132,8 @@ class _Regression:
         width = config.d_model + 1
         self.gram = torch.zeros(width, width, dtype=torch.float64)
         self.moment = torch.zeros(width, config.n_kv_heads, dtype=torch.float64)
-        self.plain = torch.zeros(width, width, dtype=torch.float64)
-        """The same as `gram` with all weights 1, for mean and deviation of the scores."""
+        self.sample: list[Tensor] = []
+        """Inputs of some tokens of each passage, for the threshold."""
 
     def add(self, x: Tensor, target: Tensor, weight: Tensor) -> None:
         """Inputs (T, E), targets (T, K) and weights (T,)."""
@@ -139,19 +141,17 @@ class _Regression:
         weighted = x * weight[:, None]
         self.gram += (x.T @ weighted).double()
         self.moment += (weighted.T @ target).double()
-        self.plain += (x.T @ x).double()
+        self.sample.append(x[:: -(-len(x) // SAMPLED_TOKENS)].half())
 
     def solve(self, share: float) -> tuple[Tensor, Tensor]:
-        """Weights (K, E) and biases (K,) of scores that a `share` of normal distributed tokens has above 0."""
+        """Weights (K, E) and biases (K,) of scores that a `share` of the tokens has above 0."""
         width = len(self.gram) - 1
         penalty = RIDGE * self.gram.diagonal()[:width].mean()
         ridge = torch.diag(torch.cat([penalty.expand(width), penalty.new_zeros(1)]))
         solved = torch.linalg.solve(self.gram + ridge, self.moment)  # (E + 1, K)
-        moments = self.plain / self.plain[-1, -1]
-        mean = moments[-1] @ solved
-        deviation = ((solved * (moments @ solved)).sum(0) - mean**2).clamp(min=1e-12).sqrt()
-        scale = SHARPNESS / deviation
-        threshold = mean + NormalDist().inv_cdf(1 - share) * deviation
+        score = torch.cat(self.sample).double() @ solved
+        scale = SHARPNESS / score.std(0).clamp(min=1e-12)
+        threshold = score.quantile(1 - share, dim=0)
         return (solved[:-1] * scale).T, (solved[-1] - threshold) * scale
 
 
