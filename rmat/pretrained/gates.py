@@ -5,8 +5,8 @@ tells, with everything in sight: the target of a token, per layer and key head, 
 attention weight that a later query out of local reach gave it. The gate's score is a ridge regression of the
 targets on the block's input, less the score that a given share of all tokens exceeds.
 
-Text that asks about itself must be among the passages: in plain prose nothing ever asks for a stated fact, and
-gates fitted on prose alone refuse it.
+Text that asks about itself must be among the passages: in plain prose nothing ever asks for a stated fact,
+and gates fitted on prose alone refuse it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STATED = 26.0
 """Weight in the regression of a token of a stated fact, of which there are few."""
 
 SHARPNESS = 16.0
-"""Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1, and
-what is admitted is read as it was."""
+"""Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1,
+and what is admitted is read as it was."""
 
 RIDGE = 1e-3
 """Penalty on the weights, as a share of the mean square of the block's input."""
