@@ -7,9 +7,11 @@ Every timing here is one measurement in seconds; who compares systems interleave
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,26 @@ def peak_memory(work: Callable[[], object], device: str) -> int:
     before = _resident_bytes()
     work()
     return max(0, _peak_resident_bytes() - before)
+
+
+def isolated(work: Callable[..., Any], *arguments: object, device: str, limit: float | None = None) -> Any:
+    """`work(*arguments)`; without a GPU in a process of its own, whose high-water mark is that of this work
+    alone.
+
+    Raises what `work` raises, TimeoutError after `limit` seconds, BrokenProcessPool if the process dies; on a
+    GPU there is no limit.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        return work(*arguments)
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(work, *arguments)
+        try:
+            return future.result(limit)
+        except TimeoutError:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _wait(device: str) -> None:

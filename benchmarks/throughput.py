@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -133,19 +131,12 @@ def training_peak(settings: Settings, variant: str, length: int) -> int:
     return speed.peak_memory(work, settings.device)
 
 
-def isolated_peak(settings: Settings, variant: str, length: int) -> int:
-    """`training_peak`, on a CPU in a process of its own, whose high-water mark is that of this system
-    alone."""
-    if settings.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        return training_peak(settings, variant, length)
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(training_peak, settings, variant, length).result()
-
-
 def measure(settings: Settings, length: int, peak_rate: float) -> dict[str, Any]:
     """All systems at one length."""
-    peaks = {variant: isolated_peak(settings, variant, length) for variant in settings.variants}
+    peaks = {
+        variant: speed.isolated(training_peak, settings, variant, length, device=settings.device)
+        for variant in settings.variants
+    }
     systems = {variant: System(settings, variant, length) for variant in settings.variants}
     for system in systems.values():
         system.warm_up()
