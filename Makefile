@@ -68,6 +68,14 @@ results: $(STAMP) ## all results but the quick ones; hours; text of your own in 
 bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
 	$(BIN)/python benchmarks/throughput.py
 
+# PEERS="--quick", or any of the options of benchmarks/peers.py.
+PEERS ?=
+.PHONY: peers
+peers: $(STAMP) ## speed, memory and state beside other systems, which it installs; about an hour, or PEERS="--quick"
+	@$(PIP) --no-build-isolation -e '.[peers]'
+	@$(PIP) --no-deps "$$(grep '^block-recurrent-transformer-pytorch==' constraints.txt)"
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
 .PHONY: bench-serving
 bench-serving: $(STAMP) ## 64 streams in one batch and over HTTP, time to answer after long documents; about 10 minutes
 	$(BIN)/python benchmarks/batching.py

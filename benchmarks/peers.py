@@ -3,13 +3,15 @@
     python benchmarks/peers.py [--lengths 1024 4096 16384] [--systems recommended llama ...] [--quick]
     python benchmarks/peers.py --quality [--updates 400] [--tasks recall mqar] [--seeds 0]
 
-Systems (`systems.py`) have the same parameters within a tenth. `make peers` installs those of other people; one
-that is not installed, fails or exceeds `--limit` is reported with its message, and the run goes on. At each
-length T the tokens of a step are the same (fewer rows of more tokens). Rounds interleave the systems; medians
-over rounds are reported, ratios are medians of the ratios within a round.
+Systems (`systems.py`) have the same parameters within a tenth. `make peers` installs those of other people;
+one that is not installed, fails or exceeds `--limit` is reported with its message, and the run goes on. At
+each length T the tokens of a step are the same (fewer rows of more tokens). Rounds interleave the systems;
+medians over rounds are reported, ratios are medians of the ratios within a round. Peak memory is that of
+training, state is what one row needs to go on after almost T tokens.
 
 `--quality` trains each system on rows of recall and MQAR by the recipes of examples/recipes: the same rows,
-optimiser, schedule and number of updates for all, then asks it.
+optimiser, schedule and number of updates for all, then asks it. Settings of a recipe that belong to the gated
+memory are ours alone; width, depth, heads and segments are everybody's.
 
 The last line printed is one JSON object, which is also written to results/peers.json or
 results/peers_quality.json.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -53,6 +56,9 @@ MEASURES = ("train", "prefill", "decode")
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 PIECE = 4096
 """Tokens of a row that questions are made of at once."""
+
+PART = ("tokens", "targets", "first")
+"""Fields of a part of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +96,7 @@ class SpeedSettings:
         shared: dict[str, Any] = {"vocab_size": self.vocab_size}
         if self.segment_len is not None:
             shared["segment_len"] = self.segment_len
-        return SYSTEMS[name](Size(preset=self.size, shared=shared, length=length), self.device)
+        return SYSTEMS[name](Size(preset=self.size, shared=shared, length=length, compute=True), self.device)
 
     def batch(self, length: int) -> Tensor:
         """(B, T + 1) random tokens, B * T = `tokens` (at least one row)."""
@@ -240,7 +246,7 @@ def show(found: dict[str, Any]) -> None:
         print(
             f"{name:>16} {rate['train']:>9,.0f} {rate['prefill']:>9,.0f} {rate['decode']:>7,.0f} "
             f"{system['state_bytes'] / 1e3:>9,.0f} {system['train_peak_bytes'] / 1e6:>8,.0f} "
-            f"{system['parameters']:>10,}   "
+            f"{system['parameters']['all']:>10,}   "
             + (", ".join(f"{ratio[measure]:.2f}" for measure in MEASURES) if ratio else "")
         )
 
@@ -303,6 +309,7 @@ def train_and_ask(
         shared=shared,
         ours={key: value for key, value in model.items() if key not in shared},
         length=config.window,
+        compute=False,
     )
     system = SYSTEMS[name](size, settings.device, seed)
     start = time.perf_counter()
@@ -322,7 +329,7 @@ def train_and_ask(
         "state_bytes": state_bytes,
         "training_seconds": spent,
         "losses": losses,
-        "cells": ask(system, questions, settings.rows, config.batch_size, seed + 1),
+        **ask(system, questions, settings.rows, config.batch_size, seed + 1),
     }
 
 
@@ -342,61 +349,62 @@ def train(system: System, lanes: Any, config: TrainConfig) -> list[float]:
         set_learning_rate(optimizers, config.lr * learning_rate_factor(update, update / config.steps, config))
         for optimizer in optimizers:
             optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return [float(part.mean()) for part in np.array_split(losses, min(10, len(losses)))]
 
 
 @torch.no_grad()
-def ask(
-    system: System, questions: RowQuestions, rows: int, batch_size: int, seed: int
-) -> list[dict[str, Any]]:
-    """Accuracy in each cell with its interval: over rows where rows are drawn, else over the first question
-    about each key."""
+def ask(system: System, questions: RowQuestions, rows: int, batch_size: int, seed: int) -> dict[str, Any]:
+    """Accuracy with its interval in each of `cells`: over the first question about each key, or over rows where
+    each has its share; then `mean` is that of all rows, equally many in each cell."""
     system.model.eval()
-    cells = []
+    cells: list[dict[str, Any]] = []
+    shares: list[float] = []
     for cell in questions.cells(rows, seed, PIECE):
         right, asked = [], []
         for start in range(0, rows, batch_size):
             parts = list(cell.batch(start, min(batch_size, rows - start)))
-            whole = RowPart(*(torch.cat([getattr(part, name) for part in parts], 1) for name in PART))
+            whole = RowPart(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in PART))
             answers = Answers.none(len(whole.tokens))
             answers.count(system.logits(whole.tokens.to(system.device)).argmax(-1).cpu(), whole)
             right += answers.first_right.tolist()
             asked += answers.first_asked.tolist()
         if cell.by_row:
-            shares = [one / all_ for one, all_ in zip(right, asked, strict=True)]
-            samples, interval = rows, bootstrap_ratio(shares, np.ones(rows), seed=seed)
+            of_rows = [one / all_ for one, all_ in zip(right, asked, strict=True)]
+            shares += of_rows
+            samples, interval = rows, bootstrap_ratio(of_rows, np.ones(rows), seed=seed)
         else:
             samples, interval = sum(asked), wilson(sum(right), sum(asked))
         cells.append({**cell.labels, "samples": samples, **interval.to_dict("accuracy")})
-    return cells
+    if not shares:
+        return {"cells": cells}
+    mean = bootstrap_ratio(shares, np.ones(len(shares)), seed=seed)
+    return {"cells": cells, "mean": {"samples": len(shares), **mean.to_dict("accuracy")}}
 
 
-PART = ("tokens", "targets", "first")
-
-
-def quality(settings: QualitySettings, write: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
-    """All systems on all tasks, written after each."""
+def quality(settings: QualitySettings, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    """All systems on all tasks, written and shown one by one."""
     measured: list[dict[str, Any]] = []
-    for task in settings.tasks:
-        for seed in settings.seeds:
-            for lr in settings.lr or (None,):
-                for name in settings.systems:
-                    try:
-                        found = train_and_ask(settings, name, task, lr, seed)
-                        mean = sum(cell["accuracy"] for cell in found["cells"]) / len(found["cells"])
-                        shown = " ".join(
-                            f"{cell['length']}: {cell['accuracy']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-                            for cell in found["cells"]
-                        )
-                        line = f"{mean:.3f}, state {found['state_bytes'] / 1e3:.0f} kB; {shown}"
-                    except Exception as error:
-                        line = message(error)
-                        found = {"system": name, "task": task, "seed": seed, "lr": lr, "failed": line}
-                    measured.append(found)
-                    print(f"{task}, seed {seed}, {name}: {line}", flush=True)
-                    write(measured)
-    return measured
+    grid = itertools.product(settings.tasks, settings.seeds, settings.lr or (None,), settings.systems)
+    for task, seed, lr, name in grid:
+        try:
+            found = train_and_ask(settings, name, task, lr, seed)
+            scores = [("mean of all", found["mean"])] if "mean" in found else []
+            scores += [] if scores else [(f"{cell['length']} tokens", cell) for cell in found["cells"]]
+            line = "; ".join(
+                f"{label} {score['accuracy']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+                for label, score in scores
+            )
+            line += (
+                f"; state {found['state_bytes'] / 1e3:.0f} kB, "
+                f"{found['parameters']['blocks']:,} parameters in blocks, {found['training_seconds']:.0f} s"
+            )
+        except Exception as error:
+            line = message(error)
+            found = {"system": name, "task": task, "seed": seed, "lr": lr, "failed": line}
+        measured.append(found)
+        print(f"{task}, seed {seed}, {name}: {line}", flush=True)
+        write(measured)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SpeedSettings | QualitySettings, Path]:

@@ -25,6 +25,9 @@ from rmat.model.presets import VARIANTS
 TOLERANCE = 0.1
 """Largest relative difference in parameters between two systems."""
 
+VOCABULARY = ("embedding.", "head.", "model.embed_tokens.", "lm_head.", "token_emb.", "to_logits.")
+"""Names of the parameters of embeddings and heads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -38,6 +41,10 @@ class Size:
     """Further fields of variants of ours with a gated memory."""
     length: int
     """Tokens of a row: the context of systems that attend to everything."""
+    compute: bool
+    """True: all parameters count, and they agree within `TOLERANCE`. False, where systems are compared by what
+    they learn: embeddings and heads do not count (some share one matrix, others have two), and no system has
+    feed-forward layers narrower than the model, so that one with much else may be larger."""
 
     @property
     def reference(self) -> ModelConfig:
@@ -53,8 +60,8 @@ class System(ABC):
         device: where it is.
         seed: of its weights.
 
-    Raises ValueError if no feed-forward width brings its parameters near those of the reference, ImportError
-    if its package is not installed.
+    Raises ValueError if no feed-forward width brings its parameters near those of the reference (`Size`),
+    ImportError if its package is not installed.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
@@ -63,22 +70,27 @@ class System(ABC):
     def __init__(self, size: Size, device: str = "cpu", seed: int = 0) -> None:
         self.size, self.device = size, device
         self.reference = size.reference
-        target = count(LanguageModel(self.reference))
+        target = self._counted(LanguageModel(self.reference))
         width = self.feed_forward(target)
         torch.manual_seed(seed)
         self.model = self.build(width).to(device)
-        self.parameters = count(self.model)
-        if abs(self.parameters / target - 1) > TOLERANCE:
+        self.parameters = {"all": count(self.model), "blocks": count(self.model, vocabulary=False)}
+        share = self._counted(self.model) / target
+        if share < 1 - TOLERANCE or (size.compute and share > 1 + TOLERANCE):
             raise ValueError(
-                f"{self.parameters:,} parameters with feed-forward layers of {width}: "
-                f"{target:,} are not within reach, give another size"
+                f"with feed-forward layers of {width} it has {share:.2f} times the parameters of the "
+                "reference: give another size"
             )
 
     def feed_forward(self, parameters: int) -> int:
         """Width of the feed-forward layers, a multiple of 8, that makes the model nearest to so many
         parameters."""
-        few, more = count(self.build(64)), count(self.build(128))
-        return max(8, 8 * round((64 + (parameters - few) * 64 / (more - few)) / 8))
+        few, more = self._counted(self.build(64)), self._counted(self.build(128))
+        least = 8 if self.size.compute else self.reference.d_model
+        return max(least, 8 * round((64 + (parameters - few) * 64 / (more - few)) / 8))
+
+    def _counted(self, model: nn.Module) -> int:
+        return count(model, vocabulary=self.size.compute)
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
@@ -131,9 +143,13 @@ class System(ABC):
         return {name: importlib.metadata.version(name) for name in self.packages}
 
 
-def count(model: nn.Module) -> int:
-    """Parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count(model: nn.Module, *, vocabulary: bool = True) -> int:
+    """Parameters, shared ones once; with `vocabulary` or without embeddings and heads."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if vocabulary or not name.startswith(VOCABULARY)
+    )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -235,11 +251,11 @@ class HuggingFace(System):
         return logits_BTV
 
     def read(self, tokens_BT: Tensor) -> Any:
-        return self.model(tokens_BT, use_cache=True, logits_to_keep=1).past_key_values
+        return self.model(tokens_BT, use_cache=True, logits_to_keep=1).cache
 
     def step(self, token_B1: Tensor, state: Any) -> tuple[Tensor, Any]:
-        found = self.model(token_B1, past_key_values=state, use_cache=True)
-        return found.logits[:, -1], found.past_key_values
+        found = self.model(token_B1, cache=state, use_cache=True)
+        return found.logits[:, -1], found.cache
 
     def rows(self, state: Any) -> int:
         return int(state.layers[0].keys.shape[0])
@@ -476,6 +492,8 @@ class Titans(System):
             "neural_memory_kwargs": {"dim_head": reference.head_dim, "heads": reference.n_heads},
         }
         model: nn.Module = MemoryAsContextTransformer(**self.config)
+        for parameter in model.parameters():  # its heads share storage until they are moved to a GPU
+            parameter.data = parameter.data.contiguous()
         return model
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
