@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
 
 MAX_DOCUMENT_BYTES = 128 * 2**20
@@ -100,21 +101,74 @@ class EncodedDocument:
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[EncodedDocument]:
     """Ids of each document. The texts go to the tokenizer together, so that it can use all cores."""
-    encoded = iter(
-        tokenizer.encode_many([part for doc in documents for part in doc.parts if isinstance(part, str)])
-    )
+    spelled = [list(spell(tokenizer, document.parts)) for document in documents]
+    encoded = iter(tokenizer.encode_many([part for doc in spelled for part in doc if isinstance(part, str)]))
     results = []
-    for document in documents:
+    for document, parts in zip(documents, spelled, strict=True):
         pieces = [np.array([tokenizer.special_id("document")], dtype=np.int32)]
-        for part in document.parts:
-            pieces.append(
-                next(encoded)
-                if isinstance(part, str)
-                else np.array([tokenizer.special_id(part.name)], dtype=np.int32)
-            )
+        for part in parts:
+            pieces.append(next(encoded) if isinstance(part, str) else np.array(part, dtype=np.int32))
         n_header = sum(len(piece) for piece in pieces[: 1 + document.n_header])
         results.append(EncodedDocument(np.concatenate(pieces), n_header))
     return results
+
+
+def spell(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[str | list[int]]:
+    """Parts behind a document token as text and ids: each special token has its id. Of a pretrained model,
+    whose roles have no tokens, turns become what its chat template writes (a role without its end opens the
+    answer); what else it lacks is left out."""
+    chat = tokenizer.chat
+    turns: list[Turn] = []
+    role, texts = "", ""
+    for part in parts:
+        if chat is None or (not role and (isinstance(part, str) or part.name not in ROLES)):
+            if isinstance(part, str):
+                yield part
+            elif chat is None or tokenizer.has_special(part.name):
+                yield [tokenizer.special_id(part.name)]
+            else:
+                yield []
+        elif isinstance(part, str):
+            texts += part
+        elif part.name in ROLES:
+            role, texts = part.name, ""
+        else:
+            turns.append((role, texts))
+            role = ""
+    if chat is not None and (turns or role):
+        answer = role == "assistant"
+        for text, special in chat.pieces(turns, "text", answer=answer, begun=texts if answer else ""):
+            yield [tokenizer.token_id(text)] if special else text
+
+
+def encode_turns(
+    tokenizer: Tokenizer,
+    turns: Sequence[Turn],
+    before: Before = "nothing",
+    *,
+    answer: bool = False,
+    begun: str = "",
+) -> list[int]:
+    """Ids of finished (role, text) turns as in training, without the document token. A role without a token
+    of its own speaks as a user whose text begins with `Role: `.
+
+    Args:
+        before: what they follow; a pretrained model's chat template asks.
+        answer: whether the assistant's turn is opened behind them, with the text `begun`.
+    """
+    document = dialogue_document("", turns)
+    if tokenizer.chat is None:
+        opened = [tokenizer.special_id("assistant"), *tokenizer.encode(begun)] if answer else []
+        ids: list[int] = encode_documents(tokenizer, [document])[0].tokens[1:].tolist()
+        return ids + opened
+    if not turns and not answer:
+        return []
+    spoken = [
+        (part.name, text)
+        for part, text in zip(document.parts[::3], document.parts[1::3], strict=True)
+        if isinstance(part, Special) and isinstance(text, str)
+    ]
+    return tokenizer.encode_special(tokenizer.chat.pieces(spoken, before, answer=answer, begun=begun))
 
 
 def cut_document(document: Document, shares: Sequence[float]) -> list[Document | None]:

@@ -89,7 +89,7 @@ class ChatTemplate:
         ]
         if before in ("nothing", "text"):
             text = self.render(defused, answer)
-            if before == "text" and "bos_token" in self.tokens:
+            if before == "text" and self.opens:  # it opened the text already
                 text = text.removeprefix(self.tokens["bos_token"])
         else:
             stub = [("user", "a"), (before, _STUB)] if before == "assistant" else [(before, _STUB)]

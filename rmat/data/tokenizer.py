@@ -140,6 +140,13 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().items()
         return {index: token.content for index, token in added if token.special}
 
+    @cached_property
+    def closing(self) -> list[int]:
+        """Ids that follow the turn_end of an answer, such as a line break."""
+        if self.chat is None or self.chat.template is None:
+            return []
+        return self.encode(self.chat.closing)
+
     def encode_special(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
         """Ids of (text, whether it is one special token) pieces of a chat template."""
         ids: list[int] = []

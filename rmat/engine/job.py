@@ -73,7 +73,8 @@ class Job:
         self.logits = request.next_logits
         self._deadline = request.deadline
         self._close_turn = request.close_turn
-        self._turn_end = tokenizer.special_id("turn_end")
+        self._turn_end, self._closing = tokenizer.special_id("turn_end"), tokenizer.closing
+        self._rest: list[int] | None = None
         self._vocab_size = tokenizer.vocab_size
         self._n_logprobs = request.logprobs
         self._scores_prompt = request.prompt_logprobs and request.logprobs is not None
@@ -168,10 +169,11 @@ class Job:
         check_finite(
             logits
         )  # `draw` has looked at those that it draws from; nobody shall go on from broken ones
-        ended = bool(self._row.tokens) and self._row.tokens[-1] == self._turn_end
-        close = self._close_turn and not ended and not self.stream.closed
-        self.feed = self._turn_end if close else None
-        self.stream.closed |= close
+        if self._rest is None:
+            ended = bool(self._row.tokens) and self._row.tokens[-1] == self._turn_end
+            self._rest = [*([] if ended else [self._turn_end]), *self._closing] if self._close_turn else []
+            self.stream.closed = tuple(self._rest)
+        self.feed = self._rest.pop(0) if self._rest else None
         return False
 
     def end(

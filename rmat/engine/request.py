@@ -108,10 +108,11 @@ class Stream(Iterator[Piece]):
     """Tokens drawn so far, as in `rmat.generate`: a closing turn_end is among them, a document end is not."""
     finish: Finish | None
     """Why it is over; None before that."""
-    closed: bool
-    """Whether the state has read a turn_end that the model did not write (`Request.close_turn`)."""
+    closed: tuple[int, ...]
+    """What the state has read behind `tokens` to close the turn (`Request.close_turn`): a turn_end that the
+    model did not write, and what a chat template puts behind it."""
     state: StreamState | None
-    """The state (one row, on the model's device) after the prompt, `tokens` and, if `closed`, a turn_end.
+    """The state (one row, on the model's device) after the prompt, `tokens` and `closed`.
     None before the end, after an error, and where the prompt was not read to its end."""
     next_logits: Tensor | None
     """(V,) float32 on the CPU: logits of the token that comes next; None where `state` is."""
@@ -129,7 +130,7 @@ class Stream(Iterator[Piece]):
         self.listener = listener
         self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
         self.prompt_logprobs = []
-        self.tokens, self.finish, self.closed = tokens, None, False
+        self.tokens, self.finish, self.closed = tokens, None, ()
         self.state, self.next_logits, self.error = None, None, None
         self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()

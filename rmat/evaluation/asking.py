@@ -17,7 +17,6 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
 from rmat.generation.reader import PIECE_LOGITS, Advance, read
-from rmat.generation.row import END_TOKENS
 from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import Example, TextQuestions, encode_parts, texts_of
@@ -241,7 +240,7 @@ def _write(
     memory: MemoryMode,
 ) -> list[list[int]]:
     """The likeliest token again and again, until all rows behind the first `front` have ended."""
-    ends = {tokenizer.special_id(name) for name in END_TOKENS}
+    ends = {tokenizer.special_id("turn_end"), *tokenizer.ends}
     written: list[list[int]] = [[] for _ in range(len(logits_BV) - front)]
     is_open = [True] * len(written)
     for _ in range(max_new_tokens):

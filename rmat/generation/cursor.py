@@ -59,7 +59,8 @@ class CursorPrompt:
 
 def file_header(tokenizer: TextCodec, name: str) -> list[int]:
     """What opens a file in training: its token, its name and a newline."""
-    return [tokenizer.special_id("file_name"), *tokenizer.encode(f"{name}\n")]
+    opens = [tokenizer.special_id("file_name")] if tokenizer.has_special("file_name") else []
+    return [*opens, *tokenizer.encode(f"{name}\n")]
 
 
 def cursor_prompt(
@@ -166,7 +167,7 @@ class _CursorSampler(Sampler):
     def __init__(self, config: SamplingConfig, tokenizer: TextCodec, removed: bytes) -> None:
         super().__init__(config, tokenizer.vocab_size)
         self._tokenizer, self._left = tokenizer, removed
-        self._ends = {tokenizer.special_id(name) for name in ENDS}
+        self._ends = {tokenizer.special_id(name) for name in ENDS if tokenizer.has_special(name)}
         self._document = tokenizer.special_id("document")
 
     def draw(self, logits: Tensor) -> int:

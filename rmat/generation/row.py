@@ -16,9 +16,6 @@ from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
 from rmat.settings import refuse, whole
 
-END_TOKENS = ("turn_end", "document")
-"""Special tokens at which a text is over."""
-
 
 class TextCodec(Protocol):
     """What generation needs of a tokenizer; `rmat.data.tokenizer.Tokenizer` has it."""
@@ -30,7 +27,18 @@ class TextCodec(Protocol):
 
     def decode_bytes(self, ids: Sequence[int], /) -> bytes: ...
 
+    @property
+    def opening(self) -> tuple[int, ...]: ...
+
+    @property
+    def ends(self) -> frozenset[int]: ...
+
     def special_id(self, name: str, /) -> int: ...
+
+    def has_special(self, name: str, /) -> bool: ...
+
+    @property
+    def closing(self) -> list[int]: ...
 
     def stream(self, *, begins: bool = True) -> TextStream: ...
 
@@ -79,9 +87,9 @@ class Row:
         if sampling.min_tokens > self._max_new_tokens:
             refuse("min_tokens", sampling.min_tokens, f"at most max_new_tokens={max_new_tokens} are written")
         self.tokens, self.finish = [], None
-        self._turn_end, self._document = (tokenizer.special_id(name) for name in END_TOKENS)
+        self._turn_end, self._ends = tokenizer.special_id("turn_end"), tokenizer.ends
         self._min_tokens = sampling.min_tokens
-        ends = (self._turn_end, self._document)
+        ends = (self._turn_end, *self._ends)
         self._sampler = sampler or Sampler(sampling, tokenizer.vocab_size, ends)
         self._matcher = matcher or StopMatcher(stop)
         self._stream = tokenizer.stream(begins=begins)
@@ -95,7 +103,7 @@ class Row:
             return None
         check_finite(logits)
         token = self._sampler.draw(logits)
-        if token == self._document:
+        if token in self._ends:
             self.finish = "end"
             return None
         self.tokens.append(token)

@@ -201,5 +201,5 @@ def _prompt_ids(
                     f"token {token} of the prompt is out of range: ids must be in [0, {vocab_size})"
                 )
         return ids
-    start = [tokenizer.special_id("document")] if fresh else []
-    return start + tokenizer.encode(prompt)
+    ids = [*(tokenizer.opening if fresh else ()), *tokenizer.encode(prompt)]
+    return ids if ids or not fresh else [tokenizer.special_id("document")]

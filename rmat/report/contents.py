@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rmat.accounting import account
 from rmat.data.corpus import Reading
 from rmat.data.lanes import IGNORED
-from rmat.data.tokenizer import SPECIAL_TOKENS
 from rmat.model import LanguageModel, ModelConfig
 from rmat.report.memory_trace import READ, MemoryTrace
 from rmat.report.series import Series
@@ -39,7 +38,8 @@ class TextOfTokens(Protocol):
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
 
-    def special_id(self, name: str) -> int: ...
+    @property
+    def special_names(self) -> dict[int, str]: ...
 
 
 def contents(
@@ -62,7 +62,7 @@ def contents(
     asked = found.targets != IGNORED
     is_task = reading.targets is not None
     units = asked.astype(np.int64) if is_task else np.where(asked, np.append(widths[1:], 0), 0)
-    specials = {tokenizer.special_id(token[2:-2]): token[2:-2] for token in SPECIAL_TOKENS}
+    specials = {token: name.strip("<|>") for token, name in tokenizer.special_names.items()}
     at_special = np.flatnonzero(np.isin(found.tokens, list(specials)))
     lengths = np.diff([*found.starts, len(found.tokens)])
     return {

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from rmat.data.documents import Turn
+from rmat.data.documents import Turn, encode_turns
+from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.bodies import StrictRoute
@@ -16,7 +17,6 @@ from rmat.serving.errors import ApiError
 from rmat.serving.openai_types import ChatBody, ChatCompletion, answered, turns_of
 from rmat.serving.service import Service, service_of
 from rmat.serving.streaming import Form, finish, finite, respond, token_text
-from rmat.sessions.conversation import encode_turns, open_turn
 
 DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""
@@ -37,7 +37,7 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
         request,
         body,
         _Form(service),
-        lambda begins: [chat_ids(service.tokenizer, turns, begun, begins)],
+        lambda before: [chat_ids(service.tokenizer, turns, begun, before)],
         turns=turns,
         begun=begun or "",
         max_new_tokens=length,
@@ -46,12 +46,11 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     )
 
 
-def chat_ids(tokenizer: Tokenizer, turns: Sequence[Turn], begun: str | None, begins: bool) -> list[int]:
+def chat_ids(tokenizer: Tokenizer, turns: Sequence[Turn], begun: str | None, before: Before) -> list[int]:
     """Ids of finished turns and of the one that opens the answer, which has `begun` with this text; the
-    document token first if a document `begins`."""
-    start = [tokenizer.special_id("document")] if begins else []
-    opened = [*open_turn(tokenizer), *tokenizer.encode(begun or "")]
-    return [*start, *encode_turns(tokenizer, turns), *opened]
+    document token first if nothing is `before` them, unless a chat template says how a dialogue opens."""
+    start = [tokenizer.special_id("document")] if before == "nothing" and tokenizer.chat is None else []
+    return [*start, *encode_turns(tokenizer, turns, before, answer=True, begun=begun or "")]
 
 
 def _length(body: ChatBody, service: Service) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
+from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.bodies import StrictRoute
@@ -41,7 +42,8 @@ async def completions(body: CompletionBody, request: HttpRequest) -> Response:
         raise ApiError(400, "echo with logprobs takes no suffix: leave one out", param="suffix")
     echoed = await in_thread(lambda: [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts])
 
-    def encode(begins: bool) -> list[list[int]]:
+    def encode(before: Before) -> list[list[int]]:
+        begins = before == "nothing"
         ids = [prompt_ids(tokenizer, prompt, body.suffix, begins) for prompt in prompts]
         listed = sum(map(len, ids)) * (body.n or 1) * (1 + (body.logprobs or 0))
         if scores and listed > MAX_LISTED:
@@ -76,7 +78,7 @@ def prompt_ids(
         )
         ids = [after, *tokenizer.encode(suffix), before, *ids, middle]
     if begins and isinstance(prompt, str):
-        ids = [tokenizer.special_id("document"), *ids]
+        ids = [*tokenizer.opening, *ids]
     if any(token >= tokenizer.vocab_size for token in ids):
         raise ValueError(f"prompt: token ids must be below {tokenizer.vocab_size}")
     return ids
@@ -139,7 +141,7 @@ class _Form(Form):
         return echoed, stream.prompt_logprobs[1:] if added else stream.prompt_logprobs
 
     def _begins(self, first: TokenLogprob) -> bool:
-        return first.token == self.tokenizer.special_id("document")
+        return first.token in self.tokenizer.opening
 
     def _choice(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from rmat.data.tokenizer import Tokenizer
 from rmat.model import ModelConfig
 from rmat.serving.tokens import spelled
 from rmat.sessions.file import Session
@@ -94,7 +94,7 @@ class _Words:
         self._tail = tail
         self._first = position - len(tail)
         self._tokenizer = tokenizer
-        self._special = {tokenizer.special_id(token[2:-2]): token for token in SPECIAL_TOKENS}
+        self._special = tokenizer.special_names
 
     def token(self, place: int) -> str | None:
         """Text of one token, the name of a special one; None before the tail."""

@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
 
 from rmat.data.documents import text_document
+from rmat.data.template import Before
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
 from rmat.serving.held_session import HeldSession, with_store
@@ -114,7 +115,7 @@ async def create(body: NameBody, request: HttpRequest) -> SessionEntry:
     """Begin a session in which nothing has been read, also in the place of a damaged one."""
     service = service_of(request)
     held = await service.hold(request, body.name, anew=True)
-    return await _read(request, held, lambda begins: [[service.tokenizer.special_id("document")]])
+    return await _read(request, held, lambda before: [[service.tokenizer.special_id("document")]])
 
 
 @router.get("/{name}")
@@ -161,7 +162,7 @@ async def read(name: Name, body: ReadBody, request: HttpRequest) -> SessionEntry
     service = service_of(request)
     held = await service.hold(request, name)
 
-    def encode(begins: bool) -> list[list[int]]:
+    def encode(before: Before) -> list[list[int]]:
         if held.session is None:
             raise ApiError(404, f"there is no session {name!r}", param="session", code="unknown_session")
         ids = service.tokenizer.encode(body.text)

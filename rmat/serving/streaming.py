@@ -19,7 +19,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rmat.data.documents import Turn
-from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from rmat.data.template import Before
+from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Request, Stream, TokenLogprob
 from rmat.generation.reader import NotFiniteError
 from rmat.generation.sampling import SamplingConfig
@@ -27,6 +28,7 @@ from rmat.serving.errors import ApiError, error_body, internal_error, log
 from rmat.serving.held_session import HeldSession
 from rmat.serving.openai_types import WritingBody
 from rmat.serving.service import Service, service_of, stopping
+from rmat.sessions.conversation import read_before
 from rmat.sessions.file import session_after
 
 GRACE_SECONDS = 10.0
@@ -35,8 +37,8 @@ GRACE_SECONDS = 10.0
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has not."""
 
-Encode = Callable[[bool], Sequence[Sequence[int]]]
-"""Makes the ids of the prompts; told whether a document begins. Raises ApiError or ValueError."""
+Encode = Callable[[Before], Sequence[Sequence[int]]]
+"""Makes the ids of the prompts; told what they follow. Raises ApiError or ValueError."""
 
 
 async def respond(
@@ -97,7 +99,7 @@ async def begin(
     if session is not None:
         settings |= {"state": session.state, "next_logits": session.next_logits}
     try:
-        prompts = await service.encode(lambda: encode(session is None))
+        prompts = await service.encode(lambda: encode(read_before(session)))
         if session is None and not all(prompts):
             raise ApiError(400, "the prompt is empty: give a text, or at least one token id", param="prompt")
         streams = await service.submit(
@@ -118,8 +120,7 @@ async def begin(
         if held is not None:
             held.release()
         raise
-    turn_end = service.tokenizer.special_id("turn_end")
-    return Answers(streams, len(samplings), held, prompts[0], turns, begun, turn_end)
+    return Answers(streams, len(samplings), held, prompts[0], turns, begun)
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,6 @@ class Answers:
     """(role, text) of the turns in `ids`; None if it is no chat."""
     begun: str
     """Text of `ids` with which the answer's turn begins."""
-    turn_end: int
-    """The token."""
 
     async def pieces(self) -> AsyncGenerator[tuple[int, Piece | None]]:
         """(choice, piece) as they come, None at a choice's end; then the session is saved. Raises
@@ -172,7 +171,7 @@ class Answers:
         """Keep the session after `stream`, which wrote `text`, and let others have it."""
         turns = () if self.turns is None else (*self.turns, ("assistant", self.begun + text))
         assert stream.state is not None and stream.next_logits is not None
-        ids = [*self.ids, *stream.tokens, *([self.turn_end] if stream.closed else [])]
+        ids = [*self.ids, *stream.tokens, *stream.closed]
         before, state, logits = held.session, stream.state, stream.next_logits
         await held.save(session_after(before, state, logits, ids, turns, held.documents))
         held.release()
@@ -351,8 +350,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     special ones."""
     raw = tokenizer.decode_bytes([token])
     if not raw:
-        names = {tokenizer.special_id(name[2:-2]): name for name in SPECIAL_TOKENS}
-        return names.get(token, "")
+        return tokenizer.special_names.get(token, "")
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from rmat.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from rmat.data.tokenizer import Tokenizer
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.chat import chat_ids
 from rmat.serving.errors import ApiError
@@ -85,8 +85,7 @@ async def detokenize(body: DetokenizeBody, request: HttpRequest) -> Response:
     service.check_model(body.model)
 
     def work() -> Response:
-        special = {service.tokenizer.special_id(name[2:-2]): name for name in SPECIAL_TOKENS}
-        text = spelled(service.tokenizer, body.tokens, special)
+        text = spelled(service.tokenizer, body.tokens, service.tokenizer.special_names)
         return JSONResponse({"prompt": text, "content": text})
 
     return await in_thread(work)
@@ -105,12 +104,12 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int], special: Mapping[int, str]
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
     if body.messages is not None:
         turns, begun = turns_of(body.messages, body.continue_final_message, body.add_generation_prompt)
-        return chat_ids(tokenizer, turns, begun, True)
+        return chat_ids(tokenizer, turns, begun, "nothing")
     if body.prompt is not None:
         text, begins = body.prompt, body.add_special_tokens is not False
     else:
         text, begins = body.content or "", bool(body.add_special)
-    return [*([tokenizer.special_id("document")] if begins else []), *tokenizer.encode(text)]
+    return [*(tokenizer.opening if begins else ()), *tokenizer.encode(text)]
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:

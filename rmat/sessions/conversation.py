@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmat.data.documents import ROLES, Document, Turn, dialogue_document, encode_documents, text_document
+from rmat.data.documents import Document, Turn, encode_documents, encode_turns, text_document
+from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
 from rmat.generation.reader import piece_length, read_row
 from rmat.generation.stream import check_tokenizer, generate
@@ -24,19 +26,14 @@ FORGETTABLE = 16
 """Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
 
 
-def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
-    """Ids of finished (role, text) turns as in training, without the document token. A role without a token
-    of its own speaks as a user whose text begins with `Role: `."""
-    ids: list[int] = _content(tokenizer, dialogue_document("", turns)).tolist()
-    return ids
-
-
-def open_turn(tokenizer: Tokenizer, role: str = "assistant") -> list[int]:
-    """The token that opens a turn of `role`, for the model to go on from. ValueError for a role without
-    one."""
-    if role not in ROLES:
-        raise ValueError(f"no token opens a turn of {role!r}: the roles are {', '.join(ROLES)}")
-    return [tokenizer.special_id(role)]
+def read_before(session: Session | None) -> Before:
+    """What a turn follows that is read into the session; a chat template asks."""
+    if session is None or not session.tokens_read:
+        return "nothing"
+    if not session.turns:
+        return "text"
+    role = session.turns[-1][0].lower()
+    return "system" if role == "system" else "assistant" if role == "assistant" else "user"
 
 
 class Conversation:
@@ -74,7 +71,10 @@ class Conversation:
 
         Interrupted, it leaves the session as it was.
         """
-        self._read(_content(self.tokenizer, text_document("", text)), progress)
+        ids = _content(self.tokenizer, text_document("", text))
+        if not self.session.tokens_read:
+            ids = np.concatenate((np.array(self.tokenizer.opening, dtype=ids.dtype), ids))
+        self._read(ids, progress)
 
     def read_documents(
         self, documents: Sequence[Document], *, progress: Callable[[int], None] | None = None
@@ -98,8 +98,11 @@ class Conversation:
             if entries[number].complete:
                 continue
             ids, done = _content(self.tokenizer, document), entries[number].tokens
-            if self.session.tokens_read - done > 1 and not document.n_header:
+            before_it, opening = self.session.tokens_read - done, self.tokenizer.opening
+            if before_it > len(opening) and not document.n_header:
                 ids = np.concatenate((self.tokenizer.encode("\n\n"), ids))
+            elif not before_it:
+                ids = np.concatenate((np.array(opening, dtype=ids.dtype), ids))
             if not len(ids):
                 entries[number] = replace(entries[number], complete=True)
             for part, logits, state in self._pieces(ids[done:]):
@@ -139,7 +142,8 @@ class Conversation:
 
     def add(self, turns: Sequence[Turn]) -> None:
         """Read finished (role, text) turns, such as a system turn, without answering."""
-        self._read(np.array(encode_turns(self.tokenizer, turns)), None, turns)
+        ids = encode_turns(self.tokenizer, turns, read_before(self.session))
+        self._read(np.array(ids), None, turns)
 
     def say(self, text: str, *, role: str = "user", **sampling: Any) -> Reply:
         """Say something and have the answer written, piece by piece, while the reply is iterated over.
@@ -223,7 +227,7 @@ class Reply(Iterator[str]):
         self._before = conversation.session
         tokenizer = conversation.tokenizer
         self._turn_end = tokenizer.special_id("turn_end")
-        self._prompt = encode_turns(tokenizer, [question]) + open_turn(tokenizer)
+        self._prompt = encode_turns(tokenizer, [question], read_before(conversation.session), answer=True)
         self._writing = generate(
             conversation.model, tokenizer, self._prompt, state=conversation._state(), **sampling
         )
@@ -268,16 +272,21 @@ class Reply(Iterator[str]):
 
     def _close(self, state: StreamState, logits: Tensor) -> None:
         ids = self._prompt + self._writing.tokens
-        if ids[-1] != self._turn_end:
-            logits, state = read_row(self._conversation.model, [self._turn_end], state)
-            ids = [*ids, self._turn_end]
+        rest = [] if ids[-1] == self._turn_end else [self._turn_end]
+        if rest := [*rest, *self._conversation.tokenizer.closing]:
+            logits, state = read_row(self._conversation.model, rest, state)
+            ids = [*ids, *rest]
         turns = (self._question, ("assistant", self.text))
         self._conversation._answered(self._before, session_after(self._before, state, logits, ids, turns))
         self._done = True
 
 
 def _opened(model: LanguageModel, tokenizer: Tokenizer) -> Session:
-    """The session of a document in which only its opening token has been read."""
+    """The session of a document in which only its opening token has been read; of a pretrained model nothing,
+    since its chat template writes the opening."""
+    if tokenizer.chat is not None:
+        logits = torch.zeros(model.config.vocab_size)
+        return Session(state=model.initial_state(1, device="cpu"), next_logits=logits, tokens_read=0)
     opening = generate(model, tokenizer, max_new_tokens=0)
     for _ in opening:
         pass

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmat.data.documents import Part, Special
+from rmat.data.documents import Part, Special, spell
 from rmat.data.lanes import IGNORED
 from rmat.data.tokenizer import Tokenizer
 
@@ -53,11 +53,8 @@ class Example:
 
 def encode_parts(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[int]:
     """Ids of text and special tokens; each text is encoded by itself."""
-    for part in parts:
-        if isinstance(part, str):
-            yield from tokenizer.encode(part)
-        else:
-            yield tokenizer.special_id(part.name)
+    for part in spell(tokenizer, parts):
+        yield from tokenizer.encode(part) if isinstance(part, str) else part
 
 
 def texts_of(parts: Iterable[Part]) -> Iterator[str]:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from rmat.data.documents import encode_turns
 from rmat.generation.stream import generate
-from rmat.sessions.conversation import Conversation, encode_turns, open_turn
+from rmat.sessions.conversation import Conversation
 from rmat.sessions.store import SessionStore
 from tests.makers.servers import events, message, model, running_client, tokenizer
 
@@ -38,7 +39,11 @@ def text(answer: dict[str, Any]) -> str:
 
 
 def expected(*turns: tuple[str, str], **options: Any) -> str:
-    ids = [tokenizer().special_id("document"), *encode_turns(tokenizer(), turns), *open_turn(tokenizer())]
+    ids = [
+        tokenizer().special_id("document"),
+        *encode_turns(tokenizer(), turns),
+        tokenizer().special_id("assistant"),
+    ]
     return "".join(
         generate(
             model(), tokenizer(), ids, **{"max_new_tokens": 12, "seed": 5, "temperature": 1.0, **options}
@@ -130,7 +135,7 @@ def test_a_last_message_of_the_assistant_is_continued(client: TestClient) -> Non
     ids = [
         tokenizer().special_id("document"),
         *encode_turns(tokenizer(), [("user", "how are you?")]),
-        *open_turn(tokenizer()),
+        tokenizer().special_id("assistant"),
         *b"I am",
     ]
     went_on = "".join(generate(model(), tokenizer(), ids, max_new_tokens=12, seed=5, temperature=1.0))

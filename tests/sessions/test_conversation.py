@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmat.data.documents import Document, code_document, dialogue_document, encode_documents, text_document
+from rmat.data.documents import (
+    Document,
+    code_document,
+    dialogue_document,
+    encode_documents,
+    encode_turns,
+    text_document,
+)
 from rmat.data.tokenizer import Tokenizer, train_bpe
 from rmat.generation.reader import read_row as read
 from rmat.model import LanguageModel
-from rmat.sessions.conversation import FORGETTABLE, Conversation, encode_turns, open_turn
+from rmat.sessions.conversation import FORGETTABLE, Conversation
 from rmat.sessions.file import KEPT_DOCUMENTS, KEPT_TURNS, TAIL_TOKENS, Session
 from rmat.sessions.store import SessionStore
 
@@ -61,9 +68,8 @@ def test_turns_are_those_of_training(tokenizer: Tokenizer) -> None:
     (trained,) = encode_documents(tokenizer, [dialogue_document("x", turns)])
     assert encode_turns(tokenizer, turns) == trained.tokens[1:].tolist()
     assert encode_turns(tokenizer, []) == []
-    assert open_turn(tokenizer, "user") == trained.tokens[len("Be kind.") + 3 :].tolist()[:1]
-    with pytest.raises(ValueError, match="no token opens a turn of 'Ann': the roles are system, user"):
-        open_turn(tokenizer, "Ann")
+    opened = [tokenizer.special_id("assistant"), *tokenizer.encode("Hm")]
+    assert encode_turns(tokenizer, turns, answer=True, begun="Hm") == encode_turns(tokenizer, turns) + opened
 
 
 def test_a_document_is_opened_as_in_training(talk: Conversation, tokenizer: Tokenizer) -> None:
@@ -215,7 +221,7 @@ def test_both_turns_of_an_exchange_are_closed(
     text = "".join(reply)
     assert reply.finish == ("stop" if stop else "length") and reply.text == text
     document, turn_end = (tokenizer.special_id(name) for name in ("document", "turn_end"))
-    asked = encode_turns(tokenizer, [("system", "Be brief."), ("user", "Why?")]) + open_turn(tokenizer)
+    asked = encode_turns(tokenizer, [("system", "Be brief."), ("user", "Why?")], answer=True)
     written = (text + "".join(stop)).encode()  # the stop string was written too, it is only not shown
     assert len(written) == reply.new_tokens
     assert talk.session.tail == (document, *asked, *written, turn_end)
@@ -231,7 +237,7 @@ def test_an_answer_that_the_model_ends(
     ending.append(tokenizer.special_id(name))
     assert answer(talk) == ""
     turn_end = tokenizer.special_id("turn_end")
-    assert talk.session.tail[-3:] == (turn_end, *open_turn(tokenizer), turn_end)
+    assert talk.session.tail[-3:] == (turn_end, tokenizer.special_id("assistant"), turn_end)
     assert tokenizer.special_id("document") not in talk.session.tail[1:]
     same(talk.session, read_anew(talk, talk.session.tail))
 
