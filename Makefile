@@ -50,6 +50,10 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: pretrained-check
+pretrained-check: $(STAMP) ## SmolLM2 beside transformers: logits, greedy text, memory of an import; 93 MB once
+	$(BIN)/python -m pytest -q -m smollm2 tests/pretrained/test_smollm2.py
+
 .PHONY: slow
 slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

