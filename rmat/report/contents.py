@@ -132,7 +132,9 @@ def _is_finite(value: object) -> bool:
 
 def _model(config: ModelConfig, name: str) -> dict[str, Any]:
     costs = account(config)
+    lag = {"write_lag": config.write_lag} if config.memory_projections == "local" else {}
     return {
+        **lag,
         "name": name,
         "config": config.to_dict(),
         "parameters": costs.parameters,
@@ -161,10 +163,11 @@ def _layer(config: ModelConfig, layer: LayerTrace, found: Trace) -> dict[str, An
 
 
 def _memory(config: ModelConfig, memory: MemoryTrace, found: Trace) -> dict[str, Any]:
-    readable = memory.entered < len(found.tokens)
+    of_head = config.slots_per == "key_head"
     ends = np.append(found.starts[1:], len(found.tokens))
     document = np.searchsorted(found.starts, memory.source, side="right") - 1
-    readable &= memory.entered < ends[document]
+    written = memory.source - np.array(found.starts)[document] >= config.n_sinks  # the others are sinks
+    readable = written & (memory.entered < ends[document])
     dead = readable & (memory.most_read.round(3) <= READ)  # as the page sees it
     shown = np.flatnonzero(memory.held_ages + memory.read_ages + memory.evicted_ages)
     buckets = range(int(shown.min()), int(shown.max()) + 1) if len(shown) else range(0)
@@ -172,6 +175,7 @@ def _memory(config: ModelConfig, memory: MemoryTrace, found: Trace) -> dict[str,
         "share": Series(memory.share, _SHARE),
         "null": Series(memory.null, _SHARE) if config.null_slot else None,
         "null_of_head": np.round(memory.null_of_head, 4).tolist() if config.null_slot else None,
+        **({"sinks": Series(memory.sinks, _SHARE)} if config.n_sinks else {}),
         "write": Series(memory.write, 0.004 if _write_kind(config) == "gru_gate" else _BITS),
         "reads": {
             "entry": Series(memory.read_entry, index=True),
@@ -182,6 +186,7 @@ def _memory(config: ModelConfig, memory: MemoryTrace, found: Trace) -> dict[str,
             "source": Series(memory.source),
             "entered": Series(memory.entered),
             "evicted": Series(memory.evicted, index=True),
+            **({"key_head": Series(memory.key_head, index=True)} if of_head else {}),
             "gate": Series(memory.gate, _SHARE) if config.scores_writes else None,
             "most_read": Series(memory.most_read, _WEIGHT),
             "total_read": Series(memory.total_read, _BITS),
@@ -197,7 +202,7 @@ def _memory(config: ModelConfig, memory: MemoryTrace, found: Trace) -> dict[str,
             }
             for k in buckets
         ],
-        "written": memory.n_entries,
+        "written": int(written.sum()),
         "evicted": int((memory.evicted >= 0).sum()),
         "readable": int(readable.sum()),
         "dead": int(dead.sum()),

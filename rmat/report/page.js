@@ -1,6 +1,8 @@
 // Everything around the text: summary, curves, slots, fusion, settings.
 "use strict";
 
+const OF_HEADS = DATA.model.config.slots_per === "key_head";
+
 function draw_summary() {
   const { model, text, total, training } = DATA, c = model.config;
   document.title = `Memory report: ${model.name}`;
@@ -13,13 +15,13 @@ function draw_summary() {
     ["parameters", brief(model.parameters), `${c.n_layers} layers, width ${c.d_model}, ${c.n_heads} heads`],
     ["state of a stream", bytes(model.state_bytes), "float32, however long the text"],
     MEMORY_LAYERS.length
-      ? ["bank", `${count(c.n_slots)} slots`, `a layer; ${c.writer === "mean" ? "the mean" : c.writer === "all" ? "all tokens" : `up to ${c.writes_per_segment}`} of every ${c.segment_len} tokens (${c.writer})`]
+      ? ["bank", `${count(c.n_slots)} slots`, `a ${OF_HEADS ? "key head" : "layer"}; ${c.writer === "mean" ? "the mean" : c.writer === "all" ? "all tokens" : `up to ${c.writes_per_segment}`} of every ${c.segment_len} tokens (${c.writer})`]
       : ["window", `${count(c.segment_len)} tokens`, "no memory"],
     training ? ["trained on", training.splits.train && training.splits.train.bytes ? bytes(training.splits.train.bytes) : "a task", training.data.join(", ")] : null,
   ];
   for (const card of cards) if (card) place("cards").append(make("div", null, make("dt", null, card[0]), make("dd", null, card[1], make("small", null, card[2]))));
   place("guide").textContent = MEMORY_LAYERS.length
-    ? `The model read the text in segments of ${count(c.segment_len)} tokens. When a segment closes, its ${ENTRY_TOKENS > 1 ? "summary" : "chosen tokens (underlined)"} enter${ENTRY_TOKENS > 1 ? "s" : ""} the layer's memory bank of ${count(c.n_slots)} slots, and ${c.eviction === "weakest" ? "those with the weakest gates are evicted, the oldest first among equals" : "the oldest ones are evicted: first in, first out"}. Later tokens can read the slots${c.null_slot ? ", or the null slot, which says “nothing found”" : ""}. Choose a token below: orange frames show where in the text the slots come from that it read, dashed purple frames who read it later. Every percentage of attention is the mean over heads of one layer. “Memory zeroed” is a second reading of the same text in which every read finds the bank empty: what it loses is what the memory is worth.`
+    ? `The model read the text in segments of ${count(c.segment_len)} tokens. ${LAG ? "When local attention loses sight of a segment's length of tokens, the chosen ones (underlined) enter" : ENTRY_TOKENS > 1 ? "When a segment closes, its summary enters" : "When a segment closes, its chosen tokens (underlined) enter"} ${OF_HEADS ? "each key head's" : "the layer's"} memory bank of ${count(c.n_slots)} slots, and ${c.eviction === "weakest" ? "those with the weakest gates are evicted, the oldest first among equals" : "the oldest ones are evicted: first in, first out"}.${c.n_sinks ? ` The first ${count(c.n_sinks)} tokens of a document stay beside it as sinks.` : ""} Later tokens can read the slots${c.null_slot ? ", or the null slot, which says “nothing found”" : ""}. Choose a token below: orange frames show where in the text the slots come from that it read, dashed purple frames who read it later. Every percentage of attention is the mean over heads of one layer${ONE_SOFTMAX ? ", and of all that a token attends to: slots stand in one softmax with local keys" : ""}. “Memory zeroed” is a second reading of the same text in which every read finds the bank empty: what it loses is what the memory is worth.`
     : "This model has no memory: the page shows what every token cost in bits, how the streams are mixed and how training went.";
   const nav = [["text", "Text"], ["positions", "Bits by position"], ["slots", "Slots"], ["fusion", "Fusion"], ["training", "Training"], ["config", "Model"]];
   for (const [id, name] of nav) if (place(id)) place("nav").append(make("a", { href: "#" + id }, name));
@@ -48,11 +50,11 @@ function draw_slots() {
   const told = MEMORY_LAYERS.map((k) => [k, DATA.layers[k].memory]);
   const starts = unpack(DATA.segments), openness = told.map(([k, memory]) => [k, unpack(memory.openness)]);
   const mean = (values) => { const real = Array.from(values).filter(Number.isFinite); return real.reduce((a, b) => a + b, 0) / real.length; };
-  table(place("slots-table"), ["layer", "written", "of all tokens", "evicted", "never read", "null slot", "memory's share"],
+  table(place("slots-table"), ["layer", "written", "of all tokens", "evicted", "never read", "null slot", "memory's share", ...(DATA.model.config.n_sinks ? ["sinks"] : [])],
     told.map(([k, memory], j) => [String(k + 1), count(memory.written), percent(mean(openness[j][1]), 1), count(memory.evicted),
       memory.readable ? `${count(memory.dead)} of ${count(memory.readable)} (${percent(memory.dead / memory.readable, 1)})` : "none could be",
-      memory.null_of_head ? percent(mean(memory.null_of_head), 1) : "has none", percent(mean(layer_of(k).share), 1)]));
-  place("slots-note").textContent = `“Never read” are dead slots: of the entries that a later segment could read, those to which no token ever gave more than ${percent(DATA.model.read_threshold)} of its attention. Ages are in tokens, from an entry's source to the start of the reading segment (in the bank), to the reading token (read), or to the eviction.`;
+      memory.null_of_head ? percent(mean(memory.null_of_head), 1) : "has none", percent(mean(layer_of(k).share), 1), ...(memory.sinks ? [percent(mean(layer_of(k).sinks), 1)] : [])]));
+  place("slots-note").textContent = `“Never read” are dead slots: of the entries that a later segment could read, those to which no token ever gave more than ${percent(DATA.model.read_threshold)} of its attention. Ages are in tokens, from an entry's source to the start of the reading segment (in the bank), to the reading token (read), or to the eviction.${OF_HEADS ? " Entries of all key heads are counted together; a token can enter the bank of each." : ""}`;
   const charts = place("slots-charts");
   chart(charts, {
     title: "Gate openness over the text", xlabel: "token", ylabel: "tokens of the segment that entered, %", zero: true, always: true, height: 250,
@@ -70,8 +72,8 @@ function draw_slots() {
   }
 }
 
-const STREAMS = { full: ["#0072b2", "#fff"], chunked: ["#009e73", "#000"], local: ["#0072b2", "#fff"], memory: ["#e69f00", "#000"], null: ["#f7e2b0", "#000"] };
-const STREAM_NAMES = { full: "full (the segment)", chunked: "chunked (the window)", local: "full and chunked together", memory: "memory: slots", null: "memory: null slot" };
+const STREAMS = { full: ["#0072b2", "#fff"], chunked: ["#009e73", "#000"], local: ["#0072b2", "#fff"], memory: ["#e69f00", "#000"], sinks: ["#cc79a7", "#000"], null: ["#f7e2b0", "#000"] };
+const STREAM_NAMES = { full: "full (the segment)", chunked: "chunked (the window)", local: "full and chunked together", memory: "memory: slots", sinks: "memory: sinks", null: "memory: null slot" };
 
 function draw_fusion() {
   const used = new Set();
@@ -80,7 +82,7 @@ function draw_fusion() {
     const rows = (same ? [layer.fusion[0]] : layer.fusion).map((weights, h) => {
       const parts = [];
       layer.streams.forEach((stream, a) => {
-        const empty = stream === "memory" && layer.memory.null_of_head ? layer.memory.null_of_head[h] : 0;
+        const empty = stream === "memory" && !ONE_SOFTMAX && layer.memory.null_of_head ? layer.memory.null_of_head[h] : 0;
         parts.push([stream, weights[a] * (1 - empty)]);
         if (empty) parts.push(["null", weights[a] * empty]);
       });
@@ -92,7 +94,7 @@ function draw_fusion() {
     place("fusion-bars").append(make("div", null, make("h3", null, `Layer ${k + 1}`), rows));
   });
   for (const stream of Object.keys(STREAMS)) if (used.has(stream)) place("fusion-legend").append(make("span", null, make("i", { class: "swatch", style: { background: STREAMS[stream][0] } }), STREAM_NAMES[stream]));
-  const nulls = used.has("null") ? " The memory's part is split by what the read found, mean over the text." : "";
+  const nulls = used.has("null") && !ONE_SOFTMAX ? " The memory's part is split by what the read found, mean over the text." : "";
   place("fusion-note").textContent = (DATA.model.fusion_is_measured ? "Mean weight of each attention stream over the text." : "Learned weight of each attention stream; the same for every token.") + nulls;
 }
 

@@ -2,7 +2,7 @@
 
 The model runs as always. Its fused kernels give no attention weights, so these are recomputed from the
 queries that the hooks caught and from the states before and after the call, by the public methods of
-`Memory`, `Writer` and `Fusion`.
+`Memory`, `AdmittedMemory`, `Writer` and `Fusion`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from torch import Tensor, nn
 
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.block import Block
-from rmat.model.state import KeyValues, LayerState, MemoryState
+from rmat.model.call import Call
+from rmat.model.slots import Slots
+from rmat.model.state import AdmittedState, KeyValues, LayerState, MemoryState
 from rmat.model.streams import Local
 from rmat.model.writers import Tokens
 from rmat.ops.attention import at_least_float32, stick_breaking
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryView:
-    """One layer's memory over the T tokens of one segment; floats in at least float32.
+class BankView:
+    """One bank over the T tokens of one segment: a layer's, or a key head's.
 
-    The bank's slots stand in their order, oldest first; M is `n_slots`, W is `writes_per_segment`.
+    The slots stand in their order, oldest first; M is `n_slots`.
     """
 
     slot_THM: Tensor
-    """Weights of the read over [null slot | filled slots], the part of the slots; zero where a slot is
-    empty."""
-    null_TH: Tensor
-    """The null slot's part, or with stick-breaking what no slot took; zero in a model without one."""
+    """Weights of the slots; zero where a slot is empty, and for query heads that do not see the bank."""
     filled: int
     """Slots that the segment found filled: the last so many."""
     entered: int
@@ -42,11 +41,31 @@ class MemoryView:
     """Slots filled after the segment: the last so many."""
     age_M: Tensor
     """int64 ages in tokens of the slots after the segment; 0 for empty ones."""
-    write_T: Tensor | None
-    """Score of every token (writers "select" and "all"), or of the segment's best candidate for all its
-    tokens."""
     gate_M: Tensor | None
     """Gates g = sigmoid(score) of the slots after the segment, if there is a score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryView:
+    """One layer's memory over the T tokens of one segment; floats in at least float32.
+
+    Weights are those of the read over [null slot | filled slots], or of the one softmax over [null slot |
+    sinks | filled slots | local keys] where slots keep local keys (memory_projections="local").
+    """
+
+    banks: tuple[BankView, ...]
+    """The layer's bank, or that of every key head."""
+    null_TH: Tensor
+    """The null slot's part, or with stick-breaking what no slot took; zero in a model without one."""
+    sink_THJ: Tensor
+    """Weights of the J sinks that the segment found."""
+    sink_age_J: Tensor
+    """int64 ages in tokens of these at the segment's start."""
+    share_TH: Tensor
+    """Share of filled slots in the mixed streams."""
+    write: Tensor | None
+    """Score of every token (writers "select" and "all"), (T,) or (T, K) by key head, or (T,) of the segment's
+    best candidate for all its tokens."""
     update: float | None
     """Mean of the GRU gate z over candidates and width, if the segment closed and there is such a gate."""
 
@@ -73,6 +92,7 @@ class _Caught:
     before: LayerState | None = None
     after: LayerState | None = None
     output: Tensor | None = None
+    call: Call | None = None
     x: Tensor | None = None
     local: Local | None = None
     hooks: list[Any] = field(default_factory=list)
@@ -80,10 +100,12 @@ class _Caught:
 
 def stream_names(config: ModelConfig) -> tuple[str, ...]:
     """Streams whose weights in the mix can be told apart: one softmax over all keys ("joint") has one weight
-    for both local streams together."""
-    if config.fusion == "joint" and len(config.local_streams) == 2:
-        return ("local", "memory") if config.has_memory else ("local",)
-    return tuple(config.streams)
+    for both local streams together, and one for each part of a memory that keeps local keys."""
+    both = config.fusion == "joint" and len(config.local_streams) == 2
+    if config.has_memory and config.memory_projections == "local":
+        local = "local" if both else config.local_streams[0]
+        return (local, "memory", *["sinks"] * (config.n_sinks > 0), *["null"] * config.null_slot)
+    return ("local", "memory")[: 1 + config.has_memory] if both else tuple(config.streams)
 
 
 class Probe(AbstractContextManager["Probe"]):
@@ -94,11 +116,6 @@ class Probe(AbstractContextManager["Probe"]):
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        if model.config.has_memory and model.config.memory_projections == "local":
-            raise ValueError(
-                "memory_projections='local' is not shown in reports yet: take a model whose memory has "
-                "projections of its own ('own')"
-            )
         self._model = model
         self._caught = [_Caught() for _ in model.blocks]
 
@@ -127,7 +144,7 @@ class Probe(AbstractContextManager["Probe"]):
 
 def _catch_block(caught: _Caught) -> Any:
     def hook(_: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, LayerState]) -> None:
-        caught.before = inputs[1]
+        caught.before, caught.call = inputs[1:]
         caught.output, caught.after = outputs
 
     return hook
@@ -148,41 +165,84 @@ def _catch_local(caught: _Caught) -> Any:
 
 
 def _view(block: Any, caught: _Caught) -> LayerView:
-    config = block.config
+    config, names = block.config, stream_names(block.config)
     x_BTE, output, before, after = caught.x, caught.output, caught.before, caught.after
     assert x_BTE is not None and output is not None and before is not None and after is not None
     assert x_BTE.shape[0] == 1, "one row at a time"
-    n_tokens = x_BTE.shape[1]
-    memory = logits_THJ = None
-    if isinstance(before.memory, MemoryState) and isinstance(after.memory, MemoryState):
-        logits_THJ = _logits(block, x_BTE, before.memory)
-        written = x_BTE if config.write_from == "input" else output
-        memory = _memory_view(block, logits_THJ, written, before.memory, after.memory)
+    held = before.memory
+    if isinstance(held, AdmittedState):
+        return _admitted(block, caught, held, after.memory)
+    n_tokens, view = x_BTE.shape[1], None
     fusion_ATH = torch.ones(1, n_tokens, config.n_heads)
-    if config.fusion == "joint" and config.local_streams and logits_THJ is not None:
-        assert caught.local is not None
-        local_TH = _local_mass(block, caught.local, n_tokens)
-        share_TH = torch.sigmoid(logits_THJ.logsumexp(2) - local_TH)
-        fusion_ATH = torch.stack([1 - share_TH, share_TH])
-    elif hasattr(block, "fusion"):
+    if hasattr(block, "fusion"):
         fusion_ATH = block.fusion.weights(x_BTE)[:, 0].expand(-1, n_tokens, config.n_heads)
-    return LayerView(streams=stream_names(config), fusion_ATH=fusion_ATH, memory=memory)
+    if held is not None:
+        logits_THJ = _logits(block, block.memory.queries(x_BTE)[0], held.bank())
+        if config.fusion == "joint" and config.local_streams:
+            share_TH = torch.sigmoid(logits_THJ.logsumexp(2) - _local_mass(block, caught, n_tokens))
+            fusion_ATH = torch.stack([1 - share_TH, share_TH])
+        slot_THM, null_TH = _weights(config, logits_THJ)
+        banks = _banks(config, slot_THM, held, after.memory)
+        write, update = _written(block, x_BTE if config.write_from == "input" else output, held)
+        view = MemoryView(
+            banks=banks,
+            null_TH=null_TH,
+            sink_THJ=slot_THM[..., :0],
+            sink_age_J=torch.zeros(0, dtype=torch.int64),
+            share_TH=fusion_ATH[names.index("memory")] * banks[0].slot_THM.sum(2),
+            write=write,
+            update=update,
+        )
+    return LayerView(streams=names, fusion_ATH=fusion_ATH, memory=view)
 
 
-def _logits(block: Any, x_BTE: Tensor, before: MemoryState) -> Tensor:
-    """Logits (T, H, J) of the memory read, J = [null slot of a softmax |] slots."""
+def _admitted(block: Any, caught: _Caught, before: AdmittedState, after: Any) -> LayerView:
+    """The view of a layer whose memory keeps local keys."""
+    config, memory, x_BTE, local = block.config, block.memory, caught.x, caught.local
+    assert x_BTE is not None and local is not None
+    n_tokens, names = x_BTE.shape[1], stream_names(config)
+    found, _ = memory.write(x_BTE, local, before, caught.call)
+    query_RSHD = memory.queries(local)
+    query_RSHD = local.q_RSHD if query_RSHD is None else query_RSHD
+    logits_THJ = _logits(block, query_RSHD[0, :n_tokens], found)
+    local_TH = _local_mass(block, caught, n_tokens)
+    total_TH = torch.logaddexp(logits_THJ.logsumexp(2), local_TH)
+    null_THJ, sink_THJ, slot_THM = (
+        (logits_THJ - total_TH[..., None])
+        .exp()
+        .split([int(config.null_slot), config.n_sinks, config.n_slots], 2)
+    )
+    parts = {names[0]: (local_TH - total_TH).exp(), "memory": slot_THM.sum(2)}
+    parts |= {"sinks": sink_THJ.sum(2), "null": null_THJ.sum(2)}
+    n_found = int(found.filled[0, 0, : config.n_sinks].sum()) // config.slot_groups
+    view = MemoryView(
+        banks=_banks(config, slot_THM, before, after),
+        null_TH=parts["null"],
+        sink_THJ=sink_THJ[..., :n_found],
+        sink_age_J=found.age[0, 0, :n_found].reshape(n_found, config.slot_groups)[:, 0],
+        share_TH=parts["memory"],
+        write=memory.writer.scores(x_BTE)[0] if config.scores_writes else None,
+        update=None,
+    )
+    return LayerView(streams=names, fusion_ATH=torch.stack([parts[name] for name in names]), memory=view)
+
+
+def _logits(block: Any, query_THD: Tensor, slots: Slots) -> Tensor:
+    """Logits (T, H, J) of the keys of the memory, J = [null slot of a softmax |] slots (1, 1, M)."""
     memory, config = block.memory, block.config
-    key_BNJKD, _, bias_BNJ = memory.keys(before.bank())
-    query_THD = at_least_float32(memory.queries(x_BTE)[0])
-    key_JHD = at_least_float32(key_BNJKD[0, 0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
+    key_BNJKD, _, bias = memory.keys(slots)
+    query_THD, group = at_least_float32(query_THD), config.n_heads // config.n_kv_heads
+    key_JHD = at_least_float32(key_BNJKD[0, 0]).repeat_interleave(group, 1)
+    bias = bias[0, 0] if bias.dim() == 3 else bias[0, 0].T.repeat_interleave(group, 0)
     logits_THJ = torch.einsum("thd,jhd->thj", query_THD, key_JHD.to(query_THD.dtype))
-    logits_THJ = logits_THJ * config.head_dim**-0.5 + bias_BNJ[0, 0]
+    logits_THJ = logits_THJ * config.head_dim**-0.5 + bias
     return logits_THJ + memory.read_bias[:, None] if config.memory_read == "stick_breaking" else logits_THJ
 
 
-def _local_mass(block: Any, local: Local, n_tokens: int) -> Tensor:
+def _local_mass(block: Any, caught: _Caught, n_tokens: int) -> Tensor:
     """Log-sum-exp (T, H) of the logits of the local keys of a joint softmax."""
-    config = block.config
+    config, local = block.config, caught.local
+    assert local is not None
     query_SHD = at_least_float32(local.q_RSHD[0])
     key_JHD = at_least_float32(local.k_RJKD[0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_SHJ = torch.einsum("shd,jhd->shj", query_SHD, key_JHD) * config.head_dim**-0.5
@@ -190,17 +250,36 @@ def _local_mass(block: Any, local: Local, n_tokens: int) -> Tensor:
     return (logits_SHJ + mask_SJ[:, None]).logsumexp(2)[:n_tokens]
 
 
-def _memory_view(
-    block: Any, logits_THJ: Tensor, written_BTE: Tensor, before: MemoryState, after: MemoryState
-) -> MemoryView:
+def _banks(config: ModelConfig, slot_THM: Tensor, before: Any, after: Any) -> tuple[BankView, ...]:
+    """The layer's banks, from the weights of the slots and the states before and after the call."""
+    banks, group = [], config.n_heads // config.slot_groups
+    age, log_gate = (x[0].reshape(config.n_slots, -1) for x in (after.slots.age, after.slots.log_gate))
+    pushed = zip(before.pushed.flatten().tolist(), after.pushed.flatten().tolist(), strict=True)
+    for bank, (earlier, later) in enumerate(pushed):
+        filled, held = min(earlier, config.n_slots), min(later, config.n_slots)
+        entered = 0
+        if later > earlier:  # the segment closed: what is older than what it offered was there before
+            oldest = config.segment_len + config.write_lag
+            entered = int((age[config.n_slots - held :, bank] <= oldest).sum())
+        weight_THM = torch.zeros_like(slot_THM)
+        here = slice(bank * group, (bank + 1) * group), slice(config.n_slots - filled, None)
+        weight_THM[:, *here] = slot_THM[:, *here]
+        banks.append(
+            BankView(
+                slot_THM=weight_THM,
+                filled=filled,
+                entered=entered,
+                held=held,
+                age_M=age[:, bank],
+                gate_M=log_gate[:, bank].exp() if config.scores_writes else None,
+            )
+        )
+    return tuple(banks)
+
+
+def _written(block: Any, written_BTE: Tensor, before: MemoryState) -> tuple[Tensor | None, float | None]:
+    """`write` and `update` of a `MemoryView`."""
     config, writer = block.config, block.memory.writer
-    filled = min(int(before.pushed), config.n_slots)
-    held = min(int(after.pushed), config.n_slots)
-    entered = 0
-    if after.pushed > before.pushed:  # the segment closed: what it left is no older than it is long
-        entered = int((after.slots.age[0, config.n_slots - held :] <= config.segment_len).sum())
-    slot_THM, null_TH = _weights(config, logits_THJ)
-    held_M = torch.arange(config.n_slots, device=slot_THM.device) >= config.n_slots - filled
     write_T, update = None, None
     if config.scores_writes and config.writer in ("select", "all"):
         write_T = writer.scores(written_BTE)[0]
@@ -214,20 +293,7 @@ def _memory_view(
             h_BWE = offered.vector_RWE.to(gru.candidate.weight.dtype)
             from_memory_BE = gru.recurrent(m_BE.to(gru.recurrent.weight.dtype))
             update = float(torch.sigmoid(gru.candidate(h_BWE) + from_memory_BE[:, None]).mean())
-    gate_M = None
-    if config.scores_writes:
-        gate_M = after.slots.log_gate[0].exp()
-    return MemoryView(
-        slot_THM=torch.where(held_M, slot_THM, 0.0),
-        null_TH=null_TH,
-        filled=filled,
-        entered=entered,
-        held=held,
-        age_M=after.slots.age[0],
-        write_T=write_T,
-        gate_M=gate_M,
-        update=update,
-    )
+    return write_T, update
 
 
 def _weights(config: ModelConfig, logits_THJ: Tensor) -> tuple[Tensor, Tensor]:

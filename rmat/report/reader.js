@@ -3,7 +3,8 @@
 
 const DATA = JSON.parse(place("data").textContent);
 const TOKENS = DATA.text.tokens, N = TOKENS.length;
-const ENTRY_TOKENS = DATA.model.entry_tokens;
+const ENTRY_TOKENS = DATA.model.entry_tokens, LAG = DATA.model.write_lag || 0;
+const ONE_SOFTMAX = DATA.model.config.memory_projections === "local"; // shares are of a token's whole attention
 
 function unpack(packed) {
   if (!packed) return null;
@@ -26,20 +27,35 @@ function layer_of(index) {
   if (layers_read.has(index)) return layers_read.get(index);
   const from = DATA.layers[index].memory;
   if (!from) return null;
-  const { reads, entries } = from, layer = { share: unpack(from.share), null: unpack(from.null), write: unpack(from.write) };
+  const { reads, entries } = from, layer = { share: unpack(from.share), null: unpack(from.null), sinks: unpack(from.sinks), scores: unpack(from.write) };
+  layer.heads = from.write.n[1] || 1; // scores of a token; its colour is the greatest
+  layer.write = Float32Array.from({ length: N }, (_, i) => Math.max(...scores_of(layer, i)));
   layer.entry = unpack(reads.entry);
   layer.weight = unpack(reads.weight);
   layer.head = unpack(reads.head);
   layer.top = reads.entry.n[1];
   for (const name of Object.keys(entries)) layer[name] = unpack(entries[name]);
   layer.of_token = new Int32Array(N).fill(-1);
-  for (let e = layer.source.length - 1; e >= 0; e--) for (let i = first_token(layer, e); i <= layer.source[e]; i++) layer.of_token[i] = e;
+  layer.next = new Int32Array(layer.source.length).fill(-1); // the next entry of the same token, of another key head
+  for (let e = layer.source.length - 1; e >= 0; e--) {
+    layer.next[e] = layer.of_token[layer.source[e]];
+    for (let i = first_token(layer, e); i <= layer.source[e]; i++) layer.of_token[i] = e;
+  }
   layer.readers = Array.from({ length: layer.source.length }, () => []);
   layer.entry.forEach((e, k) => { if (e >= 0) layer.readers[e].push(k); });
   layers_read.set(index, layer);
   return layer;
 }
 
+const scores_of = (layer, i) => layer.scores.subarray(i * layer.heads, (i + 1) * layer.heads);
+
+function entries_of(layer, i) {
+  const found = [];
+  for (let e = layer.of_token[i]; e >= 0; e = layer.next[e]) found.push(e);
+  return found;
+}
+
+const is_sink = (layer, e) => layer.source[e] < document_of(layer.source[e]).start + (DATA.model.config.n_sinks || 0);
 const first_token = (layer, entry) => layer.source[entry] - ENTRY_TOKENS + 1;
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
 const name_of = (i) => (DATA.text.specials[i] ? `⟨${DATA.text.specials[i]}⟩` : TOKENS[i] === "" ? "⟨part of a character⟩" : TOKENS[i].trim() ? visible(TOKENS[i]) : visible(TOKENS[i]).replace(/ /g, "␣"));
@@ -89,9 +105,9 @@ const colours = {
   entered: {
     name: "entered the bank", needs: true,
     scale: (l) => {
-      const kind = (e) => (e < 0 ? 0 : l.most_read[e] <= DATA.model.read_threshold ? 3 : l.evicted[e] < 0 ? 1 : 2);
+      const kind = (all) => (all.every((e) => l.most_read[e] <= DATA.model.read_threshold) ? 3 : all.some((e) => l.evicted[e] < 0) ? 1 : 2);
       return {
-        colour: (i) => (l.of_token[i] < 0 ? null : CLASSES[kind(l.of_token[i])][0]),
+        colour: (i) => (l.of_token[i] < 0 ? null : CLASSES[kind(entries_of(l, i))][0]),
         legend: CLASSES.map(([colour, name]) => make("span", null, make("i", { class: "swatch", style: { background: colour } }), name)),
       };
     },
@@ -244,8 +260,9 @@ function facts_of(i) {
   }
   if (!layer) return rows;
   rows.push(["memory", `${percent(layer.share[i])} of the mix of this layer`]);
-  if (layer.null) rows.push(["null slot", `${percent(layer.null[i], 1)} of the read found nothing`]);
-  if (DATA.model.write && Number.isFinite(layer.write[i])) rows.push([DATA.model.write === "gru_gate" ? "gate z" : "score", `${fixed(layer.write[i], 2)} (${WRITE_NAMES[DATA.model.write]})`]);
+  if (layer.sinks) rows.push(["sinks", `${percent(layer.sinks[i], 1)} of the attention`]);
+  if (layer.null) rows.push(["null slot", ONE_SOFTMAX ? `${percent(layer.null[i], 1)} of the attention` : `${percent(layer.null[i], 1)} of the read found nothing`]);
+  if (DATA.model.write && Number.isFinite(layer.write[i])) rows.push([DATA.model.write === "gru_gate" ? "gate z" : "score", `${Array.from(scores_of(layer, i), (x) => fixed(x, 2)).join(", ")} (${WRITE_NAMES[DATA.model.write]}${layer.heads > 1 ? ", by key head" : ""})`]);
   return rows;
 }
 
@@ -253,6 +270,7 @@ function facts_of(i) {
 function why_empty(i) {
   const config = DATA.model.config, start = document_of(i).start, opened = SEGMENT_STARTS.findLast((s) => s <= i);
   if (layer.entered.some((at, e) => layer.source[e] >= start && at <= i)) return "No slot stood out.";
+  if (LAG && opened - start <= LAG) return `Nothing: the bank was empty, since the first write comes when local attention loses sight of a token (after ${count(LAG)} tokens and a segment of ${count(config.segment_len)}).`;
   if (opened - start < config.segment_len) return `Nothing: the bank was empty, since the first write comes when a segment closes (every ${count(config.segment_len)} tokens).`;
   return "Nothing: the bank was empty, since the gate had refused every token so far.";
 }
@@ -260,26 +278,29 @@ function why_empty(i) {
 function reading_of(i) {
   const found = reads_of(i);
   if (!found.length) return [make("p", null, why_empty(i))];
-  const listed = found.reduce((sum, one) => sum + one.weight, 0), rest = 1 - listed - (layer.null ? layer.null[i] : 0);
+  const listed = found.reduce((sum, one) => sum + one.weight, 0), sinks = layer.sinks ? layer.sinks[i] : 0, whole = ONE_SOFTMAX ? layer.share[i] + sinks : 1 - (layer.null ? layer.null[i] : 0), rest = whole - listed;
   const list = found.map(({ entry, weight, head }) => {
     const age = i - layer.source[entry];
-    return reference(first_token(layer, entry), layer.source[entry], weight, `${count(age)} tokens ago${head >= 0 ? `, most by head ${head + 1}` : ""}`, found[0].weight);
+    return reference(first_token(layer, entry), layer.source[entry], weight, `${is_sink(layer, entry) ? "sink, " : ""}${count(age)} tokens ago${head >= 0 ? `, most by head ${head + 1}` : ""}`, found[0].weight);
   });
   return [make("ul", { class: "refs sources" }, list), rest > 0.005 ? make("p", null, `All other slots together: ${percent(rest, 1)}.`) : null];
 }
 
 function writing_of(i) {
-  const e = layer.of_token[i], config = DATA.model.config;
-  if (e < 0) {
-    const start = SEGMENT_STARTS.findLast((s) => s <= i), one = document_of(i);
-    if (start + config.segment_len > one.start + one.tokens) return [make("p", null, "Not written: its segment was still open when the document ended.")];
-    const refused = ["push", "both"].includes(config.gate) && DATA.model.write && layer.write[i] <= 0;
-    return [make("p", null, refused ? "Not written: the gate refused it (score not above 0)." : `Not written: not among the ${config.writes_per_segment} best of its segment.`)];
-  }
+  const config = DATA.model.config, all = entries_of(layer, i);
+  if (all.length) return all.flatMap(life_of);
+  const one = document_of(i), offered = one.start + (Math.floor((i - one.start + LAG) / config.segment_len) + 1) * config.segment_len; // when
+  if (offered > one.start + one.tokens) return [make("p", null, `Not written: ${LAG ? "local attention still saw it" : "its segment was still open"} when the document ended.`)];
+  const refused = ["push", "both"].includes(config.gate) && DATA.model.write && layer.write[i] <= 0;
+  return [make("p", null, refused ? "Not written: the gate refused it (score not above 0)." : `Not written: not among the ${config.writes_per_segment} best of ${LAG ? `the ${count(config.segment_len)} offered with it` : "its segment"}${config.eviction === "weakest" ? ", or weaker than what the bank held" : ""}.`)];
+}
+
+function life_of(e) {
   const what = ENTRY_TOKENS > 1 ? `As part of tokens ${count(first_token(layer, e))}–${count(layer.source[e])}, it` : "It";
+  const bank = layer.key_head ? `the bank of key head ${layer.key_head[e] + 1}` : "the bank", when = LAG ? "local attention lost sight of it" : "its segment closed";
   const gate = layer.gate && Number.isFinite(layer.gate[e]) ? `, gate ${percent(layer.gate[e])}` : "";
   const end = layer.evicted[e] < 0 ? "was still held when the document ended" : `was evicted at token ${count(layer.evicted[e])}, ${count(layer.evicted[e] - layer.source[e])} tokens old`;
-  const told = [make("p", null, `${what} entered the bank when its segment closed at token ${count(layer.entered[e])}${gate}, and ${end}.`)];
+  const told = [make("p", null, is_sink(layer, e) ? `It is a sink: every token from ${count(layer.entered[e])} on sees it beside the bank.` : `${what} entered ${bank} when ${when} at token ${count(layer.entered[e])}${gate}, and ${end}.`)];
   const best = layer.readers[e].slice().sort((a, b) => layer.weight[b] - layer.weight[a]).slice(0, 5);
   if (layer.most_read[e] <= DATA.model.read_threshold) told.push(make("p", null, `Never read: no later token gave it more than ${percent(DATA.model.read_threshold)} of its attention.`));
   else told.push(make("p", null, `Read with ${layer.total_read[e] < 100 ? fixed(layer.total_read[e], 1) : count(layer.total_read[e])} tokens' worth of attention in all; most by:`));

@@ -167,6 +167,11 @@ def test_on_a_phone(browser: Any, tmp_path: Path) -> None:
         ("pool_push_head", "As part of tokens"),
         ("local", "This model has no memory"),
         ("memory_in_one_layer_joint_output", "Read from the memory, layer 1"),
+        (
+            "admitted_of_heads",
+            "entered the bank of key head 2 when local attention lost sight of it at token",
+        ),
+        ("admitted_all_with_sinks", "It is a sink: every token from 12 on sees it beside the bank."),
     ],
 )
 def test_other_models(browser: Any, tmp_path: Path, case: str, says: str) -> None:

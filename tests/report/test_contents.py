@@ -13,7 +13,7 @@ from rmat.model import LanguageModel, ModelConfig
 from rmat.report.contents import FORMAT, texts, training_contents
 from rmat.report.page import page
 from rmat.report.series import Series, packed, plain
-from tests.makers.models import make_model
+from tests.makers.models import CASES, make_model
 from tests.makers.reports import BYTES, document, told_of
 
 
@@ -89,6 +89,22 @@ def test_plain_data_is_json() -> None:
     assert len(memory["reads"]["entry"]) == told["total"]["tokens"] and len(memory["reads"]["entry"][0]) == 5
     assert memory["written"] == len(memory["entries"]["source"]) >= memory["readable"] >= memory["dead"]
     assert told["text"]["bits"][21] is None, "nothing follows the last token of a document"
+
+
+def test_what_is_told_of_a_memory_of_local_keys() -> None:
+    case = {**CASES["admitted_of_heads"], "n_sinks": 2}
+    model = make_model(case, dtype=torch.float32, vocab_size=BYTES.vocab_size)
+    told = plain(told_of(model, ["some words to be read again and again", "and others"]))
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["format_version"] == 1 and told["model"]["write_lag"] == model.config.write_lag == 6
+    memory = told["layers"][0]["memory"]
+    heads, sources = memory["entries"]["key_head"], memory["entries"]["source"]
+    sinks = [e for e, source in enumerate(sources) if source in (0, 1)]
+    assert len(sinks) == 2 and all(heads[e] is None and memory["entries"]["gate"][e] is None for e in sinks)
+    assert {0, 1} <= set(heads)
+    assert memory["written"] < len(sources) and memory["written"] == sum(head is not None for head in heads)
+    assert memory["dead"] <= memory["readable"] <= memory["written"]
+    assert len(memory["write"][0]) == 2 and len(memory["sinks"]) == told["total"]["tokens"]
 
 
 @pytest.mark.parametrize("variant", ["recommended", "xl"])

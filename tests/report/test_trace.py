@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmat.model import LanguageModel
 from rmat.ops.attention import attend
+from rmat.report.memory_trace import MemoryTrace
 from rmat.report.probe import Probe
 from rmat.report.trace import Trace, trace
 from tests.makers.models import CASES, WITH_MEMORY, bank_positions, make_config, make_model
@@ -36,11 +37,14 @@ def streams_of(model: LanguageModel) -> tuple[dict[int, Tensor], dict[int, Tenso
 
 
 OWN = [case for case in CASES if make_config(case).memory_projections == "own"]
-
-
-def test_a_memory_of_local_keys_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ValueError, match="memory_projections='local' is not shown in reports yet"):
-        Probe(make_model("admitted"))
+ADMITTED = [case for case in CASES if case not in OWN]
+HEADS_SINKS_LOOKBACK = {
+    **CASES["admitted_of_heads"],
+    "n_sinks": 4,
+    "chunk_lookback": 1,
+    "null_slot": True,
+    "memory_layers": (1,),
+}
 
 
 @pytest.mark.parametrize("case", OWN)
@@ -71,12 +75,107 @@ def test_attention_over_the_slots_gives_what_the_memory_read(case: str) -> None:
                     torch.testing.assert_close(mixed[k], share * read + (1 - share) * alone)
 
 
+@pytest.mark.parametrize("case", [*ADMITTED, HEADS_SINKS_LOOKBACK], ids=str)
+def test_weights_of_one_softmax_give_what_the_block_mixed(case: Any) -> None:
+    """The mix is the weights times the values that local attention had at the entries' sources."""
+    model = make_model(case)
+    config = model.config
+    size, group = config.segment_len, config.n_heads // config.n_kv_heads
+    ids = torch.from_numpy(random_document(model, 8 * size + 2))
+    mixed, _ = streams_of(model)
+    traces = [MemoryTrace.blank(config, len(ids), 9) for _ in model.blocks]
+    values = [torch.zeros(0, config.n_kv_heads, config.head_dim, dtype=torch.float64) for _ in traces]
+    state, read = None, 0.0
+    with torch.no_grad(), Probe(model) as probe:
+        for segment, start in enumerate(range(0, len(ids), size)):
+            stop = min(start + size, len(ids))
+            _, state = model(ids[None, start:stop], state)
+            for k, view in enumerate(probe.views()):
+                torch.testing.assert_close(view.fusion_ATH.sum(0), torch.ones_like(view.fusion_ATH[0]))
+                local = probe._caught[k].local
+                assert local is not None
+                new_TKD = local.tokens.value[0, start - stop :]
+                values[k] = torch.cat([values[k], new_TKD])
+                if (memory := view.memory) is None:
+                    continue
+                mask = local.range.seen(*model.blocks[k].config.local_streams)
+                alone_THD = attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=mask)[0, : stop - start]
+                mix_THD = view.fusion_ATH[0][..., None] * alone_THD
+                if config.null_slot:
+                    null_HD = model.blocks[k].memory.null_value.repeat_interleave(group, 0)
+                    mix_THD = mix_THD + memory.null_TH[..., None] * null_HD
+                traces[k].note(config, view, start=start, stop=stop, segment=segment)
+                entries = np.concatenate([traces[k].found[0], *found_before(traces[k], memory.banks, start)])
+                filled = [bank.slot_THM[..., config.n_slots - bank.filled :] for bank in memory.banks]
+                weight_THJ = torch.cat([memory.sink_THJ, *filled], dim=2)
+                value_JHD = values[k][traces[k].source[entries]].repeat_interleave(group, 1)
+                mix_THD = mix_THD + torch.einsum("thj,jhd->thd", weight_THJ, value_JHD)
+                torch.testing.assert_close(mixed[k], mix_THD, rtol=1e-9, atol=1e-11)
+                read += float(weight_THJ.sum())
+    assert read > 1
+
+
+def found_before(memory: MemoryTrace, banks: Any, start: int) -> list[np.ndarray]:
+    """The entries of every bank, oldest first, that a segment at `start` found, from the lives told of them."""
+    every = np.arange(memory.n_entries)
+    gone = (memory.evicted[every] >= 0) & (memory.evicted[every] <= start)
+    alive = every[(memory.entered[every] <= start) & ~gone & ~np.isin(every, memory.found[0])]
+    head = memory.key_head[alive]
+    return [alive[head == k] for k in range(len(banks))] if len(banks) > 1 else [alive]
+
+
+def test_lives_and_shares_of_a_memory_of_local_keys() -> None:
+    model = make_model(HEADS_SINKS_LOOKBACK)
+    config, length = model.config, 61
+    ids = random_document(model, length)
+    found = trace(model, [ids, ids[:40]])
+    assert found.layers[0].memory is None and found.layers[1].streams == (
+        "chunked",
+        "memory",
+        "sinks",
+        "null",
+    )
+    memory = found.layers[1].memory
+    assert memory is not None
+    with torch.no_grad():
+        _, state = model(torch.from_numpy(ids)[None])
+    first = memory.source < length
+    sinks = memory.source - np.where(first, 0, length) < config.n_sinks
+    # Found when the segment after the one that local attention lost sight of begins; never evicted.
+    assert memory.source[sinks].tolist() == [0, 1, 2, 3, 61, 62, 63, 64]
+    assert memory.entered[sinks].tolist() == [12] * 4 + [73] * 4
+    assert (memory.evicted[sinks] < 0).all() and np.isnan(memory.gate[sinks]).all()
+    assert (memory.key_head[sinks] == -1).all()
+    held = first & ~sinks & (memory.evicted < 0)
+    by_head = [memory.source[held & (memory.key_head == k)].tolist() for k in range(config.n_kv_heads)]
+    assert [*by_head[0], *by_head[1]] == bank_positions(state, 1)[0] and by_head[0] != by_head[1]
+    score = np.take_along_axis(memory.write[memory.source], np.maximum(memory.key_head, 0)[:, None], 1)[:, 0]
+    assert (score[~sinks] > 0).all()
+    np.testing.assert_allclose(memory.gate[~sinks], 1 / (1 + np.exp(-score[~sinks])), rtol=1e-5)
+    for k in range(config.n_kv_heads):
+        own = ~sinks & first & (memory.key_head == k)
+        lag = memory.entered[own] - memory.source[own]
+        assert ((lag > config.write_lag) & (lag <= config.write_lag + config.segment_len)).all()
+        leaves = np.append(memory.entered[own][config.n_slots :], np.full(config.n_slots, -1))[: own.sum()]
+        assert memory.evicted[own].tolist() == leaves.tolist()
+        heads = memory.read_head[np.isin(memory.read_entry, np.flatnonzero(~sinks & (memory.key_head == k)))]
+        assert set((heads // 2).tolist()) == {k}
+    assert memory.total_read.sum() == pytest.approx(float((memory.share + memory.sinks).sum()), rel=1e-4)
+    parts = found.layers[1].fusion.mean(1)
+    assert parts.sum() == pytest.approx(1)
+    for part, each in zip(parts[1:], (memory.share, memory.sinks, memory.null), strict=True):
+        assert part == pytest.approx(float(each.mean()), rel=1e-5) and part > 0
+    pushed = int(state.layers[1].memory.pushed.sum())
+    assert round(float(np.nansum(memory.openness[:11])) * config.segment_len * 2) == pushed
+    assert memory.evicted_ages.sum() == (memory.evicted >= 0).sum() > 0
+
+
 def slots_times_values(block: Any, probe: Probe, layer: int) -> Tensor:
     """The read (T, H, D) as the view's attention weights times the values of the bank."""
     view = probe.views()[layer].memory
     assert view is not None
     _, value, _ = block.memory.keys(probe._caught[layer].before.memory.bank())
-    weight = view.slot_THM
+    weight = view.banks[0].slot_THM
     if block.config.null_slot:
         weight = torch.cat([view.null_TH[..., None], weight], dim=2)
         if block.config.memory_read == "stick_breaking":
@@ -144,8 +243,9 @@ def test_reads_of_a_token() -> None:
             _, state = model(torch.from_numpy(ids[start : start + segment])[None], state)
             view = probe.views()[1].memory
             assert view is not None
-            low = before - view.filled
-            mean = view.slot_THM[..., model.config.n_slots - view.filled :].mean(1)
+            (bank,) = view.banks
+            low = before - bank.filled
+            mean = bank.slot_THM[..., model.config.n_slots - bank.filled :].mean(1)
             for t in range(segment):
                 kept = memory.read_entry[start + t]
                 kept = kept[kept >= 0]
