@@ -40,8 +40,8 @@ class MemoryTrace:
     share: Floats
     """(N,) share of the mixed streams that came from filled slots, mean over heads."""
     null: Floats
-    """(N,) attention that went to the null slot, mean over heads: of the read, or of all where slots keep local
-    keys."""
+    """(N,) attention that went to the null slot, mean over heads: of the read, or of all where slots
+    keep local keys."""
     sinks: Floats
     """(N,) attention that went to sinks, mean over heads."""
     write: Floats
