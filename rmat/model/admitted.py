@@ -81,14 +81,14 @@ class AdmittedMemory(nn.Module):
 
     def write(
         self, x_BTE: Tensor, local: Local, state: AdmittedState, call: Call
-    ) -> tuple[Slots, AdmittedState]:
+    ) -> tuple[Slots | None, AdmittedState]:
         """Score the call's tokens; admit those that the segments it completes offer.
 
         Args:
             x_BTE: block inputs. local: their keys and values, behind those held from before.
 
         Returns: what every segment of the call finds, sinks before the bank, (B, N, n_sinks + M), with keys
-        as they are read; and the new state.
+        as they are read, or None if it stands before the local keys already; and the new state.
         """
         layout, score = call.layout, None
         if state.score is not None:
@@ -96,6 +96,8 @@ class AdmittedMemory(nn.Module):
             score = torch.cat([state.score, self.writer.scores(x_BTE, noise)], dim=1)
             state = replace(state, score=layout.hold(score, local.range.n_held))
         if layout.n_segments == 1 and not layout.closes:  # most tokens of decoding: one segment, still open
+            if local.n_slots:
+                return None, state
             found = state.slots.map(lambda x: x[:, None])
         else:
             found, state = self._push(score, local, state, call)
@@ -115,7 +117,7 @@ class AdmittedMemory(nn.Module):
             -config.write_lag, config.segment_len - config.write_lag, device=layout.base.device
         )
         place_BNW = (layout.base[..., None] + offset).clamp(-local.range.n_held, layout.n_tokens - 1)
-        present_BNW = layout.prior[..., None] + offset >= config.n_sinks
+        present_BNW = layout.at.prior[..., None] + offset >= config.n_sinks
         if score is not None:
             score = take_rows(self._banks(score), place_BNW + local.range.n_held)
             if config.writer == "select":
@@ -154,10 +156,12 @@ class AdmittedMemory(nn.Module):
         """The sinks that every segment finds, (B, N, n_sinks), and those to hold."""
         config, layout, held = self.config, call.layout, state.sinks
         assert held is not None
-        open_prior = layout.end - layout.end % config.segment_len
+        open_prior = layout.at.end - layout.at.end % config.segment_len
         base = torch.cat([layout.base, layout.open_base[:, None]], dim=1)
-        prior = torch.cat([layout.prior, open_prior[:, None]], dim=1)
-        document = torch.cat([layout.document, layout.document.gather(1, layout.last[:, None])], dim=1)
+        prior = torch.cat([layout.at.prior, open_prior[:, None]], dim=1)
+        document = torch.cat(
+            [layout.at.document, layout.at.document.gather(1, layout.at.last[:, None])], dim=1
+        )
         number = torch.arange(config.n_sinks, device=base.device)
         filled_BNJ = number < prior[..., None] - config.write_lag
         before_BNJ = (document == 0)[..., None] & filled_BNJ[:, :1]  # known before the call
@@ -197,6 +201,13 @@ class AdmittedMemory(nn.Module):
         angles = rotary.at(place_RJK.expand(-1, -1, heads), heads)
         sink_BNJKD = rotate(sink_BNJKD.flatten(0, 1), angles.cos, angles.sin).view_as(sink_BNJKD)
         return replace(found, key=torch.cat([sink_BNJKD, key_BNMKD], dim=2))
+
+    def learned(self) -> tuple[object, ...]:
+        """The parameters among `keys`, and their versions."""
+        if not self.config.null_slot:
+            return ()
+        parameters = (self.null_key, self.null_value)
+        return tuple((id(x), 0 if x.is_inference() else x._version) for x in parameters)
 
     def keys(self, found: Slots) -> tuple[Tensor, Tensor, Tensor]:
         """What a query sees beside local keys: keys and values (B, N, J, K, D), and the bias (B, N, J), or

@@ -38,7 +38,9 @@ def admit(
         assert score is not None
         entered_BNW = entered_BNW & (score > 0).view(entered_BNW.shape)
     return (
-        until_full(entered_BNW, pushed, layout.document, config.n_slots) if mode == "frozen" else entered_BNW
+        until_full(entered_BNW, pushed, layout.at.document, config.n_slots)
+        if mode == "frozen"
+        else entered_BNW
     )
 
 
@@ -77,17 +79,17 @@ def push(
     """
     held = held.older(-layout.base[:, :1])  # ages count from the call's start until it is known who reads
     index_BNM = _windows(config, entered_BNW, new.log_gate.detach(), held, layout)
-    last_document = layout.document.gather(1, layout.last[:, None])
-    reader = torch.cat([layout.document, last_document], dim=1)
+    last_document = layout.at.document.gather(1, layout.at.last[:, None])
+    reader = torch.cat([layout.at.document, last_document], dim=1)
     base = torch.cat([layout.base, layout.open_base[:, None]], dim=1)
     n_writes = entered_BNW.shape[2]
     source = torch.cat(
-        [torch.zeros_like(held.age), layout.document.repeat_interleave(n_writes, dim=1)], dim=1
+        [torch.zeros_like(held.age), layout.at.document.repeat_interleave(n_writes, dim=1)], dim=1
     )
     bank = held.cat(new).take(index_BNM).older(base[..., None])
     bank = bank.only(take_rows(source, index_BNM) == reader[..., None])
 
-    counted = torch.where(layout.document == last_document, entered_BNW.sum(2), 0)
+    counted = torch.where(layout.at.document == last_document, entered_BNW.sum(2), 0)
     pushed = counted.sum(1) + torch.where(last_document[:, 0] == 0, pushed, 0)
     after = bank.map(lambda x: x[:, -1]).cleared()
     return bank.map(lambda x: x[:, :-1]), after, pushed
@@ -100,7 +102,7 @@ def _windows(
     `rmat.ops.fifo`."""
     if config.eviction == "oldest":
         return fifo_windows(entered_BNW, config.n_slots)
-    document = layout.document
+    document = layout.at.document
     before = torch.cat([torch.zeros_like(document[:, :1]), document[:, :-1]], dim=1)
     return strongest_windows(
         torch.where(entered_BNW, strength(log_gate).view(entered_BNW.shape), ABSENT),

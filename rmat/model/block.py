@@ -72,10 +72,12 @@ class Block(nn.Module):
         h_BTE = h_BTE + self._dropout(self.feedforward(self.feedforward_norm(h_BTE)), call)
         if isinstance(memory, MemoryState) and self.config.write_from == "output":
             _, memory = self.memory.write(h_BTE, memory, call)
-        return h_BTE, LayerState(**held, tail=tail, memory=memory)
+        goes_on = call.step and not call.layout.closes
+        windows = {name: each.window(self._learned()) for name, each in local.items()} if goes_on else {}
+        return h_BTE, LayerState(**held, tail=tail, memory=memory, windows=windows)
 
     def _dropout(self, x_BTE: Tensor, call: Call) -> Tensor:
-        return F.dropout(x_BTE, self.config.dropout, call.training)
+        return F.dropout(x_BTE, self.config.dropout) if call.training else x_BTE
 
     def _local(
         self, x_BTE: Tensor, state: LayerState, call: Call
@@ -84,17 +86,28 @@ class Block(nn.Module):
         local, held = {}, {}
         for name, projection in self.local.items():
             kept = "chunked" if name == "chunked" else "full"
-            local[name], held[kept] = projection(x_BTE, getattr(state, kept), call.ranges[name])
+            window = state.windows.get(name) if call.step else None
+            if window is not None and window.learned != self._learned():
+                window = None
+            local[name], held[kept] = projection(x_BTE, getattr(state, kept), call.ranges[name], window)
         return local, held
+
+    def _learned(self) -> tuple[object, ...]:
+        """The parameters among the slots of a `Window`."""
+        local_keys = self.config.has_memory and self.config.memory_projections == "local"
+        return self.memory.learned() if local_keys else ()
 
     def _attend(self, x_BTE: Tensor, local: dict[str, Local], bank: Slots | None, call: Call) -> Tensor:
         """The streams of `config.streams`, fused: (B, T, H, D)."""
         if self.config.fusion == "joint" and local:
-            only = next(iter(local.values()))
-            if bank is None:
+            name, only = next(iter(local.items()))
+            if bank is None or only.n_slots:
                 return joint_attention(only)
             if self.config.memory_projections == "local":
-                return joint_attention(only, self.memory.keys(bank), self.memory.queries(only))
+                slots, query_RSHD = self.memory.keys(bank), self.memory.queries(only)
+                if call.step and query_RSHD is None:
+                    local[name] = only = only.behind(slots)
+                return joint_attention(only, slots, query_RSHD)
             query_BNSHD = call.layout.fold(self.memory.queries(x_BTE))
             return joint_attention(only, self.memory.keys(bank), query_BNSHD.flatten(0, 1))
         streams = []

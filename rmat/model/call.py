@@ -27,6 +27,9 @@ class Call:
     memory: MemoryMode
     training: bool
     """Whether dropout, noise on the scores of writes and their price act."""
+    step: bool
+    """Whether this is a step of decoding, which uses and leaves a `Window`: one token, no gradients, the memory
+    as it is."""
 
     @staticmethod
     def of(
@@ -36,6 +39,13 @@ class Call:
         rotary = Rotary.of(config, layout, dtype)
         ranges = {name: KeyRange.of(config, name, layout, rotary) for name in config.held}
         banks = layout if config.slot_groups == 1 else layout.repeated(config.slot_groups)
+        step = layout.single and memory == "on" and not (torch.is_grad_enabled() or training)
         return Call(
-            layout=layout, banks=banks, rotary=rotary, ranges=ranges, memory=memory, training=training
+            layout=layout,
+            banks=banks,
+            rotary=rotary,
+            ranges=ranges,
+            memory=memory,
+            training=training,
+            step=step,
         )

@@ -281,22 +281,22 @@ class ModelConfig:
     def _refuse(self, name: str, remedy: str) -> NoReturn:
         refuse(f"ModelConfig.{name}", getattr(self, name), remedy)
 
-    @property
+    @functools.cached_property
     def head_dim(self) -> int:
         """Width D of one head."""
         return self.head_width or self.d_model // self.n_heads
 
-    @property
+    @functools.cached_property
     def epsilon(self) -> float:
         """What normalisations add to the mean square."""
         return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
 
-    @property
+    @functools.cached_property
     def local_streams(self) -> tuple[Stream, ...]:
         """The streams that read tokens, in the order full, chunked."""
         return tuple(s for s in get_args(Stream)[:2] if s in self.streams)
 
-    @property
+    @functools.cached_property
     def has_memory(self) -> bool:
         """Whether the blocks have a memory bank."""
         return "memory" in self.streams
@@ -307,7 +307,7 @@ class ModelConfig:
             return self
         return dataclasses.replace(self, streams=self.local_streams, memory_layers=None)
 
-    @property
+    @functools.cached_property
     def held(self) -> dict[str, int]:
         """Tokens whose keys and values a state keeps, for every set of local projections."""
         reach = {"full": self.segment_len, "chunked": self.chunk_len * (1 + self.chunk_lookback)}
@@ -321,32 +321,32 @@ class ModelConfig:
             return {"shared": max(reach.values())}
         return {stream: reach[stream] for stream in local}
 
-    @property
+    @functools.cached_property
     def lookback(self) -> int:
         """Tokens before its segment that a segment's first token sees in local attention."""
         return self.chunk_len * self.chunk_lookback if "chunked" in self.streams else 0
 
-    @property
+    @functools.cached_property
     def write_lag(self) -> int:
         """Tokens between the last one offered to the bank and the end of the segment that closes."""
         return self.lookback if self.write_when == "unseen" else 0
 
-    @property
+    @functools.cached_property
     def slot_groups(self) -> int:
         """Banks of a layer: 1, or one for each key head."""
         return self.n_kv_heads if self.slots_per == "key_head" else 1
 
-    @property
+    @functools.cached_property
     def scores_writes(self) -> bool:
         """Whether a learned score decides on writes (and its log-gate biases reads)."""
         return self.has_memory and (self.writer == "select" or self.gate in ("push", "both"))
 
-    @property
+    @functools.cached_property
     def refuses_writes(self) -> bool:
         """Whether the gate may refuse a write."""
         return self.has_memory and self.gate in ("push", "both")
 
-    @property
+    @functools.cached_property
     def recurrent_gate(self) -> bool:
         """Whether candidates pass the GRU gate."""
         return self.has_memory and self.gate in ("gru", "both")
@@ -384,6 +384,10 @@ class ModelConfig:
     def fingerprint(self) -> str:
         """A short hash of all that shapes a state and its meaning; dropout, which acts in training only, is
         left out."""
+        return self._fingerprint
+
+    @functools.cached_property  # every call of a model asks
+    def _fingerprint(self) -> str:
         plain = {k: v for k, v in self.to_dict().items() if k not in TRAINING_ONLY}
         values = {k: v for k, v in plain.items() if k not in _LATER or v != _LATER[k]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,6 +42,7 @@ class ShortConvolution(nn.Module):
         """Convolve a call's tokens after the held `tail` (B, width - 1, E). Returns also the new tail."""
         if tail is None:
             return x_BTE * self.weight[0], None
-        position = None if layout.uniform is not None else layout.position
-        y_BTE = causal_convolution(x_BTE, tail, self.weight, position)
-        return y_BTE, layout.hold(torch.cat([tail, x_BTE.to(tail.dtype)], dim=1), tail.shape[1])
+        position = None if layout.uniform is not None else layout.at.position
+        joined_BXE = torch.cat([tail, x_BTE.to(tail.dtype)], dim=1)
+        y_BTE = causal_convolution(joined_BXE.to(x_BTE.dtype), self.weight, position)
+        return y_BTE, layout.hold(joined_BXE, tail.shape[1])

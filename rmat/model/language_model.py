@@ -65,6 +65,7 @@ class LanguageModel(nn.Module):
             state: what was read before; None starts every row afresh. It stays valid.
             resets: (B, T) bool, true where a new document starts; what came before it is forgotten.
             valid: (B, T) bool, false for padding anywhere in a row; it leaves the row's state untouched.
+                Both may stay on the CPU: with a model on a GPU, which is then not waited for.
             schedule: "parallel" reads all segments of a layer at once, "sequential" one after the other,
                 "auto" picks (`resolve_schedule` says why). A model that writes from the block output cannot
                 be parallel.
@@ -82,7 +83,7 @@ class LanguageModel(nn.Module):
         )
         logits = self.logits(hidden)
         if valid is not None:
-            logits = torch.where(valid[..., None], logits, 0.0)
+            logits = torch.where(valid.to(logits.device, non_blocking=True)[..., None], logits, 0.0)
         return logits, state
 
     @known_keywords()
@@ -105,22 +106,27 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"memory={memory!r} is not possible: choose one of {', '.join(get_args(MemoryMode))}"
             )
-        length, place = None, None
+        length, place, device = None, None, tokens.device
+        # What decides on shapes is known on the CPU, so that no question waits for the work of a GPU.
+        position = state.position_on_cpu()
+        resets, valid = (None if x is None else x.cpu() for x in (resets, valid))
         if valid is not None and not bool(valid.all()):
             tokens, resets, length, place = _compact(tokens, resets, valid)
         if resets is not None:
-            live = resets[:, 0] if length is None else resets[:, 0] & (length > 0)
-            state = state.reset(live)
+            fresh = resets[:, 0] if length is None else resets[:, 0] & (length > 0)
+            if bool(fresh.any()):
+                state = state.reset(fresh.to(device, non_blocking=True))
+                position = torch.where(fresh, 0, position)
             resets = resets.clone()
             resets[:, 0] = False
             resets = resets if bool(resets.any()) else None
-        layout = Layout.of(self.config, state.position, tokens.shape[1], length, resets)
+        layout = Layout.of(self.config, position, tokens.shape[1], device, length, resets)
         if name == "parallel" or (layout.n_segments == 1 and resets is None):
             hidden, state = self._read(tokens, state, layout, memory)
         else:
             hidden, state = self._read_pieces(tokens, state, layout, memory)
         if place is not None:
-            hidden = take_rows(hidden, place)
+            hidden = take_rows(hidden, place.to(device, non_blocking=True))
         return hidden, state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -198,28 +204,38 @@ class LanguageModel(nn.Module):
         for block, layer in zip(self.blocks, state.layers, strict=True):
             h_BTE, layer = block(h_BTE, layer, call)
             layers.append(layer)
-        return h_BTE, StreamState(position=layout.end, layers=tuple(layers), fingerprint=state.fingerprint)
+        return h_BTE, StreamState(
+            position=layout.end.to(layout.device, non_blocking=True),
+            layers=tuple(layers),
+            fingerprint=state.fingerprint,
+            on_cpu=layout.end,
+        )
 
     def _read_pieces(
         self, tokens: Tensor, state: StreamState, layout: Layout, memory: MemoryMode
     ) -> tuple[Tensor, StreamState]:
         """Segment after segment: every layer of one before the first of the next."""
         parts, starts, n_read = [], [], 0
+        position = state.position_on_cpu()
         for piece in layout.pieces():
-            if piece.fresh is not None:
-                state = state.reset(piece.fresh)
+            if piece.fresh is not None and bool(piece.fresh.any()):
+                state = state.reset(piece.fresh.to(layout.device, non_blocking=True))
+                position = torch.where(piece.fresh, 0, position)
             n_tokens = piece.index.shape[1]
-            part = Layout.of(self.config, state.position, n_tokens, piece.length)
-            hidden_BTE, state = self._read(take_rows(tokens, piece.index), state, part, memory)
+            part = Layout.of(self.config, position, n_tokens, layout.device, piece.length)
+            taken = take_rows(tokens, piece.index.to(layout.device, non_blocking=True))
+            hidden_BTE, state = self._read(taken, state, part, memory)
+            position = part.end
             parts.append(hidden_BTE)
             starts.append(n_read)
             n_read += n_tokens
         joined_BXE = torch.cat(parts, dim=1)
-        if layout.uniform is not None:
+        if layout.host is None:
             return joined_BXE, state
-        start = torch.tensor(starts, device=tokens.device)[layout.segment]
-        within = torch.arange(layout.n_tokens, device=tokens.device) - layout.first.gather(1, layout.segment)
-        return take_rows(joined_BXE, (start + within).clamp(0, n_read - 1)), state
+        start = torch.tensor(starts)[layout.host.segment]
+        within = torch.arange(layout.n_tokens) - layout.host.first.gather(1, layout.host.segment)
+        place = (start + within).clamp(0, n_read - 1).to(layout.device, non_blocking=True)
+        return take_rows(joined_BXE, place), state
 
     def _check(
         self, tokens: Tensor, state: StreamState | None, resets: Tensor | None, valid: Tensor | None
@@ -234,12 +250,8 @@ class LanguageModel(nn.Module):
         device = self.embedding.weight.device
         if tokens.device != device:
             raise ValueError(f"tokens are on {tokens.device}, the model on {device}: move one of them")
-        low, high = (int(x) for x in tokens.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            odd = low if low < 0 else high
-            raise ValueError(
-                f"token {odd} is out of range: ids must be in [0, vocab_size={self.config.vocab_size})"
-            )
+        if device.type == "cpu":  # to ask a GPU would wait for its work: see `check_tokens`
+            check_tokens(tokens, self.config.vocab_size)
         for name, mask in (("resets", resets), ("valid", valid)):
             if mask is None:
                 continue
@@ -250,7 +262,7 @@ class LanguageModel(nn.Module):
                 raise ValueError(
                     f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape)}"
                 )
-            if mask.device != device:
+            if mask.device not in (device, torch.device("cpu")):
                 raise ValueError(f"{name} is on {mask.device}, the model on {device}: move one of them")
         if state is None:
             return self.initial_state(tokens.shape[0])
@@ -277,15 +289,24 @@ class LanguageModel(nn.Module):
         return state
 
 
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Raise `ValueError` if a token id is not in [0, vocab_size). A model checks the tokens that it is given on
+    the CPU; who moves tokens to a GPU checks them before."""
+    low, high = (int(x) for x in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        odd = low if low < 0 else high
+        raise ValueError(f"token {odd} is out of range: ids must be in [0, vocab_size={vocab_size})")
+
+
 def _compact(
     tokens: Tensor, resets: Tensor | None, valid: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Move every row's real tokens to its front. Returns tokens and resets of the longest row's length, the
-    rows' lengths (B,), and where each original place (B, T) went. Resets at padding are no document
-    starts."""
+    """Move every row's real tokens to its front. Returns tokens and, on the CPU as the masks are, resets of the
+    longest row's length, the rows' lengths (B,), and where each original place (B, T) went. Resets at padding
+    are no document starts."""
     length = valid.sum(1)
     order = (~valid).long().argsort(dim=1, stable=True)[:, : max(int(length.max()), 1)]
     place = (valid.cumsum(1) - 1).clamp(min=0)
     if resets is not None:
         resets = (resets & valid).gather(1, order)
-    return tokens.gather(1, order), resets, length, place
+    return tokens.gather(1, order.to(tokens.device, non_blocking=True)), resets, length, place

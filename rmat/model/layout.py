@@ -13,36 +13,23 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rmat.model.config import ModelConfig
+from rmat.ops.append import append, newest
 from rmat.ops.fifo import take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The place of every token of a call; see the module's text. Integers are int64."""
+class Places:
+    """Where the tokens and the segments of a call stand. Integers are int64."""
 
-    n_rows: int
-    n_tokens: int
-    n_segments: int
-    n_cells: int
-    """Cells of a grid row: segment_len, fewer if the call stays in one segment, n_tokens when streaming."""
-    segment_len: int
-    streaming: bool
-    uniform: int | None
-    """The common offset of the first token if all rows are aligned and whole, else None."""
-    closes: bool
-    """Whether any segment is completed by this call."""
-    reach: int
-    """Most tokens of its open segment that any row brings along."""
     length: Tensor
     """(B,) tokens of each row; what follows them is padding."""
     position: Tensor
@@ -64,35 +51,71 @@ class Layout:
     last: Tensor
     """(B,) the segment that holds a row's last token."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Places:
+        """The places with `change` applied to every tensor."""
+        return Places(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The place of every token of a call; see the module's text.
+
+    It is made on the CPU, from what is known there: a question to a GPU would wait for all its work.
+    """
+
+    n_rows: int
+    n_tokens: int
+    n_segments: int
+    n_cells: int
+    """Cells of a grid row: segment_len, fewer if the call stays in one segment, n_tokens when streaming."""
+    segment_len: int
+    streaming: bool
+    start: int | None
+    """The common position of the rows before the call if all are aligned and whole, else None."""
+    closes: bool
+    """Whether any segment is completed by this call."""
+    reach: int
+    """Most tokens of its open segment that any row brings along."""
+    device: torch.device
+    places: Callable[[], Places]
+    """Makes `at`."""
+    host: Places | None
+    """The same on the CPU where rows are not aligned or not whole; None where they are."""
+
     @staticmethod
     def of(
         config: ModelConfig,
         position: Tensor,
         n_tokens: int,
+        device: torch.device,
         length: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> Layout:
-        """Lay out a call.
+        """Lay out a call, for tensors on `device`.
 
-        Args:
+        Args (on the CPU):
             position: (B,) tokens of its document that each row has read before.
             n_tokens: T. length: (B,) how many of them are the row's, the rest is padding behind them; None
                 for all.
             resets: (B, T) where a document starts; never at a row's first token, where position 0 says it.
         """
         starts, size = position.tolist(), config.segment_len
+        start, host = starts[0], None
+        places: Callable[[], Places]
         if length is None and resets is None and min(starts) == max(starts):
-            uniform = starts[0] % size
-            places = _aligned(size, starts[0], len(starts), n_tokens, position.device)
-            reach, widest, closes = uniform, uniform + n_tokens, uniform + n_tokens >= size
+            reach = start % size
+            places = partial(_aligned, size, start, len(starts), n_tokens, device)
+            widest, closes, n_segments = (
+                reach + n_tokens,
+                reach + n_tokens >= size,
+                -(-(reach + n_tokens) // size),
+            )
         else:
-            uniform = None
-            places = _ragged(size, position, n_tokens, length, resets)
-            filled = places["offset"] + places["count"]
-            reach, widest, closes = torch.stack(
-                [places["offset"][:, 0].max(), filled.max(), (filled == size).any().long()]
-            ).tolist()
-        n_segments = places["first"].shape[1]
+            start, host = None, _ragged(size, position, n_tokens, length, resets)
+            places = partial(host.map, lambda x: x.to(device, non_blocking=True))
+            filled = host.offset + host.count
+            reach, widest = int(host.offset[:, 0].max()), int(filled.max())
+            closes, n_segments = bool((filled == size).any()), host.first.shape[1]
         n_cells = min(size, -(-max(widest, 1) // config.chunk_len) * config.chunk_len)
         # Streaming scores n_tokens queries against everything held and new without the causal shortcut; a
         # grid row scores half of the square of its cells.
@@ -104,47 +127,69 @@ class Layout:
             n_cells=n_tokens if streaming else size if n_segments > 1 else n_cells,
             segment_len=size,
             streaming=streaming,
-            uniform=uniform,
-            closes=bool(closes),
+            start=start,
+            closes=closes,
             reach=reach,
-            **places,
+            device=device,
+            places=places,
+            host=host,
         )
+
+    @cached_property
+    def at(self) -> Places:
+        """The places, on the device of the call."""
+        return self.places()
+
+    @property
+    def uniform(self) -> int | None:
+        """The common offset of the first token if all rows are aligned and whole, else None."""
+        return None if self.start is None else self.reach
+
+    @property
+    def single(self) -> bool:
+        """Whether the call brings one token to each row, at one place: a step of decoding."""
+        return self.streaming and self.start is not None and self.n_tokens == 1
+
+    @cached_property
+    def end(self) -> Tensor:
+        """(B,) position of each row after the call, on the CPU."""
+        if self.host is not None:
+            return self.host.end
+        assert self.start is not None
+        return torch.full((self.n_rows,), self.start + self.n_tokens)
 
     def repeated(self, times: int) -> Layout:
         """The layout of a batch in which every row stands so many times, one behind the other."""
-        more: dict[str, Any] = {"n_rows": self.n_rows * times}
-        for field in fields(self):
-            if isinstance(x := getattr(self, field.name), Tensor):
-                more[field.name] = x.repeat_interleave(times, 0)
-        return replace(self, **more)
+        places = lambda: self.at.map(lambda x: x.repeat_interleave(times, 0))  # noqa: E731
+        return replace(self, n_rows=self.n_rows * times, places=places)
 
     @cached_property  # all layers ask
     def base(self) -> Tensor:
         """(B, N) flat coordinate of each segment's start."""
-        return self.first - self.offset
+        return self.at.first - self.at.offset
 
     @cached_property
     def closed(self) -> Tensor:
         """(B, N) whether the call completes the segment."""
-        return self.offset + self.count == self.segment_len
+        return self.at.offset + self.at.count == self.segment_len
 
     @cached_property
     def open_base(self) -> Tensor:
         """(B,) flat coordinate of the start of the segment that is open after the call."""
-        return self.length - self.end % self.segment_len
+        return self.at.length - self.at.end % self.segment_len
 
     @cached_property
     def cell_offset_BNS(self) -> Tensor:
         """Offset in its segment of every cell, broadcastable to (B, N, S)."""
-        cells = torch.arange(self.n_cells, device=self.first.device)
-        return self.offset[..., None] + cells if self.streaming else cells.view(1, 1, -1)
+        cells = torch.arange(self.n_cells, device=self.device)
+        return self.at.offset[..., None] + cells if self.streaming else cells.view(1, 1, -1)
 
     @cached_property
     def live_BNS(self) -> Tensor:
         """Whether a cell holds a token of this call."""
-        offset_BN1 = self.offset[..., None]
+        offset_BN1 = self.at.offset[..., None]
         cell_BNS = self.cell_offset_BNS
-        return (cell_BNS >= offset_BN1) & (cell_BNS < offset_BN1 + self.count[..., None])
+        return (cell_BNS >= offset_BN1) & (cell_BNS < offset_BN1 + self.at.count[..., None])
 
     def fold(self, x: Tensor) -> Tensor:
         """Flat tokens (B, T, ...) to cells (B, N, S, ...); cells without a token hold anything finite."""
@@ -164,7 +209,7 @@ class Layout:
         x = x.reshape(self.n_rows, self.n_segments * self.n_cells, *x.shape[3:])
         if self.uniform is not None:
             return x[:, self.uniform : self.uniform + self.n_tokens]
-        cell = self.segment * self.n_cells + self.position % self.segment_len
+        cell = self.at.segment * self.n_cells + self.at.position % self.segment_len
         return take_rows(x, cell.clamp(max=x.shape[1] - 1))
 
     def fold_held(self, x: Tensor, n_held: int, before: int) -> Tensor:
@@ -184,43 +229,48 @@ class Layout:
         ahead = x[:, : self.n_segments * self.n_cells].reshape(shape)[:, :, :before]
         return torch.cat([ahead, own], dim=2)
 
+    def join(self, held: Tensor, x: Tensor) -> Tensor:
+        """Held tokens (B, L, ...) and behind them the call's (B, T, ...), in the type of what is held."""
+        return append(held, x) if self.single else torch.cat([held, x.to(held.dtype)], dim=1)
+
     def hold(self, x: Tensor, n_held: int) -> Tensor:
         """The last `n_held` of each row's held and new tokens (B, n_held + T, ...), padding left out, zero
-        where the document is not that long. A copy: a state must not keep the tensors of a call alive."""
+        where the document is not that long. A copy of many: a state must not keep the tensors of a call
+        alive."""
         if self.uniform is not None:
-            return x[:, x.shape[1] - n_held :].clone()
+            held = newest(x, n_held)
+            return held if self.single else held.clone()
         place = torch.arange(n_held, device=x.device)
-        held = take_rows(x, self.length[:, None] + place)
-        of_document = place >= n_held - self.end[:, None]
+        held = take_rows(x, self.at.length[:, None] + place)
+        of_document = place >= n_held - self.at.end[:, None]
         return torch.where(of_document.view(*of_document.shape, *[1] * (held.dim() - 2)), held, 0.0)
 
     def pieces(self) -> Iterator[Piece]:
         """The call cut at segment edges and document starts, for the sequential schedule."""
         for n in range(self.n_segments):
-            if self.uniform is not None:
-                start = max(n * self.segment_len - self.uniform, 0)
-                stop = min((n + 1) * self.segment_len - self.uniform, self.n_tokens)
-                index = torch.arange(start, stop, device=self.first.device).expand(self.n_rows, -1)
-                yield Piece(index, None, None)
+            if (at := self.host) is None:
+                start = max(n * self.segment_len - self.reach, 0)
+                stop = min((n + 1) * self.segment_len - self.reach, self.n_tokens)
+                yield Piece(torch.arange(start, stop).expand(self.n_rows, -1), None, None)
                 continue
-            length = self.count[:, n]
-            cells = torch.arange(max(int(length.max()), 1), device=length.device)
-            index = (self.first[:, n, None] + cells).clamp(max=self.n_tokens - 1)
-            fresh = (self.document[:, n] != self.document[:, max(n - 1, 0)]) & (length > 0)
+            length = at.count[:, n]
+            cells = torch.arange(max(int(length.max()), 1))
+            index = (at.first[:, n, None] + cells).clamp(max=self.n_tokens - 1)
+            fresh = (at.document[:, n] != at.document[:, max(n - 1, 0)]) & (length > 0)
             yield Piece(index, length, fresh)
 
 
 @dataclass(frozen=True)
 class Piece:
     """Tokens of at most one segment a row: (B, T) flat coordinates, (B,) lengths, (B,) rows that start a
-    document (None: whole, none)."""
+    document (None: whole, none); on the CPU."""
 
     index: Tensor
     length: Tensor | None
     fresh: Tensor | None
 
 
-def _aligned(size: int, start: int, n_rows: int, n_tokens: int, device: torch.device) -> dict[str, Tensor]:
+def _aligned(size: int, start: int, n_rows: int, n_tokens: int, device: torch.device) -> Places:
     """The tensors of a layout whose rows all stand at `start`, with no document start and no padding:
     arithmetic only."""
     offset = start % size
@@ -238,14 +288,15 @@ def _aligned(size: int, start: int, n_rows: int, n_tokens: int, device: torch.de
         "document": torch.zeros_like(n),
     }
     ends = {"length": n_tokens, "end": start + n_tokens, "last": len(n) - 1}
-    return {name: x.expand(n_rows, -1) for name, x in row.items()} | {
-        name: torch.full((n_rows,), value, device=device) for name, value in ends.items()
-    }
+    return Places(
+        **{name: x.expand(n_rows, -1) for name, x in row.items()},
+        **{name: torch.full((n_rows,), value, device=device) for name, value in ends.items()},
+    )
 
 
 def _ragged(
     size: int, position: Tensor, n_tokens: int, length: Tensor | None, resets: Tensor | None
-) -> dict[str, Tensor]:
+) -> Places:
     """The tensors of any layout; the arguments are those of `Layout.of`."""
     n_rows, device = position.shape[0], position.device
     if length is None:
@@ -270,18 +321,18 @@ def _ragged(
     present = torch.arange(n_segments, device=device) <= last[:, None]
     start = first.clamp(max=n_tokens - 1)
     start_offset = torch.where(present, offset.gather(1, start), 0)
-    return {
-        "length": length,
-        "position": at,
-        "segment": segment,
-        "first": first,
-        "offset": start_offset,
-        "count": count,
-        "prior": torch.where(present, at.gather(1, start), 0) - start_offset,
-        "document": resets.cumsum(1).gather(1, start),
-        "end": torch.where(length > 0, at.gather(1, tail)[:, 0] + 1, position),
-        "last": last,
-    }
+    return Places(
+        length=length,
+        position=at,
+        segment=segment,
+        first=first,
+        offset=start_offset,
+        count=count,
+        prior=torch.where(present, at.gather(1, start), 0) - start_offset,
+        document=resets.cumsum(1).gather(1, start),
+        end=torch.where(length > 0, at.gather(1, tail)[:, 0] + 1, position),
+        last=last,
+    )
 
 
 def _pad(x: Tensor, before: int, after: int) -> Tensor:

@@ -96,10 +96,10 @@ class Memory(nn.Module):
         if layout.n_segments == 1 and not layout.closes:  # most tokens of decoding: one segment, still open
             return state.bank(), replace(state, pending=pending)
         bank, state = self._push(pending, x_BTE.dtype, state, call)
-        closed = layout.closed.gather(1, layout.last[:, None])
+        closed = layout.closed.gather(1, layout.at.last[:, None])
         kept = []
         for x, empty in zip(pending, PENDING.values(), strict=False):
-            last = take_rows(x.unflatten(0, (layout.n_rows, -1)), layout.last[:, None])[:, 0]
+            last = take_rows(x.unflatten(0, (layout.n_rows, -1)), layout.at.last[:, None])[:, 0]
             kept.append(torch.where(closed.view(-1, *[1] * (last.dim() - 1)), empty, last))
         return bank, replace(state, pending=tuple(kept))
 
@@ -157,7 +157,7 @@ class Memory(nn.Module):
         gated = []
         for n in range(layout.n_segments):
             if n:
-                same = layout.document[:, n] == layout.document[:, n - 1]
+                same = layout.at.document[:, n] == layout.at.document[:, n - 1]
                 m = torch.where(same[:, None], m, 0.0)
             new_BWE = self.gate(vector_BNWE[:, n], m)
             places = torch.arange(1, entered_BNW.shape[2] + 1, device=m.device)

@@ -18,7 +18,7 @@ def projected(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
     product with all matrices is faster; where they are few, joining the matrices costs more than it saves."""
     widths = [each.out_features for each in maps]
     if x.shape[:-1].numel() < sum(widths):
-        return tuple(each(x) for each in maps)
+        return tuple(nn.functional.linear(x, each.weight, each.bias) for each in maps)
     bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
     joined = nn.functional.linear(x, torch.cat([each.weight for each in maps]), bias)
     return tuple(joined.split(widths, dim=-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -38,25 +39,12 @@ class Rotary:
             dtype: the model's type; angles are in float32 at least, from integers that are exact in it.
         """
         kind = torch.promote_types(dtype, torch.float32)
-        device = layout.first.device
         before = max(config.held.values(), default=0)
         if config.memory_position == "rotary":
             before = max(before, config.lookback + config.n_slots + config.n_sinks)
-        last = layout.reach + layout.n_tokens if layout.streaming else layout.n_cells
-        theta = config.rope_theta if isinstance(config.rope_theta, tuple) else (config.rope_theta,)
-        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
-        base = torch.tensor(theta, dtype=torch.float64, device=device)[:, None]
-        frequency = base**-pairs
-        if config.rope_scaling is not None:
-            factor, least, most, context = config.rope_scaling
-            kept = ((context * frequency / (2 * math.pi) - least) / (most - least)).clamp(0, 1)
-            frequency = frequency * (kept + (1 - kept) / factor)
-        frequency = frequency.to(kind)
-        position_X11 = torch.arange(-before, last, dtype=kind, device=device)[:, None, None]
-        angle_XHD = position_X11 * frequency
-        cos, sin = angle_XHD.cos(), angle_XHD.sin()
-        table_2XHD = torch.stack([torch.cat([cos, cos], dim=2), torch.cat([-sin, sin], dim=2)])
-        return Rotary(config, table_2XHD, before)
+        # Rows that are padded may reach beyond the segment.
+        last = config.segment_len * (1 if layout.reach + layout.n_tokens <= config.segment_len else 2)
+        return Rotary(config, _table(config, before, last, kind, layout.device), before)
 
     def at(self, position: Tensor | slice, n_heads: int) -> Angles:
         """Angles of `n_heads` heads at segment positions: int64 (rows, tokens), a slice that serves every
@@ -78,3 +66,22 @@ class Rotary:
             step = self.config.n_heads // n_heads
             cos, sin = cos[..., ::step, :], sin[..., ::step, :]
         return Angles(cos, sin)
+
+
+@functools.lru_cache(maxsize=8)
+def _table(config: ModelConfig, before: int, last: int, kind: torch.dtype, device: torch.device) -> Tensor:
+    """The angles of positions from `-before` to `last`, as `Rotary` keeps them."""
+    with torch.inference_mode(False):  # calls with and without gradients share them
+        theta = config.rope_theta if isinstance(config.rope_theta, tuple) else (config.rope_theta,)
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
+        base = torch.tensor(theta, dtype=torch.float64, device=device)[:, None]
+        frequency = base**-pairs
+        if config.rope_scaling is not None:
+            factor, least, most, context = config.rope_scaling
+            kept = ((context * frequency / (2 * math.pi) - least) / (most - least)).clamp(0, 1)
+            frequency = frequency * (kept + (1 - kept) / factor)
+        frequency = frequency.to(kind)
+        position_X11 = torch.arange(-before, last, dtype=kind, device=device)[:, None, None]
+        angle_XHD = position_X11 * frequency
+        cos, sin = angle_XHD.cos(), angle_XHD.sin()
+        return torch.stack([torch.cat([cos, cos], dim=2), torch.cat([-sin, sin], dim=2)])

@@ -52,6 +52,22 @@ class KeyValues:
     value: Tensor
 
 
+@dataclass(frozen=True)
+class Window:
+    """What the next token of the open segment sees, as attention takes it: keys that are rotated, and values,
+    (B, J, K, D). A step of decoding leaves it to the next one. It is derived from the rest of the state, is
+    not saved, and every other call does without."""
+
+    key: Tensor
+    value: Tensor
+    n_slots: int = 0
+    """How many of them, in front, are slots of the memory."""
+    bias: Tensor | None = None
+    """What is added to the logits of slots and of as many local keys as may follow; None without slots."""
+    learned: tuple[object, ...] = ()
+    """Which parameters stand among the slots, and as what version: with others it is of no use."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MemoryState:
     """One layer's memory."""
@@ -96,6 +112,8 @@ class LayerState:
     tail: Tensor | None = None
     """(B, conv_width - 1, E) inputs that the convolution still needs."""
     memory: MemoryState | AdmittedState | None = None
+    windows: dict[str, Window] = dataclasses.field(default_factory=dict)
+    """Of every set of local projections, after a step of decoding inside a segment."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by their names in `TENSORS`: the one place, with `of`, that knows both forms."""
@@ -157,6 +175,12 @@ class StreamState:
     layers: tuple[LayerState, ...]
     fingerprint: str
     """`ModelConfig.fingerprint()` of the model that it belongs to."""
+    on_cpu: Tensor | None = None
+    """`position` on the CPU, where a call left it there."""
+
+    def position_on_cpu(self) -> Tensor:
+        """`position` on the CPU; of a state that comes from no call, a GPU is asked."""
+        return self.position.cpu() if self.on_cpu is None else self.on_cpu
 
     def __repr__(self) -> str:
         at = "on meta" if self.position.is_meta else f"{self.position[:4].tolist()}"
@@ -226,7 +250,7 @@ class StreamState:
 
     def detach(self) -> StreamState:
         """The same values, cut from the graph: gradients end here."""
-        return self._map(lambda _, x: x.detach())
+        return dataclasses.replace(self._map(lambda _, x: x.detach()), on_cpu=self.on_cpu)
 
     def to(self, target: torch.device | str | torch.dtype) -> StreamState:
         """The state on another device, or in another floating type (gates and sums stay in at least
@@ -300,7 +324,9 @@ class StreamState:
             LayerState.of({name: change(name, x) for name, x in layer.tensors().items()})
             for layer in self.layers
         )
-        return dataclasses.replace(self, position=change("position", self.position), layers=layers)
+        return StreamState(
+            position=change("position", self.position), layers=layers, fingerprint=self.fingerprint
+        )
 
 
 def _assembled(tensors: Mapping[str, Tensor], n_layers: int, fingerprint: str) -> StreamState:

@@ -9,17 +9,20 @@ Keys are held before rotation, so that a chunk of the previous segment can be se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.parameters import linear, parameter, projected
 from rmat.model.rotary import Angles, Rotary
-from rmat.model.state import KeyValues
+from rmat.model.state import KeyValues, Window
+from rmat.ops.append import append
 from rmat.ops.attention import additive, at_least_float32, attend, attend_slots, fold_chunks, rotate
 
 
@@ -42,6 +45,14 @@ def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Ten
     return (key <= query) & (key >= start) & (key >= least)
 
 
+def sight(config: ModelConfig, layout: Layout, stream: str) -> int:
+    """How many tokens a single one sees through a local stream, itself among them."""
+    chunk, start = config.chunk_len, layout.start
+    assert start is not None
+    before = layout.reach if stream == "full" else config.lookback + layout.reach % chunk
+    return 1 + min(before, start)
+
+
 @dataclass(frozen=True)
 class KeyRange:
     """Which keys one set of local projections lays before its queries in a call, and where both stand.
@@ -55,45 +66,60 @@ class KeyRange:
     n_held: int
     """Tokens whose keys and values the state holds."""
     before: int
-    query: Tensor
-    """Offsets of the queries in the segment, broadcastable to (R, S)."""
-    key: Tensor
-    """Offsets of the keys, broadcastable to (R, J)."""
-    least: Tensor
-    """(R, 1) smallest offset that is still of the same document."""
     query_angles: Angles
     key_angles: Angles
+    make_offsets: Callable[[], tuple[Tensor, Tensor]]
+    """Makes `offsets`."""
     _masks: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(config: ModelConfig, name: str, layout: Layout, rotary: Rotary) -> KeyRange:
         """The range of the projections `name` (see `ModelConfig.held`)."""
         n_held, chunk = config.held[name], config.chunk_len
-        before = chunk * config.chunk_lookback if "chunked" in config.streams and name != "full" else 0
-        least = -layout.prior.flatten()[:, None]
-        heads, kv_heads = config.n_heads, config.n_kv_heads
+        chunked = "chunked" in config.streams and name != "full"
+        before = chunk * config.chunk_lookback if chunked else 0
+        first: int | None = 0
         if layout.streaming:
-            # Where rows stand at different places, the oldest token that any of them sees.
-            spare = chunk if layout.uniform is None else 0
-            before = min(n_held, min(n_held, max(layout.reach, before + layout.reach % chunk)) + spare)
+            first, least = layout.uniform, before + layout.reach % chunk
+            if layout.single:  # just what is seen
+                streams = config.local_streams if name == "shared" else (name,)
+                before = max(sight(config, layout, stream) for stream in streams) - 1
+            else:
+                # Where rows stand at different places, the oldest token that any of them sees.
+                before = min(n_held, max(layout.reach, least)) + (0 if first is not None else chunk)
+                before = min(n_held, before)
+        if first is None:
             query = layout.cell_offset_BNS[:, 0]
-            back = torch.arange(-before, 0, device=query.device)
-            key = torch.cat([layout.offset + back, query], dim=1)
-            angles = rotary.at(query, heads), rotary.at(key, kv_heads)
-        else:
-            query = torch.arange(layout.n_cells, device=least.device)[None]
-            key = torch.arange(-before, layout.n_cells, device=least.device)[None]
-            at = slice(0, layout.n_cells), slice(-before, layout.n_cells)
-            angles = rotary.at(at[0], heads), rotary.at(at[1], kv_heads)
-        return KeyRange(config, layout, n_held, before, query, key, least, *angles)
+            key = torch.cat([layout.at.offset + torch.arange(-before, 0, device=query.device), query], dim=1)
+            angles = rotary.at(query, config.n_heads), rotary.at(key, config.n_kv_heads)
+            return KeyRange(config, layout, n_held, before, *angles, lambda: (query, key))
+        stop = first + layout.n_cells
+        angles = (
+            rotary.at(slice(first, stop), config.n_heads),
+            rotary.at(slice(first - before, stop), config.n_kv_heads),
+        )
+        offsets = partial(_offsets, first, before, stop, layout.device)
+        return KeyRange(config, layout, n_held, before, *angles, offsets)
 
-    def seen(self, *streams: str) -> Tensor:
+    @cached_property
+    def offsets(self) -> tuple[Tensor, Tensor]:
+        """Offsets of the queries and of the keys in the segment, broadcastable to (R, S) and to (R, J)."""
+        return self.make_offsets()
+
+    @cached_property
+    def least(self) -> Tensor:
+        """(R, 1) smallest offset that is still of the same document."""
+        return -self.layout.at.prior.flatten()[:, None]
+
+    def seen(self, *streams: str) -> Tensor | None:
         """What to add to logits, so that the given local streams see what they may together: broadcastable
-        to (R, 1, S, J)."""
+        to (R, 1, S, J); None where they see every key."""
+        if self.layout.single:
+            return None
         if streams not in self._masks:
             least = self.least[:, None, :, None]
-            at = self.query[:, None, :, None], self.key[:, None, None]
-            seen = visible(self.config, streams, *at, least)
+            query, key = self.offsets
+            seen = visible(self.config, streams, query[:, None, :, None], key[:, None, None], least)
             self._masks[streams] = additive(seen, self.query_angles.cos.dtype)
         return self._masks[streams]
 
@@ -110,6 +136,11 @@ class KeyRange:
         return mask
 
 
+def _offsets(first: int, before: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    key = torch.arange(first - before, stop, device=device)[None]
+    return key[:, before:], key
+
+
 @dataclass(frozen=True)
 class Local:
     """Queries, keys and values of one set of projections, rotated and laid out for attention inside
@@ -123,6 +154,37 @@ class Local:
     """The queries before rotation."""
     tokens: KeyValues
     """Keys before rotation and values of the tokens held from before and, behind them, the call's."""
+    n_slots: int = 0
+    """Slots of the memory that stand before the local keys, where one token is read."""
+    bias: Tensor | None = None
+    """What is added to the logits of these slots and of what may follow them."""
+
+    def behind(self, slots: tuple[Tensor, Tensor, Tensor]) -> Local:
+        """The same with slots before the local keys, for a step of decoding; arguments as in
+        `joint_attention`."""
+        key_RJKD, value_RJKD, bias = (x.flatten(0, 1) for x in slots)
+        bias = bias if bias.dim() == 3 else bias[..., None]
+        n_heads = self.q_RSHD.shape[2] if bias.shape[2] > 1 else 1
+        bias_RHJ = bias.repeat_interleave(n_heads // bias.shape[2], 2).mT
+        return replace(
+            self,
+            k_RJKD=torch.cat([key_RJKD, self.k_RJKD], dim=1),
+            v_RJKD=torch.cat([value_RJKD, self.v_RJKD], dim=1),
+            n_slots=key_RJKD.shape[1],
+            bias=F.pad(bias_RHJ, (0, self.range.n_held + 1))[:, :, None],
+        )
+
+    def window(self, learned: tuple[object, ...]) -> Window:
+        """What the next token finds of it."""
+        return Window(self.k_RJKD, self.v_RJKD, self.n_slots, self.bias, learned)
+
+    def attend(self, *streams: str) -> Tensor:
+        """Attention of a streaming call through local streams: (B, T, H, D)."""
+        keys, n_seen = self.range, self.k_RJKD.shape[1]
+        if keys.layout.single:
+            n_seen = max(sight(keys.config, keys.layout, stream) for stream in streams)
+        k_RJKD, v_RJKD = (x[:, -n_seen:] for x in (self.k_RJKD, self.v_RJKD))
+        return attend(self.q_RSHD, k_RJKD, v_RJKD, mask=keys.seen(*streams))
 
 
 class LocalProjection(nn.Module):
@@ -142,31 +204,38 @@ class LocalProjection(nn.Module):
                 nn.RMSNorm(config.head_dim, eps=config.epsilon, dtype=torch.float32) for _ in range(2)
             )
 
-    def forward(self, x_BTE: Tensor, held: KeyValues, keys: KeyRange) -> tuple[Local, KeyValues]:
-        """Project, join with what is held, lay out and rotate. Returns also what is held after the call."""
+    def forward(
+        self, x_BTE: Tensor, held: KeyValues, keys: KeyRange, window: Window | None = None
+    ) -> tuple[Local, KeyValues]:
+        """Project, join with what is held, lay out and rotate; or go on with the `window` of the step before.
+        Returns also what is held after the call."""
         n_heads, n_kv_heads, width = self.heads
         layout, n_held = keys.layout, keys.n_held
-        kind = held.key.dtype
         made = projected(x_BTE, self.query, self.key, self.value)
         q_RSHD, k_RJKD, v_RJKD = (
-            x.unflatten(2, (n, width)) for x, n in zip(made, (n_heads, n_kv_heads, n_kv_heads), strict=True)
+            x.view(*x.shape[:2], n, width)
+            for x, n in zip(made, (n_heads, n_kv_heads, n_kv_heads), strict=True)
         )
         if self.qk_norm:
             q_RSHD, k_RJKD = self.query_norm(q_RSHD), self.key_norm(k_RJKD)
-        k_RJKD = torch.cat([held.key, k_RJKD.to(kind)], dim=1)
-        v_RJKD = torch.cat([held.value, v_RJKD.to(kind)], dim=1)
-        tokens = KeyValues(k_RJKD, v_RJKD)
-        held = KeyValues(layout.hold(k_RJKD, n_held), layout.hold(v_RJKD, n_held))
+        new = KeyValues(k_RJKD, v_RJKD)
+        tokens = KeyValues(layout.join(held.key, k_RJKD), layout.join(held.value, v_RJKD))
+        held = KeyValues(layout.hold(tokens.key, n_held), layout.hold(tokens.value, n_held))
+        plain_RSHD = q_RSHD if layout.streaming else layout.fold(q_RSHD).flatten(0, 1)
+        q_RSHD = rotate(plain_RSHD, keys.query_angles.cos, keys.query_angles.sin)
+        angles = keys.key_angles
+        if window is not None and window.key.shape[1] - window.n_slots == keys.before:
+            k_RJKD = append(window.key, rotate(new.key, angles.cos[-1:], angles.sin[-1:]))
+            v_RJKD = append(window.value, new.value)
+            local = Local(q_RSHD, k_RJKD, v_RJKD, keys, plain_RSHD, tokens, window.n_slots, window.bias)
+            return local, held
         if layout.streaming:
-            k_RJKD, v_RJKD = (x[:, n_held - keys.before :] for x in (k_RJKD, v_RJKD))
+            k_RJKD, v_RJKD = (x[:, n_held - keys.before :] for x in (tokens.key, tokens.value))
         else:
-            q_RSHD = layout.fold(q_RSHD).flatten(0, 1)
             k_RJKD, v_RJKD = (
-                layout.fold_held(x, n_held, keys.before).flatten(0, 1) for x in (k_RJKD, v_RJKD)
+                layout.fold_held(x, n_held, keys.before).flatten(0, 1) for x in (tokens.key, tokens.value)
             )
-        plain_RSHD = q_RSHD
-        q_RSHD = rotate(q_RSHD, keys.query_angles.cos, keys.query_angles.sin)
-        k_RJKD = rotate(k_RJKD, keys.key_angles.cos, keys.key_angles.sin)
+        k_RJKD = rotate(k_RJKD, angles.cos, angles.sin)
         return Local(q_RSHD, k_RJKD, v_RJKD, keys, plain_RSHD, tokens), held
 
 
@@ -174,7 +243,7 @@ def full_attention(local: Local) -> Tensor:
     """A_full of every token: (B, T, H, D)."""
     layout, before = local.range.layout, local.range.before
     if layout.streaming:
-        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=local.range.seen("full"))
+        return local.attend("full")
     # The rule of sight on the segment's own cells; those before a row's first new token are filled from what
     # is held.
     out_RSHD = attend(local.q_RSHD, local.k_RJKD[:, before:], local.v_RJKD[:, before:], causal=True)
@@ -185,7 +254,7 @@ def chunked_attention(local: Local) -> Tensor:
     """A_chunk of every token: (B, T, H, D)."""
     config, layout = local.range.config, local.range.layout
     if layout.streaming:
-        return attend(local.q_RSHD, local.k_RJKD, local.v_RJKD, mask=local.range.seen("chunked"))
+        return local.attend("chunked")
     chunk, lookback = config.chunk_len, config.chunk_lookback
     chunks = fold_chunks(local.q_RSHD, local.k_RJKD, local.v_RJKD, chunk, lookback)
     out_RCHD = (
@@ -207,7 +276,9 @@ def joint_attention(
     """
     mask_R1SJ = local.range.seen(*local.range.config.local_streams)
     keys = (local.q_RSHD, local.k_RJKD, local.v_RJKD)
-    if slots is None:
+    if local.bias is not None:
+        out_RSHD = attend(*keys, mask=local.bias[..., : local.k_RJKD.shape[1]])
+    elif slots is None:
         out_RSHD = attend(*keys, mask=mask_R1SJ)
     else:
         query_RSHD = local.q_RSHD if query_RSHD is None else query_RSHD

@@ -275,20 +275,20 @@ def fold_chunks(
     return q, windows(k_RJKD), windows(v_RJKD)
 
 
-def causal_convolution(x_BTE: Tensor, held_BLE: Tensor, weight: Tensor, position: Tensor | None) -> Tensor:
+def causal_convolution(joined_BXE: Tensor, weight: Tensor, position: Tensor | None) -> Tensor:
     """Depthwise convolution over a token and the ones before it in its document.
 
     Args:
-        x_BTE: inputs. held_BLE: the L = width - 1 inputs before them.
+        joined_BXE: T inputs behind the width - 1 before them.
         weight: (width, E); weight[j] multiplies the input j tokens back.
         position: (B, T) int64 position in the document, which hides inputs of another document; None if
             no document starts in this call, and what is held is zero before the start of its own.
 
     Returns: (B, T, E).
     """
-    n_held, n_tokens = held_BLE.shape[1], x_BTE.shape[1]
-    joined_BXE = torch.cat([held_BLE.to(x_BTE.dtype), x_BTE], dim=1)
-    out_BTE = x_BTE * weight[0]
+    n_held = weight.shape[0] - 1
+    n_tokens = joined_BXE.shape[1] - n_held
+    out_BTE = joined_BXE[:, n_held:] * weight[0]
     for back in range(1, n_held + 1):
         tap_BTE = joined_BXE[:, n_held - back : n_held - back + n_tokens]
         if position is not None:

@@ -246,8 +246,10 @@ def _local_mass(block: Any, caught: _Caught, n_tokens: int) -> Tensor:
     query_SHD = at_least_float32(local.q_RSHD[0])
     key_JHD = at_least_float32(local.k_RJKD[0]).repeat_interleave(config.n_heads // config.n_kv_heads, 1)
     logits_SHJ = torch.einsum("shd,jhd->shj", query_SHD, key_JHD) * config.head_dim**-0.5
-    mask_SJ = local.range.seen(*config.local_streams)[0, 0]
-    return (logits_SHJ + mask_SJ[:, None]).logsumexp(2)[:n_tokens]
+    mask = local.range.seen(*config.local_streams)
+    if mask is not None:
+        logits_SHJ = logits_SHJ + mask[0, 0, :, None]
+    return logits_SHJ.logsumexp(2)[:n_tokens]
 
 
 def _banks(config: ModelConfig, slot_THM: Tensor, before: Any, after: Any) -> tuple[BankView, ...]:

@@ -180,10 +180,10 @@ def test_convolution_with_held_inputs_and_document_starts(width: int) -> None:
     """Eleven inputs of one document, the last seven in this call; then a document that starts inside the call."""
     x, weight = draw(1, 11, 3), draw(width, 3, seed=1)
     held = x[:, 4 - (width - 1) : 4]
-    fast = causal_convolution(x[:, 4:], held, weight, torch.arange(4, 11)[None])
+    fast = causal_convolution(torch.cat([held, x[:, 4:]], 1), weight, torch.arange(4, 11)[None])
     agree(fast[0], ref.causal_depthwise_convolution(x[0], weight.flip(0).T)[4:], [x, weight])
     position = torch.tensor([[4, 5, 6, 0, 1, 2, 3]])
-    fast = causal_convolution(x[:, 4:], held, weight, position)
+    fast = causal_convolution(torch.cat([held, x[:, 4:]], 1), weight, position)
     slow = torch.cat(
         [
             ref.causal_depthwise_convolution(x[0, :7], weight.flip(0).T)[4:],
