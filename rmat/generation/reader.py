@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rmat.model import LanguageModel, StreamState
 from rmat.model.evaluating import evaluating
-from rmat.model.language_model import MemoryMode
+from rmat.model.language_model import MemoryMode, check_tokens
 
 PIECE_TOKENS = 4096
 """Most tokens of a row that are read in one call."""
@@ -118,10 +118,10 @@ def scan(
                 grid[place, : lengths[place]] = ids[row]
             valid = None
             if min(lengths) < longest:
-                valid = torch.from_numpy(np.arange(longest) < np.array(lengths)[:, None]).to(device)
-            hidden_BTE, state = model.hidden(
-                torch.from_numpy(grid).to(device), state, valid=valid, memory=memory
-            )
+                valid = torch.from_numpy(np.arange(longest) < np.array(lengths)[:, None])
+            tokens = torch.from_numpy(grid)
+            check_tokens(tokens, model.config.vocab_size)
+            hidden_BTE, state = model.hidden(tokens.to(device), state, valid=valid, memory=memory)
             if each is not None:
                 ended = [
                     p

@@ -13,6 +13,7 @@ from rmat.data.corpus import HeldOut, Position
 from rmat.data.lanes import Batch
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
+from rmat.model.language_model import check_tokens
 from rmat.training.config import RunConfig, TrainConfig
 from rmat.training.optimizer import learning_rate_factor, progress, set_learning_rate
 from rmat.training.process import own_defaults, undisturbed
@@ -130,7 +131,8 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
 
 
 def _windows(run: Run) -> Iterator[tuple[list[Batch], Position]]:
-    """The batches of each update, on the device, and the position in the data after them."""
+    """The batches of each update, on the device but for the document starts, which decide on shapes; and the
+    position in the data after them."""
     config = run.config.train
     lanes = run.corpus.lanes(config.batch_size, config.window, config.seed, config.accumulate)
     stream = lanes.resumed(run.counters.lanes)
@@ -138,8 +140,8 @@ def _windows(run: Run) -> Iterator[tuple[list[Batch], Position]]:
         batches = []
         for _ in range(config.accumulate):
             batch, after = next(stream)
-            moved = (part.to(run.device) for part in (batch.tokens, batch.targets, batch.resets))
-            batches.append(Batch(*moved))
+            check_tokens(batch.tokens, run.model.config.vocab_size)
+            batches.append(Batch(batch.tokens.to(run.device), batch.targets.to(run.device), batch.resets))
         yield batches, after
 
 

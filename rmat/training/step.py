@@ -39,10 +39,10 @@ def training_step(
 ) -> StepResult:
     """Read `batches` one after the other from `state`, add up their gradients and update the weights once.
 
-    Every batch is one window: `tokens`, `targets` and `resets` of shape (B, T) on the device of `model`. The
-    gradient flows through all of a window and ends at its start, where the state comes in detached. If a loss
-    or the gradient is not finite the weights are not touched and the returned state is None, because the old
-    one may hold what broke the numbers."""
+    Every batch is one window: `tokens` and `targets` of shape (B, T) on the device of `model`, `resets` there
+    or on the CPU. The gradient flows through all of a window and ends at its start, where the state comes in
+    detached. If a loss or the gradient is not finite the weights are not touched and the returned state is
+    None, because the old one may hold what broke the numbers."""
     scored = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
