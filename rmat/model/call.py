@@ -28,8 +28,8 @@ class Call:
     training: bool
     """Whether dropout, noise on the scores of writes and their price act."""
     step: bool
-    """Whether this is a step of decoding, which uses and leaves a `Window`: one token, no gradients, the memory
-    as it is."""
+    """Whether this is a step of decoding, which uses and leaves a `Window`: one token, no gradients, the
+    memory as it is."""
 
     @staticmethod
     def of(

@@ -290,8 +290,8 @@ class LanguageModel(nn.Module):
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Raise `ValueError` if a token id is not in [0, vocab_size). A model checks the tokens that it is given on
-    the CPU; who moves tokens to a GPU checks them before."""
+    """Raise `ValueError` if a token id is not in [0, vocab_size). A model checks the tokens that it is given
+    on the CPU; who moves tokens to a GPU checks them before."""
     low, high = (int(x) for x in tokens.aminmax())
     if low < 0 or high >= vocab_size:
         odd = low if low < 0 else high
@@ -301,9 +301,9 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
 def _compact(
     tokens: Tensor, resets: Tensor | None, valid: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Move every row's real tokens to its front. Returns tokens and, on the CPU as the masks are, resets of the
-    longest row's length, the rows' lengths (B,), and where each original place (B, T) went. Resets at padding
-    are no document starts."""
+    """Move every row's real tokens to its front. Returns tokens and, on the CPU as the masks are, resets of
+    the longest row's length, the rows' lengths (B,), and where each original place (B, T) went. Resets at
+    padding are no document starts."""
     length = valid.sum(1)
     order = (~valid).long().argsort(dim=1, stable=True)[:, : max(int(length.max()), 1)]
     place = (valid.cumsum(1) - 1).clamp(min=0)
