@@ -70,8 +70,9 @@ results: $(STAMP) ## all results but the quick ones; hours; text of your own in 
 	$(BIN)/python benchmarks/memory_axes.py --out runs/measured/memory_axes.json
 
 .PHONY: bench
-bench: $(STAMP) ## throughput of `recommended` beside `local` and `full`
+bench: $(STAMP) ## throughput of the memory's two forms beside `local` and `full`, tiny and small
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py --size small --lengths 1024 16384 --rounds 3 --out results/throughput-small.json
 
 # PEERS="--quick", or any of the options of benchmarks/peers.py.
 PEERS ?=

@@ -1,7 +1,7 @@
-"""Speed and memory of `recommended` beside `local` (no memory) and `full` (plain attention over the whole
-length).
+"""Speed and memory of both forms of the memory, `admitted` and `recommended`, beside `local` (no memory) and
+`full` (plain attention over the whole length).
 
-The same code runs all three; they differ by config only, and `full` gets segments as long as the text. At
+The same code runs all of them; they differ by config only, and `full` gets segments as long as the text. At
 each length T the number of tokens per step is the same (fewer rows of more tokens). Rounds interleave the
 systems, so that a slow minute of the machine hits all of them; medians over rounds are reported, ratios are
 medians of the ratios within a round. Utilisation is the model's floating-point operations over the rate of a
@@ -32,6 +32,7 @@ from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig
 
 MEASURES = ("train", "prefill", "decode")
+BASELINES = ("local", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +165,14 @@ def measure(settings: Settings, length: int, peak_rate: float) -> dict[str, Any]
             "tokens_per_second": {name: median(values) for name, values in rates.items()},
             "tokens_per_second_range": {name: [min(values), max(values)] for name, values in rates.items()},
         }
-    ours = settings.variants[0]
     found["ratios"] = {
         f"{ours}/{other}": {
             name: median(done[ours][name] / done[other][name] for done in rounds) for name in MEASURES
         }
-        for other in settings.variants[1:]
+        for ours in settings.variants
+        if ours not in BASELINES
+        for other in settings.variants
+        if other in BASELINES
     }
     return found
 
@@ -201,8 +204,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path]:
     parser.add_argument(
         "--variants",
         nargs="+",
-        default=["recommended", "local", "full"],
-        help="preset variants; ratios are of the first one to each of the others",
+        default=["admitted", "recommended", "local", "full"],
+        help="preset variants; ratios are of every other one to `local` and to `full`",
     )
     parser.add_argument(
         "--lengths", nargs="+", type=int, default=[1024, 4096, 16384], help="lengths T in tokens"
