@@ -80,10 +80,10 @@ class PrefixCache:
         return state
 
     def put(self, key: bytes, state: StreamState) -> None:
-        """Keep a state, which must not hold more memory than its `nbytes`, unless it alone is too large."""
+        """Keep a copy of a state, unless it alone is too large."""
         if key in self._states or state.nbytes > self.budget:
             return
-        self._states[key] = state
+        self._states[key] = state.clone()
         self.nbytes += state.nbytes
         while self.nbytes > self.budget:
             _, oldest = self._states.popitem(last=False)

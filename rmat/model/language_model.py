@@ -232,8 +232,9 @@ class LanguageModel(nn.Module):
         joined_BXE = torch.cat(parts, dim=1)
         if layout.host is None:
             return joined_BXE, state
-        start = torch.tensor(starts)[layout.host.segment]
-        within = torch.arange(layout.n_tokens) - layout.host.first.gather(1, layout.host.segment)
+        start = torch.tensor(starts, device="cpu")[layout.host.segment]
+        within = torch.arange(layout.n_tokens, device="cpu")
+        within = within - layout.host.first.gather(1, layout.host.segment)
         place = (start + within).clamp(0, n_read - 1).to(layout.device, non_blocking=True)
         return take_rows(joined_BXE, place), state
 

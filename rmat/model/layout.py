@@ -156,7 +156,7 @@ class Layout:
         if self.host is not None:
             return self.host.end
         assert self.start is not None
-        return torch.full((self.n_rows,), self.start + self.n_tokens)
+        return torch.full((self.n_rows,), self.start + self.n_tokens, device="cpu")
 
     def repeated(self, times: int) -> Layout:
         """The layout of a batch in which every row stands so many times, one behind the other."""
@@ -251,10 +251,10 @@ class Layout:
             if (at := self.host) is None:
                 start = max(n * self.segment_len - self.reach, 0)
                 stop = min((n + 1) * self.segment_len - self.reach, self.n_tokens)
-                yield Piece(torch.arange(start, stop).expand(self.n_rows, -1), None, None)
+                yield Piece(torch.arange(start, stop, device="cpu").expand(self.n_rows, -1), None, None)
                 continue
             length = at.count[:, n]
-            cells = torch.arange(max(int(length.max()), 1))
+            cells = torch.arange(max(int(length.max()), 1), device="cpu")
             index = (at.first[:, n, None] + cells).clamp(max=self.n_tokens - 1)
             fresh = (at.document[:, n] != at.document[:, max(n - 1, 0)]) & (length > 0)
             yield Piece(index, length, fresh)

@@ -252,6 +252,11 @@ class StreamState:
         """The same values, cut from the graph: gradients end here."""
         return dataclasses.replace(self._map(lambda _, x: x.detach()), on_cpu=self.on_cpu)
 
+    def clone(self) -> StreamState:
+        """A copy that keeps no memory alive but its own `nbytes`: the state after a single token is a part of
+        what the next one is added to."""
+        return self._map(lambda _, x: x.clone())
+
     def to(self, target: torch.device | str | torch.dtype) -> StreamState:
         """The state on another device, or in another floating type (gates and sums stay in at least
         float32)."""

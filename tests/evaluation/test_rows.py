@@ -4,6 +4,7 @@ was."""
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Copy(StandIn):
 
     def __init__(self, confidence: float = 2.0) -> None:
         super().__init__()
+        self.config = SimpleNamespace(vocab_size=VOCABULARY)
         self.confidence = confidence
         self.asked = 0
 

@@ -109,8 +109,9 @@ READERS = (
     "generation/reader.py",
     "engine/job.py",
     "training/step.py",
+    "pretrained/gates.py",
 )
-"""Who may call a model: the reader; the engine's job; training."""
+"""Who may call a model: the reader; the engine's job; training; fitting gates, which reads a passage at once."""
 
 
 def test_nothing_else_reads_through_a_model() -> None:
