@@ -3,10 +3,10 @@
     python benchmarks/results.py --quick                         recall, MQAR, pass key, bits per byte by position
     python benchmarks/results.py [NAME ...] [--data FOLDER]      everything, or the named stages
 
-Stages that read text of your own (`books-*`, `passkey-*`, `facts`, `read-*`, `babilong*`) take it from
-FOLDER: `books/` with train, valid and test parts, `dialogue/` with train.jsonl and test.jsonl, `babi/` with
-bAbI's files. A run that is complete is not trained again, one that was interrupted goes on; delete
-runs/results/NAME to start afresh.
+Stages that read text of your own (`books-*`, `passkey-*`, `facts`, `read-*`, `babilong*`, `code-*`) take it
+from FOLDER: `books/` with train, valid and test parts, `code/` (which `code_corpus.py` makes), `dialogue/` with
+train.jsonl and test.jsonl, `babi/` with bAbI's files. A run that is complete is not trained again, one that was
+interrupted goes on; delete runs/results/NAME to start afresh.
 """
 
 from __future__ import annotations
@@ -98,6 +98,32 @@ FULL: dict[str, Stage] = {
             for slots in (384, 432, 512)
         },
     ),
+    "recall-admitted": Stage(
+        recipe="recall",
+        settings=("--variant", "admitted"),
+        measurements={
+            "everywhere": ("recall", "{run}", "--queries", "everywhere"),
+            "end": ("recall", "{run}", "--length", "16384"),
+        },
+    ),
+    "mqar-admitted": Stage(
+        recipe="mqar",
+        settings=("--variant", "admitted", "model.n_sinks=0"),
+        measurements={
+            f"slots-{slots}": ("mqar", "{run}", "--slots", str(slots), "--samples", "200")
+            for slots in (384, 432, 512)
+        },
+    ),
+    **{
+        f"code-{name}": Stage(recipe="code", settings=("--data", "{data}/code", *settings))
+        for name, settings in (
+            ("admitted", ("--variant", "admitted", "model.n_slots=150", "model.d_ff=432")),
+            ("recommended", ()),
+            ("local", ("--variant", "local", "model.d_ff=432")),
+            ("xl", ("--variant", "xl", "model.n_slots=128")),
+            ("full", ("--variant", "full", "model.segment_len=1024", "model.d_ff=432")),
+        )
+    },
     **{
         f"passkey-seed{seed}": Stage(
             recipe="passkey",
