@@ -143,6 +143,7 @@ def test_an_origin_may_end_with_a_slash(run_folder: Path, tmp_path: Path) -> Non
         assert answer.headers["access-control-allow-origin"] == "https://friend.example"
 
 
+@pytest.mark.slow  # takes up all descriptors of a process
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files there")
 def test_at_the_limit_of_open_files_it_still_answers(run_folder: Path, tmp_path: Path) -> None:
     """More connections than files, all silent: health is told, and the log stays short."""
