@@ -192,7 +192,7 @@ class TestNothingLeaks:
         assert all(len(text) < LEAST_PREFIX for text in texts["test"] & texts["train"])
 
 
-@pytest.mark.slow  # trains models that learn to use the context
+@pytest.mark.slow  # reads and completes the same lines in many ways
 class TestAnswers:
     def test_they_are_those_of_complete(self, files: list[CodeFile]) -> None:
         model = model_of()
