@@ -35,8 +35,11 @@ from rmat.training.config import RunConfig
 BITS = 1 / math.log(2)
 
 
-def document_nats(model: LanguageModel, documents: list[NDArray[Any]], memory: str) -> list[NDArray[Any]]:
-    """Nats of every token but the first of each document, each read from an empty state."""
+def document_nats(
+    model: LanguageModel, documents: list[NDArray[Any]], memory: str = "on", size: int | None = 2048
+) -> list[NDArray[Any]]:
+    """Nats of every token but the first of each document, each read from an empty state, `size` tokens in a
+    call."""
     parts: list[list[NDArray[Any]]] = [[] for _ in documents]
 
     def add(piece: Piece) -> None:
@@ -45,7 +48,7 @@ def document_nats(model: LanguageModel, documents: list[NDArray[Any]], memory: s
             if len(targets):
                 parts[row].append(token_nats(piece.logits_BTV[place, : len(targets)], targets).numpy())
 
-    scan(model, [ids[:-1] for ids in documents], size=2048, memory=memory, leave=True, each=add)
+    scan(model, [ids[:-1] for ids in documents], size=size, memory=memory, leave=True, each=add)
     return [np.concatenate(nats).astype(np.float64) for nats in parts]
 
 
@@ -61,6 +64,16 @@ def summed(
 def shown(found: Interval) -> str:
     """Value and bounds in one cell."""
     return f"{found.value:8.4f} ({found.low:.4f} to {found.high:.4f})"
+
+
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Write a result as JSON to a file, or to standard output."""
+    text = json.dumps(result, indent=1) + "\n"
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    else:
+        print(text, end="")
 
 
 def main() -> None:
@@ -128,12 +141,7 @@ def main() -> None:
         "margin": args.margin,
         "rows": rows,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    else:
-        print(text, end="")
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

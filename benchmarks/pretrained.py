@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -31,13 +30,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from far_context import document_nats, write_result
 from numpy.typing import NDArray
 
 from rmat.api import load
 from rmat.data.sources import split_documents
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.intervals import bootstrap_ratio, paired_bootstrap_ratio, wilson
-from rmat.evaluation.perplexity import token_nats
 from rmat.generation.reader import Piece, scan
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel
@@ -79,19 +78,6 @@ def texts(spec: str, split: str, tokenizer: Tokenizer, count: int, n_tokens: int
     if not found:
         raise ValueError(f"no document of {spec!r} has {n_tokens} tokens in its {split} part")
     return found
-
-
-def read_nats(model: LanguageModel, rows: list[NDArray[Any]]) -> NDArray[Any]:
-    """Nats (documents, tokens) of what follows each token."""
-    targets = torch.from_numpy(np.stack([ids[1:] for ids in rows]))
-    parts: list[NDArray[Any]] = []
-
-    def add(piece: Piece) -> None:
-        wanted = targets[:, piece.start : piece.start + piece.lengths[0]]
-        parts.append(token_nats(piece.logits_BTV, wanted).double().numpy())
-
-    scan(model, [ids[:-1] for ids in rows], size=_size(model), each=add)
-    return np.concatenate(parts, axis=1)
 
 
 def _size(model: LanguageModel) -> int | None:
@@ -171,7 +157,8 @@ def main() -> None:
     for name in args.variants:
         began = time.perf_counter()
         if rows:
-            nats = read_nats(variant(model, name, args.tokens, args.seed), rows)
+            changed = variant(model, name, args.tokens, args.seed)
+            nats = np.stack(document_nats(changed, rows, size=_size(changed)))
             base = nats if base is None else base
             for low, high in pairwise(EDGES):
                 if low >= args.tokens:
@@ -207,12 +194,7 @@ def main() -> None:
                     flush=True,
                 )
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    text = json.dumps(result, indent=1) + "\n"
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    else:
-        print(text, end="")
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

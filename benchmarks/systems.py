@@ -333,12 +333,7 @@ class BlockRecurrent(Segments):
         reference = self.reference
         self.segment = 2 * reference.segment_len
         self.config = {
-            "num_tokens": reference.vocab_size,
-            "dim": reference.d_model,
-            "depth": reference.n_layers,
-            "dim_head": reference.head_dim,
-            "heads": reference.n_heads,
-            "ff_mult": multiple(width, reference.d_model),
+            **shape(reference, width),
             "max_seq_len": self.segment,
             "block_width": reference.segment_len,
         }
@@ -364,14 +359,9 @@ class RecurrentMemory(Segments):
         reference = self.reference
         self.segment = reference.segment_len
         self.config = {
-            "num_tokens": reference.vocab_size,
+            **shape(reference, width),
             "num_memory_tokens": max(16, self.segment // 8),
-            "dim": reference.d_model,
-            "depth": reference.n_layers,
             "causal": True,
-            "dim_head": reference.head_dim,
-            "heads": reference.n_heads,
-            "ff_mult": multiple(width, reference.d_model),
             "seq_len": self.segment,
             "use_flash_attn": True,
             "use_xl_memories": True,
@@ -415,12 +405,7 @@ class Infini(System):
         reference = self.reference
         self.segment = reference.segment_len
         self.config = {
-            "num_tokens": reference.vocab_size,
-            "dim": reference.d_model,
-            "depth": reference.n_layers,
-            "dim_head": reference.head_dim,
-            "heads": reference.n_heads,
-            "ff_mult": multiple(width, reference.d_model),
+            **shape(reference, width),
             "use_mem_delta_rule": True,
         }
         model: nn.Module = InfiniTransformer(**self.config)
@@ -479,12 +464,7 @@ class Titans(System):
 
         reference = self.reference
         self.config = {
-            "num_tokens": reference.vocab_size,
-            "dim": reference.d_model,
-            "depth": reference.n_layers,
-            "dim_head": reference.head_dim,
-            "heads": reference.n_heads,
-            "ff_mult": multiple(width, reference.d_model),
+            **shape(reference, width),
             "segment_len": reference.segment_len,
             "num_persist_mem_tokens": 4,
             "num_longterm_mem_tokens": max(1, reference.segment_len // 8),
@@ -512,6 +492,18 @@ class Titans(System):
 
     def state_bytes(self, state: tuple[Tensor, Any]) -> int:
         return super().state_bytes(state[1])  # of the tokens it uses the last alone
+
+
+def shape(reference: ModelConfig, width: int) -> dict[str, Any]:
+    """What the packages of one author call the sizes of `reference`, with feed-forward layers of `width`."""
+    return {
+        "num_tokens": reference.vocab_size,
+        "dim": reference.d_model,
+        "depth": reference.n_layers,
+        "dim_head": reference.head_dim,
+        "heads": reference.n_heads,
+        "ff_mult": multiple(width, reference.d_model),
+    }
 
 
 def multiple(width: int, dim: int) -> float:

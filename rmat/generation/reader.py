@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rmat.model import LanguageModel, StreamState
 from rmat.model.evaluating import evaluating
-from rmat.model.language_model import MemoryMode, check_tokens
+from rmat.model.language_model import MemoryMode, tokens_to
 
 PIECE_TOKENS = 4096
 """Most tokens of a row that are read in one call."""
@@ -119,9 +119,8 @@ def scan(
             valid = None
             if min(lengths) < longest:
                 valid = torch.from_numpy(np.arange(longest) < np.array(lengths)[:, None])
-            tokens = torch.from_numpy(grid)
-            check_tokens(tokens, model.config.vocab_size)
-            hidden_BTE, state = model.hidden(tokens.to(device), state, valid=valid, memory=memory)
+            tokens = tokens_to(device, torch.from_numpy(grid), model.config.vocab_size)
+            hidden_BTE, state = model.hidden(tokens, state, valid=valid, memory=memory)
             if each is not None:
                 ended = [
                     p

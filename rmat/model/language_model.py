@@ -251,7 +251,7 @@ class LanguageModel(nn.Module):
         device = self.embedding.weight.device
         if tokens.device != device:
             raise ValueError(f"tokens are on {tokens.device}, the model on {device}: move one of them")
-        if device.type == "cpu":  # to ask a GPU would wait for its work: see `check_tokens`
+        if device.type == "cpu":  # to ask a GPU would wait for its work: see `tokens_to`
             check_tokens(tokens, self.config.vocab_size)
         for name, mask in (("resets", resets), ("valid", valid)):
             if mask is None:
@@ -290,9 +290,16 @@ class LanguageModel(nn.Module):
         return state
 
 
+def tokens_to(device: torch.device, tokens: Tensor, vocab_size: int) -> Tensor:
+    """Tokens of the CPU on a model's device. Those that leave the CPU are checked before; the others are
+    checked by the model. Raises `ValueError` as `check_tokens`."""
+    if device.type != "cpu":
+        check_tokens(tokens, vocab_size)
+    return tokens.to(device)
+
+
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Raise `ValueError` if a token id is not in [0, vocab_size). A model checks the tokens that it is given
-    on the CPU; who moves tokens to a GPU checks them before."""
+    """Raise `ValueError` if a token id is not in [0, vocab_size)."""
     low, high = (int(x) for x in tokens.aminmax())
     if low < 0 or high >= vocab_size:
         odd = low if low < 0 else high

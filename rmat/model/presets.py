@@ -27,6 +27,20 @@ FULL_CONTEXT = 16384
 
 _MODERN = dict(norm="rmsnorm", mlp="swiglu", conv_width=3, projections="shared", chunk_lookback=1)
 
+ONE_ATTENTION: dict[str, Any] = dict(
+    streams=("chunked", "memory"),
+    chunk_lookback=1,
+    gate="push",
+    gate_gradient="value",
+    write_from="input",
+    memory_projections="local",
+    memory_position="rotary",
+    write_when="unseen",
+    slots_per="key_head",
+    fusion="joint",
+)
+"""The memory as admitted keys and values, in one softmax with local ones; chunks are as long as segments."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "recommended": dict(
         _MODERN,
@@ -38,21 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         null_slot=True,
         fusion="head",
     ),
-    "admitted": dict(
-        _MODERN,
-        streams=("chunked", "memory"),
-        writer="select",
-        gate="push",
-        gate_gradient="value",
-        write_from="input",
-        memory_projections="local",
-        memory_position="rotary",
-        write_when="unseen",
-        slots_per="key_head",
-        n_sinks=4,
-        null_slot=True,
-        fusion="joint",
-    ),
+    "admitted": {**_MODERN, **ONE_ATTENTION, "writer": "select", "n_sinks": 4, "null_slot": True},
     "paper": dict(writer="mean", gate="gru", write_from="output", fusion="scalar", n_slots=32),
     "local": dict(_MODERN, streams=("full", "chunked"), fusion="head"),
     "xl": dict(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rmat.model import ModelConfig
+from rmat.model.presets import ONE_ATTENTION
 from rmat.settings import whole
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -160,22 +161,13 @@ def _state(window: Window, context: int) -> dict[str, Any]:
         )
     chunk = tokens // 2
     return dict(
-        streams=("chunked", "memory"),
+        ONE_ATTENTION,
         segment_len=chunk,
         chunk_len=chunk,
-        chunk_lookback=1,
-        fusion="joint",
-        memory_projections="local",
-        memory_position="rotary",
-        write_from="input",
-        write_when="unseen",
-        slots_per="key_head",
         n_sinks=n_sinks,
         n_slots=n_slots,
         writer="all" if n_slots >= chunk else "select",
         writes_per_segment=min(chunk, n_slots),
-        gate="push",
-        gate_gradient="value",
     )
 
 

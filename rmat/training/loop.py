@@ -13,7 +13,7 @@ from rmat.data.corpus import HeldOut, Position
 from rmat.data.lanes import Batch
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
-from rmat.model.language_model import check_tokens
+from rmat.model.language_model import tokens_to
 from rmat.training.config import RunConfig, TrainConfig
 from rmat.training.optimizer import learning_rate_factor, progress, set_learning_rate
 from rmat.training.process import own_defaults, undisturbed
@@ -140,8 +140,8 @@ def _windows(run: Run) -> Iterator[tuple[list[Batch], Position]]:
         batches = []
         for _ in range(config.accumulate):
             batch, after = next(stream)
-            check_tokens(batch.tokens, run.model.config.vocab_size)
-            batches.append(Batch(batch.tokens.to(run.device), batch.targets.to(run.device), batch.resets))
+            tokens = tokens_to(run.device, batch.tokens, run.model.config.vocab_size)
+            batches.append(Batch(tokens, batch.targets.to(run.device), batch.resets))
         yield batches, after
 
 
