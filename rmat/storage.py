@@ -310,6 +310,8 @@ def read_config(folder: Path) -> ModelConfig:
         layout: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): save the model again") from None
+    if isinstance(layout, dict) and layout.get("model_type") == "rmat":
+        raise ValueError(f"{folder} is a folder for transformers: rmat convert makes one of rmat of it")
     if (
         not isinstance(layout, dict)
         or layout.get("format") != FORMAT

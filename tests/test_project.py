@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "pretrained",
         "settings",
     },
+    "integrations": {"model", "storage", "accounting", "data", "pretrained", "generation", "settings"},
     "report": {
         *("ops", "model", "storage", "machine", "accounting", "data", "tasks", "generation", "evaluation"),
         *("training", "api"),
@@ -66,7 +67,7 @@ MAY_IMPORT = {
             "generation",
             "evaluation",
         ),
-        *("pretrained", "training", "sessions", "engine", "serving", "report", "api", ""),
+        *("pretrained", "training", "sessions", "engine", "serving", "report", "integrations", "api", ""),
     },
     "": {"model", "data", "generation", "sessions", "training", "pretrained", "api"},
     "__main__": {"cli"},
@@ -106,6 +107,7 @@ OUTSIDE = {
     "sessions": {"torch", "numpy", "safetensors", "filelock"},
     "engine": {"torch", "numpy"},
     "serving": {"torch", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
+    "integrations": {"torch", "transformers", "tokenizers"},
     "report": {"torch", "numpy", "matplotlib"},
     "cli": {"torch", "rich", "yaml", "prompt_toolkit"},
     "": set(),
@@ -206,6 +208,7 @@ def test_importing_rmat_is_light() -> None:
         "pyarrow",
         "datasets",
         "matplotlib",
+        "transformers",
     } & set(loaded)
 
 

@@ -1,4 +1,4 @@
-"""`rmat import` and `rmat export`: pretrained models to and from a model folder."""
+"""`rmat import`, `export` and `convert`: models of others and of ours to and from a model folder."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ Write a folder of Hugging Face from the folder of an imported model: plain trans
 attention. The gates are written beside it, and come back when OUT is imported."""
 
 
+CONVERT = """\
+Write a model of ours, trained or imported, as a folder for transformers (AutoModelForCausalLM after
+`import rmat.integrations.hf`; memory, weights and logits stay as they are), or make a model folder of such a
+folder. What MODEL is decides. A Llama-type folder is brought by rmat import and written by rmat export."""
+
 GATES = """\
 Fit the write gates of an imported model: forward passes only, minutes. The model reads prose, and texts that
 state facts and ask for them in its chat format, with everything in sight; a gate learns to admit what later
@@ -27,7 +32,7 @@ tokens out of local reach attended. The state keeps its size."""
 
 
 def add(commands: Any) -> None:
-    """Add the three commands."""
+    """Add the commands."""
     parser = add_command(
         commands, "import", run=run_import, help="bring a pretrained model", description=IMPORT
     )
@@ -66,6 +71,15 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of an imported model")
     parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser = add_command(
+        commands,
+        "convert",
+        run=run_convert,
+        help="a model of ours to and from a folder for transformers",
+        description=CONVERT,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or run, or one for transformers")
+    parser.add_argument("out", metavar="FOLDER", help="folder to write")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -141,6 +155,20 @@ def run_export(args: argparse.Namespace) -> int:
 
     export_model(args.model, args.out)
     print(f"{args.out}: written for transformers")
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Write the folder."""
+    try:
+        from rmat.integrations.hf.folder import convert
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("rmat"):
+            raise
+        raise ModuleNotFoundError(
+            f"rmat convert needs the package {error.name}: pip install 'rmat[hf]'"
+        ) from None
+    print(f"{args.out}: {convert(args.model, args.out)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,13 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
     ]
 
 
-def initialize(model: LanguageModel) -> None:
-    """Draw every parameter from its row of the table. The convolution's tap on the token itself starts at
-    1."""
+def initialize(model: LanguageModel, names: Collection[str] | None = None) -> None:
+    """Draw every parameter, or those of `names`, from its row of the table. The convolution's tap on the
+    token itself starts at 1."""
     rows = table(model.config)
     for name, parameter in model.named_parameters():
+        if names is not None and name not in names:
+            continue
         mean, deviation = next((mean, std) for pattern, mean, std in rows if fnmatch(name, pattern))
         with torch.no_grad():
             nn.init.normal_(parameter, mean, deviation) if deviation else nn.init.constant_(parameter, mean)
@@ -61,16 +64,16 @@ def initialize(model: LanguageModel) -> None:
                 parameter[0] = 1.0
             if not parameter.is_meta:
                 assert math.isfinite(float(parameter.abs().sum())), name
-    _align_memory(model)
+    _align_memory(model, names)
 
 
-def _align_memory(model: LanguageModel) -> None:
+def _align_memory(model: LanguageModel, names: Collection[str] | None) -> None:
     """Let the first query head of every group ask in the terms of its key head: what a token stored is found
     by a token like it from the first step on, and recall need not wait until two random projections meet."""
     config = model.config
     group = config.n_heads // config.n_kv_heads
     for name, query in model.named_parameters():
-        if name.endswith("memory.query.weight"):
+        if name.endswith("memory.query.weight") and (names is None or name in names):
             key = model.get_parameter(name.replace("query", "key"))
             with torch.no_grad():
                 heads = query.view(config.n_kv_heads, group, config.head_dim, config.d_model)

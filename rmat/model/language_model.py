@@ -33,6 +33,9 @@ class LanguageModel(nn.Module):
     and gradients.
     """
 
+    block_class: type[Block] = Block
+    """What the blocks are; for those who wrap a block, as transformers does."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not isinstance(config, ModelConfig):
@@ -41,7 +44,9 @@ class LanguageModel(nn.Module):
             )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, dtype=torch.float32)
-        self.blocks = nn.ModuleList(Block(config.of_layer(index)) for index in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            self.block_class(config.of_layer(index)) for index in range(config.n_layers)
+        )
         self.norm = norm(config)
         if not config.tie_embeddings:
             self.head = linear(config.d_model, config.vocab_size)
@@ -99,7 +104,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, StreamState]:
         """`forward` without the head: hidden vectors (B, T, E) for `logits`, and the state. For callers that
         need the logits of few places only, as a large vocabulary makes the head the costliest part. Padding
-        holds anything."""
+        holds anything. In place of tokens there may be vectors (B, T, E), which are read as if the embedding
+        had made them."""
         state = self._check(tokens, state, resets, valid)
         name, _ = self.resolve_schedule(schedule)
         if memory not in get_args(MemoryMode):
@@ -131,8 +137,11 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) of hidden vectors (..., E)."""
-        weight = self.embedding.weight if self.config.tie_embeddings else self.head.weight
-        return nn.functional.linear(self.norm(hidden), weight)
+        hidden = self.norm(hidden)
+        if self.config.tie_embeddings:
+            return nn.functional.linear(hidden, self.embedding.weight)
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def resolve_schedule(self, schedule: Schedule = "auto") -> tuple[str, str]:
         """The schedule that `forward` takes for `schedule`, and why."""
@@ -198,7 +207,7 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, state: StreamState, layout: Layout, memory: MemoryMode
     ) -> tuple[Tensor, StreamState]:
         """All blocks over one layout: hidden vectors (B, T, E) and the new state."""
-        h_BTE = self.embedding(tokens)
+        h_BTE = tokens if tokens.is_floating_point() else self.embedding(tokens)
         call = Call.of(self.config, layout, self.embedding.weight.dtype, memory, is_training(self))
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
@@ -241,27 +250,33 @@ class LanguageModel(nn.Module):
     def _check(
         self, tokens: Tensor, state: StreamState | None, resets: Tensor | None, valid: Tensor | None
     ) -> StreamState:
-        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        vectors = isinstance(tokens, Tensor) and tokens.is_floating_point() and tokens.dim() == 3
+        if not vectors and (not isinstance(tokens, Tensor) or tokens.dtype != torch.int64):
             kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(f"tokens are {kind}: give an int64 tensor of shape (rows, tokens)")
-        if tokens.dim() != 2 or not tokens.numel():
+        if vectors and (tokens.shape[2] != self.config.d_model or not tokens.numel()):
+            raise ValueError(
+                f"vectors have shape {tuple(tokens.shape)}: give (rows, tokens, {self.config.d_model}) with "
+                "at least one of each"
+            )
+        if not vectors and (tokens.dim() != 2 or not tokens.numel()):
             raise ValueError(
                 f"tokens have shape {tuple(tokens.shape)}: give (rows, tokens) with at least one of each"
             )
         device = self.embedding.weight.device
         if tokens.device != device:
             raise ValueError(f"tokens are on {tokens.device}, the model on {device}: move one of them")
-        if device.type == "cpu":  # to ask a GPU would wait for its work: see `tokens_to`
+        if device.type == "cpu" and not vectors:  # to ask a GPU would wait for its work: see `tokens_to`
             check_tokens(tokens, self.config.vocab_size)
         for name, mask in (("resets", resets), ("valid", valid)):
             if mask is None:
                 continue
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens.shape:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
                 seen = (
                     f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
                 )
                 raise ValueError(
-                    f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape)}"
+                    f"{name} is {seen}: give a bool tensor of the tokens' shape {tuple(tokens.shape[:2])}"
                 )
             if mask.device not in (device, torch.device("cpu")):
                 raise ValueError(f"{name} is on {mask.device}, the model on {device}: move one of them")
@@ -317,4 +332,4 @@ def _compact(
     place = (valid.cumsum(1) - 1).clamp(min=0)
     if resets is not None:
         resets = (resets & valid).gather(1, order)
-    return tokens.gather(1, order.to(tokens.device, non_blocking=True)), resets, length, place
+    return take_rows(tokens, order.to(tokens.device, non_blocking=True)), resets, length, place

@@ -28,7 +28,7 @@ from rmat.model.bank import admit, gate_slots, push
 from rmat.model.call import Call
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
-from rmat.model.parameters import linear, parameter
+from rmat.model.parameters import adapted, is_plain, linear, parameter
 from rmat.model.slots import Slots, with_null
 from rmat.model.state import PENDING, MemoryState, Pending
 from rmat.model.writers import WRITERS, Candidates, Tokens
@@ -51,10 +51,14 @@ class RecurrentGate(nn.Module):
     def forward(self, h_BWE: Tensor, m: Tensor) -> Tensor:
         """Gate all candidates of one segment against the same m (B, E)."""
         h_BWE = h_BWE.to(m.dtype)
-        from_memory = m @ self.recurrent.weight.to(m.dtype).T
-        from_candidate_BWE = nn.functional.linear(
-            h_BWE, self.candidate.weight.to(m.dtype), self.candidate.bias.to(m.dtype)
-        )
+        if is_plain(self.recurrent) and is_plain(self.candidate):
+            from_memory = m @ self.recurrent.weight.to(m.dtype).T
+            from_candidate_BWE = nn.functional.linear(
+                h_BWE, self.candidate.weight.to(m.dtype), self.candidate.bias.to(m.dtype)
+            )
+        else:
+            from_memory = adapted(m, self.recurrent)
+            from_candidate_BWE = adapted(h_BWE, self.candidate)
         z_BWE = torch.sigmoid(from_candidate_BWE + from_memory[:, None])
         return z_BWE * h_BWE + (1 - z_BWE) * m[:, None]
 

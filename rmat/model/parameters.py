@@ -15,13 +15,27 @@ def linear(n_in: int, n_out: int, *, bias: bool = False) -> nn.Linear:
 
 def projected(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
     """What maps, all with a bias or none, make of the same vectors (..., n_in). Where these are many, one
-    product with all matrices is faster; where they are few, joining the matrices costs more than it saves."""
+    product with all matrices is faster; where they are few, joining the matrices costs more than it saves.
+    Maps that something has taken the place of (an adapter, a quantised map) are called."""
+    if not all(map(is_plain, maps)):
+        return tuple(each(x) for each in maps)
     widths = [each.out_features for each in maps]
     if x.shape[:-1].numel() < sum(widths):
         return tuple(nn.functional.linear(x, each.weight, each.bias) for each in maps)
     bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
     joined = nn.functional.linear(x, torch.cat([each.weight for each in maps]), bias)
     return tuple(joined.split(widths, dim=-1))
+
+
+def is_plain(each: nn.Module) -> bool:
+    """Whether a map is what `linear` made, so that its weight is all there is to it."""
+    return type(each) is nn.Linear
+
+
+def adapted(x: Tensor, each: nn.Module) -> Tensor:
+    """What a map that is not plain makes of x (..., n_in), in the type of x."""
+    made: Tensor = each(x.to(next(each.parameters()).dtype))
+    return made.to(x.dtype)
 
 
 def parameter(*shape: int) -> nn.Parameter:

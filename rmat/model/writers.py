@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmat.model.config import ModelConfig
-from rmat.model.parameters import linear, parameter
+from rmat.model.parameters import adapted, is_plain, linear, parameter
 from rmat.model.state import NEVER, PENDING, Pending
 from rmat.ops.attention import at_least_float32
 from rmat.ops.fifo import take_rows
@@ -77,7 +77,10 @@ class Writer(nn.Module, ABC):
     def scores(self, x_RSE: Tensor, noise: float = 0.0) -> Tensor:
         """Write scores (R, S) in at least float32."""
         x_RSE = at_least_float32(x_RSE)
-        score = x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
+        if is_plain(self.score):
+            score = x_RSE @ self.score.weight[0].to(x_RSE.dtype) + self.score.bias.to(x_RSE.dtype)
+        else:
+            score = adapted(x_RSE, self.score)[..., 0]
         return score + noise * torch.randn_like(score) if noise else score
 
     def _offer(self, vector_RWE: Tensor, dtype: torch.dtype, noise: float, last: bool = True) -> Candidates:

@@ -42,7 +42,10 @@ def export_model(folder: str | Path, out: str | Path) -> None:
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     chat, config = tokenizer.chat, model.config
     if chat is None:
-        raise ValueError(f"{folder} was not imported from a pretrained model: only what was can be exported")
+        raise ValueError(
+            f"{folder} was not imported from a pretrained model: only what was can be exported; rmat convert "
+            "writes any model for transformers"
+        )
     described = source_config(config, chat.context)
     named = model.state_dict()
     theirs = dict(source_names(iter(named)))
