@@ -55,6 +55,16 @@ lint: $(STAMP) ## ruff and mypy
 pretrained-check: $(STAMP) ## SmolLM2 beside transformers: logits, greedy text, memory of an import; 93 MB once
 	$(BIN)/python -m pytest -q -m smollm2 tests/pretrained/test_smollm2.py
 
+.PHONY: transformers-check
+transformers-check: $(STAMP) ## transformers' own tests of models on ours, from its source distribution (11 MB); minutes
+	@$(PIP) parameterized
+	$(BIN)/python scripts/transformers_check.py
+
+.PHONY: lm-eval-check
+lm-eval-check: $(STAMP) ## our models in lm-eval, which it installs (740 MB)
+	@$(PIP) --no-build-isolation -e '.[eval]'
+	$(BIN)/python -m pytest -q tests/integrations/test_lm_eval.py
+
 .PHONY: slow
 slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

@@ -50,7 +50,9 @@ MAY_IMPORT = {
         "pretrained",
         "settings",
     },
-    "integrations": {"model", "storage", "accounting", "data", "pretrained", "generation", "settings"},
+    "integrations": {
+        *("model", "storage", "accounting", "data", "pretrained", "generation", "settings", "machine"),
+    },
     "report": {
         *("ops", "model", "storage", "machine", "accounting", "data", "tasks", "generation", "evaluation"),
         *("training", "api"),
@@ -107,7 +109,7 @@ OUTSIDE = {
     "sessions": {"torch", "numpy", "safetensors", "filelock"},
     "engine": {"torch", "numpy"},
     "serving": {"torch", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
-    "integrations": {"torch", "transformers", "tokenizers"},
+    "integrations": {"torch", "numpy", "transformers", "tokenizers", "lm_eval"},
     "report": {"torch", "numpy", "matplotlib"},
     "cli": {"torch", "rich", "yaml", "prompt_toolkit"},
     "": set(),

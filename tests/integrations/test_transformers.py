@@ -142,6 +142,9 @@ def test_vectors_between_the_blocks() -> None:
         by_segments = wrapped("paper")
         tokens = random_tokens(2, 20)
         last = by_segments(tokens, output_hidden_states=True).hidden_states[-1]
+        by_segments.config.output_hidden_states = True
+        assert len(by_segments(tokens).hidden_states) == 1 + TINY["n_layers"]
+        by_segments.config.output_hidden_states = False
         weight = by_segments.model.embedding.weight
         torch.testing.assert_close(last @ weight.T, by_segments(tokens).logits)
         with pytest.raises(ValueError, match="rows of several lengths"):

@@ -133,7 +133,9 @@ class RmatPreTrainedModel(PreTrainedModel):
         """What both models do with the arguments of `forward`. Raises ValueError."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if options.get("output_attentions"):
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        if options.get("output_attentions", self.config.output_attentions):
             raise ValueError(
                 "output_attentions is not possible: streams and memory have other weights than one matrix a "
                 "layer; `rmat report` shows them"
@@ -161,7 +163,7 @@ class RmatPreTrainedModel(PreTrainedModel):
                 "rows with several documents need position_ids, which begin at 0 in each of them"
             )
         state = None if cache is None else cache.state
-        with _layers(self.model, output_hidden_states or False) as recorded:
+        with _layers(self.model, output_hidden_states) as recorded:
             hidden_BTE, after = self.model.hidden(tokens, state, resets=resets, valid=valid)
         layers = None
         if output_hidden_states:
@@ -346,7 +348,8 @@ def _layers(model: LanguageModel, wanted: bool) -> Iterator[list[list[Tensor]]]:
 def _placed(recorded: list[list[Tensor]], valid: Tensor | None, n_tokens: int) -> tuple[Tensor, ...]:
     """Recorded vectors in the places of the tokens: blocks see a row's tokens without padding. Raises
     ValueError."""
-    joined = [torch.cat(pieces, dim=1) for pieces in recorded]
+    # One alone stays the tensor that it is, so that its gradient can be asked for.
+    joined = [pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1) for pieces in recorded]
     if len(recorded[0]) > 1 and (valid is not None or joined[0].shape[1] != n_tokens):
         raise ValueError(
             "output_hidden_states is not possible for rows of several lengths in a model that writes from "
