@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rmat.cli.output import human_bytes, print_json, print_table
@@ -48,6 +49,12 @@ def add(commands: Any) -> None:
         default="float32",
         help="type of the weights (default: float32)",
     )
+    add(
+        "--no-gates",
+        dest="gates",
+        action="store_false",
+        help="leave out fitted gates: the bank holds the newest tokens behind the window",
+    )
     add_json(parser)
     parser = add_command(
         commands, "gates", run=run_gates, help="fit an imported model's write gates", description=GATES
@@ -88,7 +95,13 @@ def run_import(args: argparse.Namespace) -> int:
     from rmat.pretrained.folder import import_model
 
     model, tokenizer = import_model(
-        args.source, args.out, window=args.window, n_slots=args.slots, n_sinks=args.sinks, dtype=args.dtype
+        args.source,
+        args.out,
+        window=args.window,
+        n_slots=args.slots,
+        n_sinks=args.sinks,
+        dtype=args.dtype,
+        gates=args.gates,
     )
     costs = account(model.config)
     assert tokenizer.chat is not None
@@ -120,11 +133,14 @@ def run_gates(args: argparse.Namespace) -> int:
     from rmat.data.progress import Progress
     from rmat.pretrained.gates import ASKING_TOKENS, PROSE_TOKENS, fit, mixed
     from rmat.settings import whole
+    from rmat.storage import model_folder
 
     for name in ("prose", "asking", "seed"):
         whole(f"--{name}", getattr(args, name), 0)
     if not args.prose + args.asking:
         raise ValueError("--prose 0 and --asking 0 leave nothing to fit on: give one of them 1 or more")
+    if args.out is None and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model} is a name and no folder to write to: say where with --out FOLDER")
     model, tokenizer = load(args.model)
     if tokenizer is None or tokenizer.chat is None:
         raise ValueError(f"{args.model} was not imported from a pretrained model: rmat import makes one")
@@ -136,7 +152,7 @@ def run_gates(args: argparse.Namespace) -> int:
         model = fit(model, passages, share=args.share, advance=advance)
     if args.eviction:
         model = model.with_slots(eviction=args.eviction)
-    out = args.out or args.model
+    out = args.out or str(model_folder(args.model))
     model.save(out, tokenizer=tokenizer)
     done = {
         "folder": out,

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli.loading import add_model, add_session, load_with_tokenizer
-from rmat.cli.output import human_bytes, print_json, print_table
+from rmat.cli.output import TELL_AFTER, human_bytes, human_time, print_json, print_table
 from rmat.cli.parsing import add_command, add_json
 from rmat.cli.sessions import add_wait, hold_session, unfinished
 
@@ -177,21 +177,32 @@ def _read(
     n_bytes = sum(document.n_bytes for document in documents)
     what = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
     started = saved = time.perf_counter()
+    before = conversation.session.tokens_read
     done = here = 0
 
     def step(n_new: int) -> None:
         nonlocal done, here, saved
         advance(n_new)
+        first = not here
         here += n_new if done or not goes_on else 0  # at first it is told of what was read before
         done += n_new
         now = time.perf_counter()
+        if not here:
+            return
+        rate = (conversation.session.tokens_read - before) / (now - started)
+        left = (n_bytes - done) * (now - started) / here
+        if first and left > TELL_AFTER:
+            tokens = (n_bytes - done) * (conversation.session.tokens_read - before) / here
+            shown.say(
+                f"about {tokens:,.0f} tokens to go at {rate:,.0f} tokens/s: {human_time(left)}; "
+                "Ctrl-C keeps what is read"
+            )
         if now - saved >= SAVE_SECONDS and conversation.session.reading:
             save()
             saved = time.perf_counter()
-            if not sys.stderr.isatty() and here:
-                left = (n_bytes - done) * (now - started) / here
+            if not sys.stderr.isatty():
                 share = f"{done / n_bytes:.0%} of {human_bytes(n_bytes)}"
-                shown.say(f"{share} read and saved, about {left:.0f} s left")
+                shown.say(f"{share} read and saved, {rate:,.0f} tokens/s, about {human_time(left)} left")
 
     with Progress(True) as shown, shown.task(f"reading {what}", total=n_bytes) as advance:
         return conversation.read_documents(documents, progress=step)

@@ -137,7 +137,7 @@ def spell(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[str | list[in
             role = ""
     if chat is not None and (turns or role):
         answer = role == "assistant"
-        for text, special in chat.pieces(turns, "text", answer=answer, begun=texts if answer else ""):
+        for text, special in chat.pieces(turns, "opened", answer=answer, begun=texts if answer else ""):
             yield [tokenizer.token_id(text)] if special else text
 
 
@@ -169,6 +169,15 @@ def encode_turns(
         if isinstance(part, Special) and isinstance(text, str)
     ]
     return tokenizer.encode_special(tokenizer.chat.pieces(spoken, before, answer=answer, begun=begun))
+
+
+def encode_lead(tokenizer: Tokenizer, before: Before) -> list[int]:
+    """Ids that are read before a text which follows `before`. To a model that chats a text is a part of what a
+    user says: the question about it stands in the same turn."""
+    chat = tokenizer.chat
+    if chat is None or chat.template is None:
+        return [*tokenizer.opening] if before == "nothing" else []
+    return [] if before == "text" else tokenizer.encode_special(chat.lead(before))
 
 
 def cut_document(document: Document, shares: Sequence[float]) -> list[Document | None]:

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from jinja2 import Template
 
-Before = Literal["nothing", "text", "system", "user", "assistant"]
-"""What stands before a turn: the session's beginning, text without roles, or the turn of a role."""
+Before = Literal["nothing", "opened", "text", "system", "user", "assistant"]
+"""What stands before a turn: the session's beginning, the token that opens a text, text that was read (of a
+model that chats: in the turn of a user, which is still open), or the closed turn of a role."""
 
 _MARKS = ("\ue000", "\ue001", "\uf8fe", "\uf8ff")
 """Characters of the private use area: one that no text holds cuts special tokens in what somebody said."""
 
-_STUB = "\u2060rmat\u2060"
-"""Text of a turn that stands for the one before."""
+_STUB, _PLACE = "\u2060rmat\u2060", "\u2060text\u2060"
+"""Text of a turn that stands for the one before, and text whose place is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,27 +88,46 @@ class ChatTemplate:
         defused = [
             (role, cut.sub(lambda found: found[0][0] + mark + found[0][1:], text)) for role, text in turns
         ]
-        if before in ("nothing", "text"):
-            text = self.render(defused, answer)
-            if before == "text" and self.opens:  # it opened the text already
-                text = text.removeprefix(self.tokens["bos_token"])
-        else:
-            stub = [("user", "a"), (before, _STUB)] if before == "assistant" else [(before, _STUB)]
-            behind = self._after([*stub, *defused], answer)
-            if before == "assistant":
-                closing = behind.partition(self.turn_end)[2]
-                text = closing.removeprefix(self.closing)
-            else:
-                text = behind.removeprefix(self._after(stub))
-        place = 0
+        text = self._written(defused, before, answer)
         text += cut.sub(lambda found: found[0][0] + mark + found[0][1:], begun)
-        for found in cut.finditer(text):
+        return self._cut_up(text, mark)
+
+    def _cut_up(self, text: str, mark: str = _MARKS[0]) -> Iterator[tuple[str, bool]]:
+        """Special tokens and the texts between them, without the mark."""
+        place = 0
+        for found in self._cut.finditer(text):
             if plain := text[place : found.start()].replace(mark, ""):
                 yield plain, False
             yield found[0], True
             place = found.end()
         if plain := text[place:].replace(mark, ""):
             yield plain, False
+
+    def lead(self, before: Before) -> Iterator[tuple[str, bool]]:
+        """What is read, as in `pieces`, before a text that stands in a user's turn; `before` is no "text"."""
+        return self._cut_up(self._written([("user", _PLACE)], before, False).partition(_PLACE)[0])
+
+    def behind(self, role: Before) -> Iterator[tuple[str, bool]]:
+        """What is read, as in `pieces`, behind the text of a role's turn."""
+        return self._cut_up(self._after(self._stub(role)))
+
+    def _written(self, turns: Sequence[tuple[str, str]], before: Before, answer: bool) -> str:
+        """The template's text of turns that follow `before`."""
+        if before in ("nothing", "opened"):
+            text = self.render(turns, answer)
+            return text.removeprefix(self.tokens["bos_token"]) if before == "opened" and self.opens else text
+        if before == "text":  # a question goes on in the turn that the text stands in
+            asks = bool(turns) and turns[0][0] == "user"
+            opened = [("user", f"{_STUB}\n\n{turns[0][1]}")] if asks else [("user", _STUB)]
+            return self._after([*opened, *turns[asks:]], answer)
+        stub = self._stub(before)
+        behind = self._after([*stub, *turns], answer)
+        if before == "assistant":
+            return behind.partition(self.turn_end)[2].removeprefix(self.closing)
+        return behind.removeprefix(self._after(stub))
+
+    def _stub(self, role: str) -> list[tuple[str, str]]:
+        return [*([("user", "a")] if role == "assistant" else []), (role, _STUB)]
 
     def render(self, turns: Sequence[tuple[str, str]], answer: bool) -> str:
         """The template's text of all turns from the first on. Raises ValueError where it refuses them."""

@@ -16,7 +16,7 @@ from rmat.data.documents import Part, Special
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
-from rmat.generation.reader import PIECE_LOGITS, Advance, read
+from rmat.generation.reader import Advance, read
 from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import Example, TextQuestions, encode_parts, texts_of
@@ -188,7 +188,7 @@ def answers(
         examples: taken a batch at a time.
         batch_size: prompts read side by side.
         max_new_tokens: most tokens of an answer; it also ends at turn_end or document.
-        piece: most tokens of a prompt read in one call; less where the logits would be very many.
+        piece: most tokens of a prompt read in one call.
         memory: "on", or an ablation of the model's memory.
         advance: called with the number of tokens of prompts read since the last call.
 
@@ -202,8 +202,7 @@ def answers(
         )
     if memory == "shuffled":
         require_another(len(examples), "prompts")
-    size = max(1, min(piece, PIECE_LOGITS // (model.config.vocab_size * batch_size)))
-    return _answers(model, tokenizer, examples, batch_size, max_new_tokens, size, memory, advance)
+    return _answers(model, tokenizer, examples, batch_size, max_new_tokens, piece, memory, advance)
 
 
 def _answers(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rmat.generation.cursor import CursorRow, Mode, cursor_prompt, file_header
-from rmat.generation.reader import piece_length, read_row
+from rmat.generation.reader import read_row, spans
 from rmat.generation.row import TextCodec
 from rmat.generation.sampling import SamplingConfig
 from rmat.generation.stream import Generation, check_start, check_tokenizer
@@ -149,13 +149,12 @@ def read_context(
     logits: Tensor | None = None
     if state is None:
         logits, state = read_row(model, [tokenizer.special_id("document")], None)
-    piece = piece_length(model)
     for name, content in files:
         ids = [*file_header(tokenizer, name), *tokenizer.encode(content)]
         size, told = len(content.encode()), 0
-        for start in range(0, len(ids), piece):
-            logits, state = read_row(model, ids[start : start + piece], state)
-            done = size * min(start + piece, len(ids)) // len(ids)
+        for span in spans(model, len(ids), int(state.position_on_cpu()[0])):
+            logits, state = read_row(model, ids[span], state)
+            done = size * span.stop // len(ids)
             if advance is not None:
                 advance(done - told)
             told = done

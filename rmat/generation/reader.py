@@ -25,8 +25,9 @@ from rmat.model.language_model import MemoryMode, tokens_to
 PIECE_TOKENS = 4096
 """Most tokens of a row that are read in one call."""
 
-PIECE_LOGITS = 2**24
-"""A piece is shorter where its logits would be more numbers than this (64 MB in float32)."""
+PIECE_NUMBERS = 2**21
+"""A piece is shorter where a feed-forward network would make more numbers of it than this: 8 MB in float32, which
+stay in a processor's caches; and a large model is heard of every few seconds."""
 
 Advance = Callable[[int], None]
 """Called with the number of tokens read since the last call, all rows together."""
@@ -58,11 +59,25 @@ class Piece:
 
 
 def piece_length(model: LanguageModel, rows: int = 1) -> int:
-    """Tokens of a row read in one call beside `rows - 1` others, so that their logits stay few: whole
-    segments for a single row, or less than one where segments are very long."""
-    most = max(1, min(PIECE_TOKENS, PIECE_LOGITS // model.config.vocab_size))
+    """Tokens of a row read in one call beside `rows - 1` others: whole segments for a single row, or less
+    than one where segments are very long."""
     segment = model.config.segment_len
-    return max(1, (most - most % segment if most >= segment else most) // rows)
+    most = min(PIECE_TOKENS, max(segment, PIECE_NUMBERS // model.config.d_ff))
+    return max(1, (most - most % segment or most) // rows)
+
+
+def spans(model: LanguageModel, n_tokens: int, position: int) -> list[slice]:
+    """The pieces in which one row that has read `position` tokens reads `n_tokens` more."""
+    size = piece_length(model)
+    cuts = [0, *range(_first(model, size, position), n_tokens, size), n_tokens]
+    return [slice(*cut) for cut in pairwise(cuts)] if n_tokens else []
+
+
+def _first(model: LanguageModel, size: int, position: int) -> int:
+    """Length of the first piece of rows that stand at `position`: pieces of whole segments end where segments
+    do, so that none has more segments than it needs."""
+    segment = model.config.segment_len
+    return size if size % segment else size - position % segment
 
 
 # no_grad rather than inference_mode: tensors that a model caches, or the state handed out, may enter training
@@ -97,7 +112,12 @@ def scan(
     """
     device = next(model.parameters()).device
     present, left, start = list(range(len(rows))), [], 0
-    taken = _taken(rows, piece_length(model, max(1, len(rows))) if size is None else size)
+    first = None
+    if size is None:
+        size = piece_length(model, max(1, len(rows)))
+        stand = {0} if state is None else set(state.position_on_cpu().tolist())
+        first = _first(model, size, stand.pop()) if len(stand) == 1 else None
+    taken = _taken(rows, size, first)
     with evaluating(model):
         for ids, following in pairwise(chain(taken, (None,))):
             assert ids is not None
@@ -158,7 +178,9 @@ def read(
         if piece.ended:
             ended = list(piece.ended)
             lasts = [piece.lengths[place] - 1 for place in ended]
-            found.append(([piece.rows[place] for place in ended], piece.logits_BTV[ended, lasts]))
+            # The head at these places alone: with a large vocabulary it costs as much as many layers.
+            logits_BV = model.logits(piece.hidden_BTE[ended, lasts])
+            found.append(([piece.rows[place] for place in ended], logits_BV))
 
     state = scan(model, rows, state, size=size, memory=memory, each=collect, advance=advance)
     last_BV = next(model.parameters()).new_zeros(len(rows), model.config.vocab_size)
@@ -198,13 +220,16 @@ def check_finite(values: Tensor) -> None:
         raise NotFiniteError
 
 
-def _taken(rows: Iterable[Iterable[int]], size: int) -> Iterator[list[NDArray[np.int64]]]:
-    """The next ids of each row, at most `size`, until all rows have ended."""
+def _taken(
+    rows: Iterable[Iterable[int]], size: int, first: int | None = None
+) -> Iterator[list[NDArray[np.int64]]]:
+    """The next ids of each row, at most `size` (`first` in the first piece), until all rows have ended."""
     if size < 1:
         raise ValueError(f"size={size}: read at least one token at a time")
-    iterators = [iter(row) for row in rows]
+    iterators, count = [iter(row) for row in rows], first or size
     while True:
-        taken = [np.fromiter(islice(iterator, size), dtype=np.int64) for iterator in iterators]
+        taken = [np.fromiter(islice(iterator, count), dtype=np.int64) for iterator in iterators]
         if not any(map(len, taken)):
             return
         yield taken
+        count = size

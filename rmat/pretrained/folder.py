@@ -11,7 +11,7 @@ from typing import Any
 import rmat
 from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from rmat.machine import cache_folder
-from rmat.model import LanguageModel
+from rmat.model import LanguageModel, ModelConfig
 from rmat.pretrained import SHORT_NAMES
 from rmat.pretrained.architecture import source_config, source_names
 from rmat.pretrained.model import GATES_FILE, from_pretrained
@@ -60,8 +60,7 @@ def export_model(folder: str | Path, out: str | Path) -> None:
     with replacing_folder(out) as partial:
         write_tensors(partial / WEIGHTS_FILE, of_source, {"format": "pt"})
         if of_memory:
-            state = {"window": 2 * config.chunk_len, "n_slots": config.n_slots, "n_sinks": config.n_sinks}
-            write_tensors(partial / GATES_FILE, of_memory, {"rmat": json.dumps(state)})
+            write_tensors(partial / GATES_FILE, of_memory, {"rmat": json.dumps(gates_state(config))})
         (partial / "tokenizer.json").write_text(tokenizer.backend_json(), "utf-8")
         for name, value in (
             ("config.json", described),
@@ -69,6 +68,12 @@ def export_model(folder: str | Path, out: str | Path) -> None:
             ("generation_config.json", ids),
         ):
             (partial / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def gates_state(config: ModelConfig) -> dict[str, Any]:
+    """What stands beside gates in their file: the state that they are for."""
+    state: dict[str, Any] = {name: getattr(config, name) for name in ("n_slots", "n_sinks", "eviction")}
+    return {"window": 2 * config.chunk_len, **state}
 
 
 def cached(name: str | Path) -> str | Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ def from_pretrained(
     n_slots: int | None = None,
     n_sinks: int | None = None,
     dtype: str = "float32",
+    gates: bool = True,
     device: torch.device | str = "cpu",
 ) -> tuple[LanguageModel, Tokenizer]:
     """A pretrained model whose state has one size: its weights, read through a window and a bank.
@@ -42,27 +45,37 @@ def from_pretrained(
         window: tokens of exact local attention that the state holds, even; the newest half to all of them are
             in sight. The trained context or more: full attention over the trained context, and no bank.
         n_slots: slots of every key head's bank. n_sinks: first tokens that stay in sight. Of all three None
-            takes what a folder of `export_model` had, else what suits the trained context.
+            takes what the gates were fitted for, else what suits the trained context.
         dtype: "float32" or "bfloat16".
+        gates: whether fitted gates are used where there are some: those of `smollm2` come with this package,
+            a folder of `export_model` has its own. Otherwise all are open: the bank holds the newest tokens
+            behind the window.
 
-    Returns: the model in evaluation mode, and its tokenizer with its chat template. Unless the folder has
-    gates, all are open: the bank holds the newest tokens behind the window.
+    Returns: the model in evaluation mode, and its tokenizer with its chat template.
 
     Raises ValueError that names what cannot be honoured, FileNotFoundError, and OSError without a network.
     """
     choice("dtype", dtype, DTYPES)
     found = open_source(source)
-    return _model(found, Window(window, n_slots, n_sinks), DTYPES[dtype]).to(device), found.tokenizer
+    window_ = Window(window, n_slots, n_sinks)
+    return _model(found, window_, DTYPES[dtype], gates).to(device), found.tokenizer
 
 
-def _model(source: Source, window: Window, dtype: torch.dtype) -> LanguageModel:
+def _model(source: Source, window: Window, dtype: torch.dtype, fitted: bool) -> LanguageModel:
     gates: dict[str, Tensor] = {}
+    eviction: Any = "oldest"
     if source.gates is not None:
         metadata, gates = read_tensors(source.gates)
         given = json.loads(metadata["rmat"])
         if window == Window():
             window = Window(given["window"], given["n_slots"], given["n_sinks"])
+        if fitted:
+            eviction = given.get("eviction", eviction)
+        else:
+            gates = {}
     config = configuration(source.config, window)
+    if config.has_memory:
+        config = dataclasses.replace(config, eviction=eviction)
     if source.tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source.name}: the tokenizer has {source.tokenizer.vocab_size} tokens, the weights are for "

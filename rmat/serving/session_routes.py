@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
 
-from rmat.data.documents import text_document
+from rmat.data.documents import encode_lead, text_document
 from rmat.data.template import Before
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
@@ -168,7 +168,7 @@ async def read(name: Name, body: ReadBody, request: HttpRequest) -> SessionEntry
         ids = service.tokenizer.encode(body.text)
         if body.name is not None:
             held.documents = _documents(held.session, body.name, body.text, len(ids))
-        return [ids]
+        return [[*encode_lead(service.tokenizer, before), *ids]]
 
     return await _read(request, held, encode)
 

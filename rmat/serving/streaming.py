@@ -99,7 +99,7 @@ async def begin(
     if session is not None:
         settings |= {"state": session.state, "next_logits": session.next_logits}
     try:
-        prompts = await service.encode(lambda: encode(read_before(session)))
+        prompts = await service.encode(lambda: encode(read_before(session, service.tokenizer)))
         if session is None and not all(prompts):
             raise ApiError(400, "the prompt is empty: give a text, or at least one token id", param="prompt")
         streams = await service.submit(

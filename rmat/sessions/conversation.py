@@ -13,10 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmat.data.documents import Document, Turn, encode_documents, encode_turns, text_document
+from rmat.data.documents import (
+    Document,
+    Turn,
+    encode_documents,
+    encode_lead,
+    encode_turns,
+    text_document,
+)
 from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
-from rmat.generation.reader import piece_length, read_row
+from rmat.generation.reader import read_row, spans
 from rmat.generation.stream import check_tokenizer, generate
 from rmat.model import LanguageModel, StreamState
 from rmat.sessions.file import ReadDocument, Session, session_after
@@ -26,14 +33,22 @@ FORGETTABLE = 16
 """Exchanges that can be taken back: so many earlier sessions are held in memory, each as large as a state."""
 
 
-def read_before(session: Session | None) -> Before:
-    """What a turn follows that is read into the session; a chat template asks."""
+def read_before(session: Session | None, tokenizer: Tokenizer) -> Before:
+    """What a text or a turn follows that is read into the session; a chat template asks."""
     if session is None or not session.tokens_read:
         return "nothing"
+    if session.tail == (tokenizer.special_id("document"),):
+        return "opened"
     if not session.turns:
         return "text"
-    role = session.turns[-1][0].lower()
-    return "system" if role == "system" else "assistant" if role == "assistant" else "user"
+    said = session.turns[-1][0].lower()
+    role: Before = "system" if said == "system" else "assistant" if said == "assistant" else "user"
+    chat = tokenizer.chat
+    if chat is not None and chat.template is not None:
+        ids = tokenizer.encode_special(chat.behind(role))
+        if ids != list(session.tail[len(session.tail) - len(ids) :]):  # a text was read since
+            return "text"
+    return role
 
 
 class Conversation:
@@ -66,15 +81,15 @@ class Conversation:
         Two calls equal one with both texts, but for tokens that the cut between them splits.
 
         Args:
-            text: taken as it is: nothing stands before or after it.
+            text: taken as it is. A model that chats reads it in the turn of a user, which it opens; what a
+                user says next goes on in that turn, behind a blank line.
             progress: told of every piece read, in UTF-8 bytes.
 
         Interrupted, it leaves the session as it was.
         """
         ids = _content(self.tokenizer, text_document("", text))
-        if not self.session.tokens_read:
-            ids = np.concatenate((np.array(self.tokenizer.opening, dtype=ids.dtype), ids))
-        self._read(ids, progress)
+        lead = encode_lead(self.tokenizer, self._before) if len(ids) else []
+        self._read(np.concatenate((np.array(lead, dtype=ids.dtype), ids)), progress)
 
     def read_documents(
         self, documents: Sequence[Document], *, progress: Callable[[int], None] | None = None
@@ -86,7 +101,7 @@ class Conversation:
             progress: told of every piece read, in UTF-8 bytes, once the session holds it; of what an
                 interrupted reading had read at first, in one.
 
-        Returns: tokens of each. Interrupted, the session holds what was read until then. Where nothing else
+        Returns: tokens of each, without those by which a chat template opens a turn. Interrupted, the session holds what was read until then. Where nothing else
         was read since, a call with the same documents goes on from there, also in another process that took
         the session up; what it comes to is, bit for bit, what an uninterrupted reading comes to.
         """
@@ -97,17 +112,20 @@ class Conversation:
         for number, document in enumerate(documents):
             if entries[number].complete:
                 continue
-            ids, done = _content(self.tokenizer, document), entries[number].tokens
-            before_it, opening = self.session.tokens_read - done, self.tokenizer.opening
-            if before_it > len(opening) and not document.n_header:
+            ids, done, lead = _content(self.tokenizer, document), entries[number].tokens, list[int]()
+            if self.tokenizer.chat is not None:
+                if not done and len(ids):
+                    apart = self.tokenizer.encode("\n\n") if self._before == "text" else []
+                    lead = [*apart, *encode_lead(self.tokenizer, self._before)]
+            elif self.session.tokens_read - done > 1 and not document.n_header:
                 ids = np.concatenate((self.tokenizer.encode("\n\n"), ids))
-            elif not before_it:
-                ids = np.concatenate((np.array(opening, dtype=ids.dtype), ids))
             if not len(ids):
                 entries[number] = replace(entries[number], complete=True)
-            for part, logits, state in self._pieces(ids[done:]):
-                n_bytes = int(self.tokenizer.byte_counts(part).sum())
-                entry, done = entries[number], done + len(part)
+            ahead = len(lead)
+            for part, logits, state in self._pieces(np.concatenate((lead, ids[done:])).astype(ids.dtype)):
+                own, ahead = part[ahead:], max(0, ahead - len(part))
+                n_bytes = int(self.tokenizer.byte_counts(own).sum())
+                entry, done = entries[number], done + len(own)
                 entries[number] = replace(
                     entry,
                     tokens=done,
@@ -142,7 +160,7 @@ class Conversation:
 
     def add(self, turns: Sequence[Turn]) -> None:
         """Read finished (role, text) turns, such as a system turn, without answering."""
-        ids = encode_turns(self.tokenizer, turns, read_before(self.session))
+        ids = encode_turns(self.tokenizer, turns, self._before)
         self._read(np.array(ids), None, turns)
 
     def say(self, text: str, *, role: str = "user", **sampling: Any) -> Reply:
@@ -199,11 +217,13 @@ class Conversation:
     def _pieces(self, ids: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor, StreamState]]:
         """Read `ids` from the session on: each piece with the logits (V,) and the state behind it."""
         state = self._state()
-        piece = piece_length(self.model)
-        for start in range(0, len(ids), piece):
-            part = ids[start : start + piece]
-            logits, state = read_row(self.model, part, state)
-            yield part, logits, state
+        for span in spans(self.model, len(ids), int(state.position_on_cpu()[0])):
+            logits, state = read_row(self.model, ids[span], state)
+            yield ids[span], logits, state
+
+    @property
+    def _before(self) -> Before:
+        return read_before(self.session, self.tokenizer)
 
     def _state(self) -> StreamState:
         """The session's state on the model's device."""
@@ -227,7 +247,7 @@ class Reply(Iterator[str]):
         self._before = conversation.session
         tokenizer = conversation.tokenizer
         self._turn_end = tokenizer.special_id("turn_end")
-        self._prompt = encode_turns(tokenizer, [question], read_before(conversation.session), answer=True)
+        self._prompt = encode_turns(tokenizer, [question], conversation._before, answer=True)
         self._writing = generate(
             conversation.model, tokenizer, self._prompt, state=conversation._state(), **sampling
         )

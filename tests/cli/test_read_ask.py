@@ -194,7 +194,13 @@ def test_ctrl_c_keeps_what_was_read(rmat: Rmat, endless: Path, sessions: Path, t
     process = started(endless, tmp_path)
     assert process.stderr is not None
     told = process.stderr.readline()
-    assert re.fullmatch(r"\d+% of 17.17 MiB read and saved, about \d+ s left\n", told)
+    ahead = (
+        r"about [\d,]+ tokens to go at [\d,]+ tokens/s: \d+ (seconds|minutes); Ctrl-C keeps what is read\n"
+    )
+    assert re.fullmatch(ahead, told)
+    told = process.stderr.readline()
+    saved = r"\d+% of 17.17 MiB read and saved, [\d,]+ tokens/s, about \d+ (seconds|minutes) left\n"
+    assert re.fullmatch(saved, told)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rmat
+from rmat.generation import reader
 from rmat.generation.reader import Piece, read, read_row, scan
 from rmat.model import LanguageModel, StreamState
 from tests.makers.stores import VOCAB, tiny_model
@@ -64,6 +65,35 @@ def test_pieces_say_where_they_stand_and_progress_is_told(model: LanguageModel) 
     )  # fmt: skip
     assert found == [(0, (10, 0, 3, 10), (2,)), (10, (10, 0, 0, 10), (3,)), (20, (9, 0, 0, 0), (0,))]
     assert told == [23, 20, 9] and state.batch_size == 4
+
+
+def test_the_head_is_computed_for_the_last_token_alone(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda x: (asked.append(x[..., 0].numel()), logits(x))[1])
+    read(model, ROWS, size=4)
+    scan(model, ROWS, size=4, leave=True)
+    assert sum(asked) == 3, "one token of each row that has any"
+
+
+@pytest.mark.parametrize("position", [0, 5, 40])
+def test_pieces_end_where_segments_do(
+    model: LanguageModel, position: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "PIECE_TOKENS", 40)
+    segment = model.config.segment_len
+    size = reader.piece_length(model)
+    _, state = read(model, [[1] * position])
+    ends: list[int] = []
+    scan(model, [[2] * 90], state, each=lambda piece: ends.append(int(piece.state.position[0])))
+    assert ends[-1] == position + 90 and not any(end % segment for end in ends[:-1])
+    assert len(ends) <= 90 // size + 2
+    cut = reader.spans(model, 90, position)
+    assert [position + span.stop for span in cut] == ends
+    assert [span.start for span in cut] == [0, *(span.stop for span in cut[:-1])]
+    assert reader.spans(model, 0, position) == []
 
 
 def test_iterators_are_consumed_a_piece_ahead(model: LanguageModel) -> None:

@@ -94,15 +94,20 @@ def test_the_prompt_can_be_read_ahead(model: LanguageModel, tokenizer: Tokenizer
     assert "".join(writing) == expected.text and sum(told) == writing.prompt_tokens
 
 
-def test_pieces_shrink_with_the_vocabulary() -> None:
-    def length(vocab_size: int, segment_len: int) -> int:
+def test_pieces_are_whole_segments() -> None:
+    """Whatever the vocabulary: the head is computed at the last token alone. Those of a wide model are
+    shorter."""
+
+    def length(vocab_size: int, segment_len: int, d_ff: int = 32) -> int:
         config = ModelConfig.preset(
-            "tiny", n_layers=1, d_model=8, vocab_size=vocab_size, segment_len=segment_len
+            "tiny", n_layers=1, d_model=8, vocab_size=vocab_size, segment_len=segment_len, d_ff=d_ff
         )
         return piece_length(LanguageModel(config))
 
-    assert length(50_000, 128) == 256
-    assert length(50_000, 512) == 335
+    assert length(50_000, 128) == length(300, 128) == reader.PIECE_TOKENS
+    assert length(300, 3 * reader.PIECE_TOKENS) == reader.PIECE_TOKENS
+    assert length(300, 96) == reader.PIECE_TOKENS // 96 * 96
+    assert length(300, 128, 2048) == 1024 and length(300, 512, 2**13) == 512
 
 
 class TestState:

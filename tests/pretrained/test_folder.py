@@ -1,5 +1,6 @@
 """Imported, exported and imported again; names of the package registry; the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_gates_come_back(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         if "writer.score" in name:
             torch.nn.init.normal_(parameter)
+    model = model.with_slots(eviction="weakest")
     model.save(tmp_path / "ours", tokenizer=tokenizer)
     export_model(tmp_path / "ours", tmp_path / "theirs")
     again, same = rmat.from_pretrained(tmp_path / "theirs")
@@ -48,7 +50,12 @@ def test_gates_come_back(tmp_path: Path) -> None:
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
     other, _ = rmat.from_pretrained(tmp_path / "theirs", window=32, n_slots=16)
-    assert other.config.n_slots == 16
+    assert other.config.n_slots == 16 and other.config.eviction == "weakest"
+    scores = "blocks.1.memory.writer.score.weight"
+    assert torch.equal(other.get_parameter(scores), model.get_parameter(scores))
+    opened, _ = rmat.from_pretrained(tmp_path / "theirs", gates=False)
+    assert opened.config == dataclasses.replace(model.config, eviction="oldest")
+    assert not opened.get_parameter(scores).any()
 
 
 def test_what_was_not_imported_is_not_exported(tmp_path: Path) -> None:

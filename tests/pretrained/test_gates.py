@@ -142,4 +142,6 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["gates", str(folder), "--prose", "0", "--asking", "0"]) == 2
     assert "leave nothing to fit on" in capsys.readouterr().err
     assert main(["gates", "starter", *few]) == 2
+    assert "starter is a name and no folder to write to" in capsys.readouterr().err
+    assert main(["gates", "starter", "--out", str(tmp_path / "starter"), *few]) == 2
     assert "was not imported" in capsys.readouterr().err

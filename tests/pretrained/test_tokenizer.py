@@ -8,7 +8,7 @@ import pytest
 import transformers
 from tokenizers import processors
 
-from rmat.data.documents import dialogue_document, encode_documents, encode_turns
+from rmat.data.documents import dialogue_document, encode_documents, encode_lead, encode_turns
 from rmat.data.template import ChatTemplate
 from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from rmat.pretrained.source import open_source, with_chat
@@ -102,8 +102,32 @@ def test_what_follows_a_text_has_no_second_beginning() -> None:
     """A document opens with the bos_token; the dialogue behind it does not open once more."""
     ours, _ = pair("llama3")
     fresh = encode_turns(ours, DIALOGUE[:1], "nothing", answer=True)
-    behind = encode_turns(ours, DIALOGUE[:1], "text", answer=True)
+    behind = encode_turns(ours, DIALOGUE[:1], "opened", answer=True)
     assert fresh == [*ours.opening, *behind]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_text_stands_in_the_turn_of_its_question(name: str) -> None:
+    """At the beginning and behind an exchange; what is no question closes the turn."""
+    ours, _ = pair(name)
+    special = ours.special_names
+
+    def written(ids: list[int]) -> str:
+        """Without blanks, which some tokenizers put before every part."""
+        return "".join("".join(special.get(i) or ours.decode_bytes([i]).decode() for i in ids).split())
+
+    text, question = "The sea is grey.", "What is grey?"
+    read = [*encode_lead(ours, "nothing"), *ours.encode(text)]
+    said = [("user", f"{text}\n\n{question}"), ("assistant", "The sea.")]
+    asked = [*read, *encode_turns(ours, [("user", question)], "text", answer=True)]
+    assert written(asked) == written(encode_turns(ours, said[:1], answer=True))
+    asked += [*ours.encode("The sea."), ours.special_id("turn_end"), *ours.closing]
+    asked += [*encode_lead(ours, "assistant"), *ours.encode("more")]
+    asked += encode_turns(ours, [("user", "Why?")], "text", answer=True)
+    assert written(asked) == written(encode_turns(ours, [*said, ("user", "more\n\nWhy?")], answer=True))
+    assert encode_lead(ours, "text") == []
+    answered = [*read, *encode_turns(ours, [("assistant", "Yes.")], "text")]
+    assert written(answered) == written(encode_turns(ours, [("user", text), ("assistant", "Yes.")]))
 
 
 def test_a_system_turn_stands_once() -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 import rmat
 from rmat.cli.main import main
-from rmat.data.documents import encode_turns
+from rmat.data.documents import code_document, encode_turns, text_document
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
+from rmat.generation import reader
 from rmat.model import LanguageModel
 from rmat.pretrained.folder import import_model
 from rmat.serving.app import create_app
@@ -54,17 +56,58 @@ def test_a_conversation_reads_what_the_template_writes(loaded: tuple[LanguageMod
     assert spelled.count("Be brief") == 1
 
 
-def test_a_document_stands_before_the_question(loaded: tuple[LanguageModel, Tokenizer]) -> None:
+def test_documents_and_questions_make_whole_turns(loaded: tuple[LanguageModel, Tokenizer]) -> None:
+    """A document stands in the turn of the question about it, also behind an answer and behind another one."""
     model, tokenizer = loaded
     talk = rmat.Conversation(model, tokenizer)
-    talk.read("the thing is here")
-    assert list(talk.session.tail) == tokenizer.encode(
-        "the thing is here"
-    )  # this source opens a text with nothing
-    reply = talk.say("Where?", max_new_tokens=3, seed=1)
-    "".join(reply)
-    asked = encode_turns(tokenizer, [("user", "Where?")], "text", answer=True)
-    assert list(talk.session.tail)[len(tokenizer.encode("the thing is here")) :][: len(asked)] == asked
+    special = tokenizer.special_names
+
+    def written() -> str:
+        return "".join(special.get(i) or tokenizer.decode([i]) for i in talk.session.tail)
+
+    counts = talk.read_documents([text_document("a", "the thing is here"), code_document("b.py", "x = 1")])
+    assert counts == [len(tokenizer.encode("the thing is here")), len(tokenizer.encode("b.py\nx = 1"))]
+    letters: Any = {"max_new_tokens": 3, "logit_bias": {tokenizer.encode("x")[0]: 100.0}}
+    opened = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\n"
+    assert written() == f"{opened}the thing is here\n\nb.py\nx = 1"
+    first = "".join(talk.say("Where?", **letters))
+    talk.read("more")
+    talk.read(" words")
+    second = "".join(talk.say("Why?", **letters))
+    talk.read_document(text_document("c", "the user"))
+    talk.add([("system", "Be kind.")])
+    expected = f"{opened}the thing is here\n\nb.py\nx = 1\n\nWhere?<|im_end|>\n"
+    expected += f"<|im_start|>assistant\n{first}<|im_end|>\n"
+    expected += f"<|im_start|>user\nmore words\n\nWhy?<|im_end|>\n<|im_start|>assistant\n{second}<|im_end|>\n"
+    expected += "<|im_start|>user\nthe user<|im_end|>\n<|im_start|>system\nBe kind.<|im_end|>\n"
+    assert first == second == "xxx" and written() == expected
+    assert [role for role, _ in talk.session.turns] == ["user", "assistant"] * 2 + ["system"]
+
+
+def test_an_interrupted_document_goes_on_in_its_turn(
+    loaded: tuple[LanguageModel, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "PIECE_TOKENS", 64)
+    model, tokenizer = loaded
+    whole, talk = rmat.Conversation(model, tokenizer), rmat.Conversation(model, tokenizer)
+    documents = [text_document("a", "the user and the assistant " * 60), text_document("b", "hello " * 120)]
+    counts = whole.read_documents(documents)
+
+    for after in (1, 500, 1000, 1650):
+        told: list[int] = []
+
+        def progress(n_bytes: int, after: int = after, told: list[int] = told) -> None:
+            told.append(n_bytes)
+            if sum(told) >= after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            talk.read_documents(documents, progress=progress)
+        assert talk.session.reading == 2
+        talk = rmat.Conversation(model, tokenizer, talk.session)
+    assert talk.read_documents(documents) == counts
+    assert talk.session.tail == whole.session.tail
+    assert torch.equal(talk.session.next_logits, whole.session.next_logits)
 
 
 def test_a_cut_answer_is_closed(loaded: tuple[LanguageModel, Tokenizer]) -> None:
