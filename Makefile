@@ -36,6 +36,22 @@ demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, 
 	@printf '\ncompleting a function: def read_lines(path)\n\n'
 	@$(BIN)/rmat generate $(DEMO) --max-new-tokens 160 --temperature 0.6 --top-p 0.9 --seed 1 $$'def read_lines(path):\n    """Return the lines of a file."""\n'
 
+# A text of yours: make pretrained BOOK=path
+STORY := examples/lighthouse.txt
+BOOK ?= $(STORY)
+QUESTIONS ?= $(if $(filter $(STORY),$(BOOK)),"What is the name of the keeper's dog?" "Who rowed Hester across to the rock?" \
+	"What was the name of the steamer?","What is this text about?" "Who is the text about?" "Where does it take place?")
+PRETRAINED := runs/pretrained
+SMOLLM2 = $(BIN)/rmat $(1) smollm2 --session book --sessions $(PRETRAINED)
+.PHONY: pretrained
+pretrained: $(STAMP) ## bring SmolLM2 (93 MB), read a text into a state of one size, ask about it, chat; BOOK=path
+	rm -rf $(PRETRAINED)
+	$(call SMOLLM2,read) --replace '$(BOOK)'
+	@for question in $(QUESTIONS); do \
+		printf '\n> %s\n' "$$question"; $(call SMOLLM2,ask) --temperature 0 "$$question"; echo; done
+	@printf '\n> What is the capital of France?\n> And of Italy?\n'
+	@printf 'What is the capital of France?\nAnd of Italy?\n' | $(BIN)/rmat chat smollm2 --temperature 0
+
 .PHONY: test
 test: lint ## lint, types and the whole test suite
 	@# With byte code kept, every process of the suite starts seconds sooner, whatever the environment says.

@@ -1,6 +1,8 @@
 """Models that come with the package load by name, are small, say what they are, and write."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,12 @@ def test_it_is_found_by_name_and_writes(
     assert tokenizer is not None
     text = "".join(rmat.generate(model, tokenizer, "def read(", max_new_tokens=12, seed=0))
     assert text
+
+
+def test_loading_does_not_import_the_compiler() -> None:
+    """It takes longer than all else that a command does before it works."""
+    code = "import sys, rmat; rmat.load('starter'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 
 @pytest.mark.parametrize("name", SHORT_NAMES)

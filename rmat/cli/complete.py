@@ -39,6 +39,9 @@ UNNAMED = "untitled"
 MAX_FILE_BYTES, MAX_CONTEXT_BYTES = 2**15, 2**18
 """What is read by default; `starter` reads about 25 kB a second on an idle core."""
 
+LARGE, LARGE_SHARE = 50_000_000, 8
+"""A model of more parameters, which reads about half a kB a second, reads such a part of it by default."""
+
 CACHED_CONTEXTS = 16
 """States of contexts that are kept in the cache; the longest unused are deleted."""
 
@@ -62,15 +65,15 @@ def add(commands: Any) -> None:
         "--max-context-bytes",
         type=int,
         metavar="N",
-        help=f"read at most N bytes of it, the nearest files; 0: all (default: {MAX_CONTEXT_BYTES})",
+        help=f"read at most N bytes of it, the nearest files; 0: all (default: {MAX_CONTEXT_BYTES}, or "
+        f"{MAX_CONTEXT_BYTES // LARGE_SHARE} with a model of more than {LARGE:,} parameters)",
     )
     parser.add_argument(
         "--max-file-bytes",
         type=int,
-        default=MAX_FILE_BYTES,
         metavar="N",
         help="read at most N bytes of FILE in front of the cursor and a quarter as many behind; 0: all "
-        "(default: %(default)s)",
+        f"(default: {MAX_FILE_BYTES}, or {MAX_FILE_BYTES // LARGE_SHARE})",
     )
     parser.add_argument(
         "--mode",
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_with_tokenizer(args.model, args.device)
     started = time.perf_counter()
     n_files, state = _read_before(args, model, tokenizer, root, target, prefix)
-    before, behind = around_cursor(prefix, suffix, args.max_file_bytes)
+    before, behind = around_cursor(prefix, suffix, _most(args.max_file_bytes, MAX_FILE_BYTES, model))
     if len(before) + len(behind) < len(prefix) + len(suffix):
         read, whole = (human_bytes(len(text.encode())) for text in (before + behind, prefix + suffix))
         print(f"rmat: {read} of {whole} around the cursor are read; --max-file-bytes 0: all", file=sys.stderr)
@@ -159,6 +162,13 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     return 0
+
+
+def _most(asked: int | None, default: int, model: LanguageModel) -> int:
+    """Bytes to read at most."""
+    if asked is not None:
+        return asked
+    return default // (LARGE_SHARE if sum(x.numel() for x in model.parameters()) > LARGE else 1)
 
 
 def around_cursor(prefix: str, suffix: str, most: int) -> tuple[str, str]:
@@ -272,7 +282,7 @@ def _read_before(
     if root is None:
         return 0, None
     skipped = Skipped()
-    limit = MAX_CONTEXT_BYTES if args.max_context_bytes is None else args.max_context_bytes
+    limit = _most(args.max_context_bytes, MAX_CONTEXT_BYTES, model)
     files = context_files(root, skipped, target=target, text=prefix, max_bytes=limit or None)
     cache = ContextCache(model, tokenizer)
     for file in context_texts(files, skipped):

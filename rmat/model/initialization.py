@@ -52,7 +52,9 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
 
 def initialize(model: LanguageModel, names: Collection[str] | None = None) -> None:
     """Draw every parameter, or those of `names`, from its row of the table. The convolution's tap on the
-    token itself starts at 1."""
+    token itself starts at 1. Nothing is drawn on the device meta."""
+    if model.embedding.weight.is_meta:
+        return
     rows = table(model.config)
     for name, parameter in model.named_parameters():
         if names is not None and name not in names:
@@ -62,8 +64,7 @@ def initialize(model: LanguageModel, names: Collection[str] | None = None) -> No
             nn.init.normal_(parameter, mean, deviation) if deviation else nn.init.constant_(parameter, mean)
             if name.endswith("convolution.weight"):
                 parameter[0] = 1.0
-            if not parameter.is_meta:
-                assert math.isfinite(float(parameter.abs().sum())), name
+            assert math.isfinite(float(parameter.abs().sum())), name
     _align_memory(model, names)
 
 

@@ -15,7 +15,7 @@ from rmat.model.config import Eviction, ModelConfig
 from rmat.model.evaluating import is_training
 from rmat.model.initialization import initialize
 from rmat.model.layout import Layout
-from rmat.model.parameters import linear, norm
+from rmat.model.parameters import embedding, linear, norm
 from rmat.model.slots import MemoryMode as MemoryMode
 from rmat.model.state import StreamState, initial_state
 from rmat.ops.fifo import take_rows
@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
                 f"LanguageModel takes a ModelConfig, not {type(config).__name__}: try ModelConfig.preset"
             )
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model, dtype=torch.float32)
+        self.embedding = embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(
             self.block_class(config.of_layer(index)) for index in range(config.n_layers)
         )

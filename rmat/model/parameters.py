@@ -13,6 +13,16 @@ def linear(n_in: int, n_out: int, *, bias: bool = False) -> nn.Linear:
     return nn.Linear(n_in, n_out, bias=bias, dtype=torch.float32)
 
 
+def embedding(n_rows: int, width: int) -> nn.Embedding:
+    """A table (n_rows, width). On the device meta nothing is drawn: that would import torch's compiler, which
+    takes seconds."""
+    table = torch.empty(n_rows, width, dtype=torch.float32)
+    made = nn.Embedding.from_pretrained(table, freeze=False)
+    if not table.is_meta:
+        made.reset_parameters()
+    return made
+
+
 def projected(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
     """What maps, all with a bias or none, make of the same vectors (..., n_in). Where these are many, one
     product with all matrices is faster; where they are few, joining the matrices costs more than it saves.
