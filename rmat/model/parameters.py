@@ -17,7 +17,7 @@ def embedding(n_rows: int, width: int) -> nn.Embedding:
     """A table (n_rows, width). On the device meta nothing is drawn: that would import torch's compiler, which
     takes seconds."""
     table = torch.empty(n_rows, width, dtype=torch.float32)
-    made = nn.Embedding.from_pretrained(table, freeze=False)
+    made: nn.Embedding = nn.Embedding.from_pretrained(table, freeze=False)
     if not table.is_meta:
         made.reset_parameters()
     return made
