@@ -39,7 +39,7 @@ from far_context import document_nats
 from numpy.typing import NDArray
 
 from rmat.api import load
-from rmat.data.documents import text_document
+from rmat.data.documents import encode_lead, encode_turns, text_document
 from rmat.data.sources import split_documents
 from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.intervals import bootstrap_ratio, paired_bootstrap_ratio, wilson
@@ -87,8 +87,13 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
             tensors[key] = torch.zeros_like(drawn) if key.endswith("bias") else 100 * drawn
     if name == "window":
         chunk = (2 * config.chunk_len + config.n_slots) // 2
-        fields = {"segment_len": chunk, "chunk_len": chunk, "n_slots": 1, "writes_per_segment": 1}
-        config = dataclasses.replace(config, **fields, writer="select", eviction="oldest")  # type: ignore[arg-type]
+        fields: dict[str, Any] = {
+            "segment_len": chunk,
+            "chunk_len": chunk,
+            "n_slots": 1,
+            "writes_per_segment": 1,
+        }
+        config = dataclasses.replace(config, **fields, writer="select", eviction="oldest")
         return assigned(config, tensors)
     eviction: Any = "weakest" if name == "weakest" else "oldest"
     changed = assigned(dataclasses.replace(config, eviction=eviction), tensors)
@@ -137,7 +142,6 @@ def passkeys(
     spec: str, split: Any, tokenizer: Tokenizer, length: int, samples: int, seed: int
 ) -> Iterator[tuple[float, list[int], list[int]]]:
     """(depth, prompt, answer) of texts of about `length` tokens with a number in them."""
-    assert tokenizer.chat is not None
     random = np.random.default_rng(seed)
     for depth in DEPTHS:
         for _ in range(samples):
@@ -146,12 +150,12 @@ def passkeys(
             statement = f" The pass key is {key}. Remember it. {key} is the pass key."
             parts = hide([(depth, statement)], sentences, length, tokenizer)
             text = "".join(text for _, text in parts).strip()
-            turns = [("user", f"{text}\n\nWhat is the pass key that the text above names?")]
+            read = [*encode_lead(tokenizer, "nothing"), *tokenizer.encode(text)]
+            turns = [("user", "What is the pass key that the text above names?")]
             begun = "The pass key is "
-            pieces = tokenizer.chat.pieces(turns, "nothing", answer=True, begun=begun)
-            prompt = tokenizer.encode_special(pieces)
-            whole = tokenizer.encode_special(
-                tokenizer.chat.pieces(turns, "nothing", answer=True, begun=begun + key)
+            prompt, whole = (
+                [*read, *encode_turns(tokenizer, turns, "text", answer=True, begun=said)]
+                for said in (begun, begun + key)
             )
             common = next(
                 (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt)

@@ -15,9 +15,9 @@ from rmat.cli.sessions import add_wait, hold_session, unfinished
 
 DESCRIPTION = """\
 Answer a question from a session that `rmat read` or `rmat chat` made. Nothing is read again, so that the
-time to answer does not depend on how much was read. The session stays as it is, unless --keep adds the
-question and the answer. The question is the argument (after -- it may begin with a dash), or else standard
-input."""
+time to answer does not depend on how much was read. The likeliest answer is given, and ended where it
+repeats itself. The session stays as it is, unless --keep adds the question and the answer. The question is
+the argument (after -- it may begin with a dash), or else standard input."""
 
 
 def add(commands: Any) -> None:
@@ -35,12 +35,13 @@ def add(commands: Any) -> None:
     add_session(parser, required=True, help="name of the session to ask")
     parser.add_argument("--keep", action="store_true", help="add question and answer to the session")
     add_wait(parser)
-    add_sampling(parser)
+    add_sampling(parser, temperature=0.0)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the answer."""
+    from rmat.cli.chat_commands import loops
     from rmat.sessions.conversation import Conversation
     from rmat.sessions.store import SessionStore
 
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         for piece in reply:
             if not args.json:
                 print(piece, end="", flush=True)
+            if loops(reply.text):
+                reply.cut()
         seconds = time.perf_counter() - started
         if args.keep:
             store.save(args.session, conversation.session, model)

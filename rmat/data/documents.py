@@ -172,8 +172,8 @@ def encode_turns(
 
 
 def encode_lead(tokenizer: Tokenizer, before: Before) -> list[int]:
-    """Ids that are read before a text which follows `before`. To a model that chats a text is a part of what a
-    user says: the question about it stands in the same turn."""
+    """Ids that are read before a text which follows `before`. To a model that chats a text is a turn, or the
+    beginning of one (`ChatTemplate.text_role`)."""
     chat = tokenizer.chat
     if chat is None or chat.template is None:
         return [*tokenizer.opening] if before == "nothing" else []

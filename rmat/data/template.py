@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Before = Literal["nothing", "opened", "text", "system", "user", "assistant"]
 """What stands before a turn: the session's beginning, the token that opens a text, text that was read (of a
-model that chats: in the turn of a user, which is still open), or the closed turn of a role."""
+model that chats: in a turn which is still open), or the closed turn of a role."""
 
 _MARKS = ("\ue000", "\ue001", "\uf8fe", "\uf8ff")
 """Characters of the private use area: one that no text holds cuts special tokens in what somebody said."""
@@ -70,6 +70,19 @@ class ChatTemplate:
         behind = self._after([("user", "a"), ("assistant", _STUB)])
         return behind.partition(self.turn_end)[2]
 
+    @cached_property
+    def text_role(self) -> Literal["system", "user"]:
+        """In whose turn a text stands that is read: the system's, out of which answers are better
+        (docs/pretrained.md), unless the template knows it at no place or at the beginning alone."""
+        asked = [("system", _STUB), ("user", _PLACE)]
+        try:
+            found = [
+                self.render([*before, *asked], False) for before in ([], [("user", "a"), ("assistant", "b")])
+            ]
+        except ValueError:
+            return "user"
+        return "system" if all(0 <= text.find(_STUB) < text.find(_PLACE) for text in found) else "user"
+
     def pieces(
         self, turns: Sequence[tuple[str, str]], before: Before, *, answer: bool, begun: str = ""
     ) -> Iterator[tuple[str, bool]]:
@@ -104,8 +117,8 @@ class ChatTemplate:
             yield plain, False
 
     def lead(self, before: Before) -> Iterator[tuple[str, bool]]:
-        """What is read, as in `pieces`, before a text that stands in a user's turn; `before` is no "text"."""
-        return self._cut_up(self._written([("user", _PLACE)], before, False).partition(_PLACE)[0])
+        """What is read, as in `pieces`, before a text in a turn of `text_role`; `before` is no "text"."""
+        return self._cut_up(self._written([(self.text_role, _PLACE)], before, False).partition(_PLACE)[0])
 
     def behind(self, role: Before) -> Iterator[tuple[str, bool]]:
         """What is read, as in `pieces`, behind the text of a role's turn."""
@@ -116,10 +129,10 @@ class ChatTemplate:
         if before in ("nothing", "opened"):
             text = self.render(turns, answer)
             return text.removeprefix(self.tokens["bos_token"]) if before == "opened" and self.opens else text
-        if before == "text":  # a question goes on in the turn that the text stands in
-            asks = bool(turns) and turns[0][0] == "user"
-            opened = [("user", f"{_STUB}\n\n{turns[0][1]}")] if asks else [("user", _STUB)]
-            return self._after([*opened, *turns[asks:]], answer)
+        if before == "text":  # in a turn that is still open; that of a user a question goes on in
+            goes_on = self.text_role == "user" and bool(turns) and turns[0][0] == "user"
+            opened = (self.text_role, f"{_STUB}\n\n{turns[0][1]}" if goes_on else _STUB)
+            return self._after([opened, *turns[goes_on:]], answer)
         stub = self._stub(before)
         behind = self._after([*stub, *turns], answer)
         if before == "assistant":

@@ -26,8 +26,8 @@ PIECE_TOKENS = 4096
 """Most tokens of a row that are read in one call."""
 
 PIECE_NUMBERS = 2**21
-"""A piece is shorter where a feed-forward network would make more numbers of it than this: 8 MB in float32, which
-stay in a processor's caches; and a large model is heard of every few seconds."""
+"""A piece is shorter where a feed-forward network would make more numbers of it than this: 8 MB in float32,
+which stay in a processor's caches; and a large model is heard of every few seconds."""
 
 Advance = Callable[[int], None]
 """Called with the number of tokens read since the last call, all rows together."""

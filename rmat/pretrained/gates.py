@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rmat.data.documents import encode_lead, encode_turns
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.evaluating import evaluating
@@ -110,9 +111,13 @@ def asking(
         sentences = without(values, load_filler(spec, split).sentences(random))
         hidden = hide(list(zip(places, map(" {}".format, stated), strict=True)), sentences, length, tokenizer)
         text = "".join(text for _, text in hidden).strip()
-        turns = [("user", f"{text}\n\n{asked[0][1]}"), *asked[1:]]
         ids = np.array(
-            tokenizer.encode_special(tokenizer.chat.pieces(turns, "nothing", answer=False)), dtype=np.int64
+            [
+                *encode_lead(tokenizer, "nothing"),
+                *tokenizer.encode(text),
+                *encode_turns(tokenizer, asked, "text"),
+            ],
+            dtype=np.int64,
         )
         ends = np.cumsum(tokenizer.byte_counts(ids))
         spelled = tokenizer.decode_bytes(ids.tolist())

@@ -81,8 +81,8 @@ class Conversation:
         Two calls equal one with both texts, but for tokens that the cut between them splits.
 
         Args:
-            text: taken as it is. A model that chats reads it in the turn of a user, which it opens; what a
-                user says next goes on in that turn, behind a blank line.
+            text: taken as it is. A model that chats reads it in a turn, which it opens and what is said next
+                closes (`rmat.data.template`).
             progress: told of every piece read, in UTF-8 bytes.
 
         Interrupted, it leaves the session as it was.
@@ -101,9 +101,10 @@ class Conversation:
             progress: told of every piece read, in UTF-8 bytes, once the session holds it; of what an
                 interrupted reading had read at first, in one.
 
-        Returns: tokens of each, without those by which a chat template opens a turn. Interrupted, the session holds what was read until then. Where nothing else
-        was read since, a call with the same documents goes on from there, also in another process that took
-        the session up; what it comes to is, bit for bit, what an uninterrupted reading comes to.
+        Returns: tokens of each, without those by which a chat template opens a turn. Interrupted, the session
+        holds what was read until then. Where nothing else was read since, a call with the same documents goes
+        on from there, also in another process that took the session up; what it comes to is, bit for bit,
+        what an uninterrupted reading comes to.
         """
         progress = progress or (lambda n_bytes: None)
         entries, before = self._begun(documents)

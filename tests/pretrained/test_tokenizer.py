@@ -107,8 +107,9 @@ def test_what_follows_a_text_has_no_second_beginning() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_text_stands_in_the_turn_of_its_question(name: str) -> None:
-    """At the beginning and behind an exchange; what is no question closes the turn."""
+def test_a_text_is_a_turn_before_its_question(name: str) -> None:
+    """That of the system, or where the template has none the beginning of the user's: at the beginning and
+    behind an exchange."""
     ours, _ = pair(name)
     special = ours.special_names
 
@@ -116,18 +117,28 @@ def test_a_text_stands_in_the_turn_of_its_question(name: str) -> None:
         """Without blanks, which some tokenizers put before every part."""
         return "".join("".join(special.get(i) or ours.decode_bytes([i]).decode() for i in ids).split())
 
+    def asked(text: str, question: str) -> list[Any]:
+        return (
+            [("user", f"{text}\n\n{question}")]
+            if name == "llama2"
+            else [("system", text), ("user", question)]
+        )
+
+    assert ours.chat is not None and ours.chat.text_role == ("user" if name == "llama2" else "system")
     text, question = "The sea is grey.", "What is grey?"
     read = [*encode_lead(ours, "nothing"), *ours.encode(text)]
-    said = [("user", f"{text}\n\n{question}"), ("assistant", "The sea.")]
-    asked = [*read, *encode_turns(ours, [("user", question)], "text", answer=True)]
-    assert written(asked) == written(encode_turns(ours, said[:1], answer=True))
-    asked += [*ours.encode("The sea."), ours.special_id("turn_end"), *ours.closing]
-    asked += [*encode_lead(ours, "assistant"), *ours.encode("more")]
-    asked += encode_turns(ours, [("user", "Why?")], "text", answer=True)
-    assert written(asked) == written(encode_turns(ours, [*said, ("user", "more\n\nWhy?")], answer=True))
+    said = [*asked(text, question), ("assistant", "The sea.")]
+    talk = [*read, *encode_turns(ours, [("user", question)], "text", answer=True)]
+    assert written(talk) == written(encode_turns(ours, said[:-1], answer=True))
+    talk += [*ours.encode("The sea."), ours.special_id("turn_end"), *ours.closing]
+    talk += [*encode_lead(ours, "assistant"), *ours.encode("more")]
+    talk += encode_turns(ours, [("user", "Why?")], "text", answer=True)
+    assert written(talk) == written(encode_turns(ours, [*said, *asked("more", "Why?")], answer=True))
     assert encode_lead(ours, "text") == []
     answered = [*read, *encode_turns(ours, [("assistant", "Yes.")], "text")]
-    assert written(answered) == written(encode_turns(ours, [("user", text), ("assistant", "Yes.")]))
+    assert written(answered) == written(
+        encode_turns(ours, [(ours.chat.text_role, text), ("assistant", "Yes.")])
+    )
 
 
 def test_a_system_turn_stands_once() -> None:

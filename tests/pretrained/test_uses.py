@@ -57,7 +57,8 @@ def test_a_conversation_reads_what_the_template_writes(loaded: tuple[LanguageMod
 
 
 def test_documents_and_questions_make_whole_turns(loaded: tuple[LanguageModel, Tokenizer]) -> None:
-    """A document stands in the turn of the question about it, also behind an answer and behind another one."""
+    """A document is a turn of the system before the question about it, also behind an answer; another one
+    stands in the same turn."""
     model, tokenizer = loaded
     talk = rmat.Conversation(model, tokenizer)
     special = tokenizer.special_names
@@ -68,7 +69,7 @@ def test_documents_and_questions_make_whole_turns(loaded: tuple[LanguageModel, T
     counts = talk.read_documents([text_document("a", "the thing is here"), code_document("b.py", "x = 1")])
     assert counts == [len(tokenizer.encode("the thing is here")), len(tokenizer.encode("b.py\nx = 1"))]
     letters: Any = {"max_new_tokens": 3, "logit_bias": {tokenizer.encode("x")[0]: 100.0}}
-    opened = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\n"
+    opened = "<|im_start|>system\n"
     assert written() == f"{opened}the thing is here\n\nb.py\nx = 1"
     first = "".join(talk.say("Where?", **letters))
     talk.read("more")
@@ -76,10 +77,11 @@ def test_documents_and_questions_make_whole_turns(loaded: tuple[LanguageModel, T
     second = "".join(talk.say("Why?", **letters))
     talk.read_document(text_document("c", "the user"))
     talk.add([("system", "Be kind.")])
-    expected = f"{opened}the thing is here\n\nb.py\nx = 1\n\nWhere?<|im_end|>\n"
+    expected = f"{opened}the thing is here\n\nb.py\nx = 1<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
     expected += f"<|im_start|>assistant\n{first}<|im_end|>\n"
-    expected += f"<|im_start|>user\nmore words\n\nWhy?<|im_end|>\n<|im_start|>assistant\n{second}<|im_end|>\n"
-    expected += "<|im_start|>user\nthe user<|im_end|>\n<|im_start|>system\nBe kind.<|im_end|>\n"
+    expected += "<|im_start|>system\nmore words<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+    expected += f"<|im_start|>assistant\n{second}<|im_end|>\n"
+    expected += "<|im_start|>system\nthe user<|im_end|>\n<|im_start|>system\nBe kind.<|im_end|>\n"
     assert first == second == "xxx" and written() == expected
     assert [role for role, _ in talk.session.turns] == ["user", "assistant"] * 2 + ["system"]
 
