@@ -53,11 +53,9 @@ def table(config: ModelConfig) -> list[tuple[str, float, float]]:
 def initialize(model: LanguageModel, names: Collection[str] | None = None) -> None:
     """Draw every parameter, or those of `names`, from its row of the table. The convolution's tap on the
     token itself starts at 1. Nothing is drawn on the device meta."""
-    if model.embedding.weight.is_meta:
-        return
     rows = table(model.config)
     for name, parameter in model.named_parameters():
-        if names is not None and name not in names:
+        if parameter.is_meta or (names is not None and name not in names):
             continue
         mean, deviation = next((mean, std) for pattern, mean, std in rows if fnmatch(name, pattern))
         with torch.no_grad():
