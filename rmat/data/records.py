@@ -512,13 +512,7 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
 
     Raises ValueError when the `datasets` package is absent or cannot load the data.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"reading {spec} needs the datasets package, which is not installed; install it with: pip "
-            "install datasets"
-        ) from None
+    datasets = _datasets(spec)
     fields = spec.split(":")[1:]
     if not 1 <= len(fields) <= 3 or not all(fields):
         raise ValueError(
@@ -533,9 +527,47 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
             f"{spec} cannot be loaded ({type(error).__name__}: {error}); check its name, split and your "
             "connection"
         ) from None
-    columns = _columns(spec, rows.column_names, column)
+    yield from read_table(rows, spec, f"{name}/{split}", column, skipped)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` package wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("state.json", "dataset_info.json")
+    )
+
+
+def open_saved(folder: Path) -> dict[str, Any]:
+    """The tables of a folder of `save_to_disk` by their splits; a single one under "".
+
+    Raises ValueError when the `datasets` package is absent or cannot load it.
+    """
+    datasets = _datasets(str(folder))
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # as in `read_hub`
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}); save the data set again"
+        ) from None
+    return dict(saved) if isinstance(saved, dict) else {"": saved}
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"reading {what} needs the datasets package, which is not installed; install it with: pip "
+            "install datasets"
+        ) from None
+    return datasets
+
+
+def read_table(rows: Any, where: str, name: str, column: str, skipped: Skipped) -> Iterator[Document]:
+    """Documents of a table of the `datasets` package, called `name:number`; errors say `where`."""
+    columns = _columns(where, rows.column_names, column)
     records = (
-        _Record(number, f"{spec} row {number}", row)
+        _Record(number, f"{where} row {number}", row)
         for number, row in enumerate(rows.select_columns(columns), start=1)
     )
-    yield from _documents(records, f"{name}/{split}", column, skipped)
+    return _documents(records, name, column, skipped)

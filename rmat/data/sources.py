@@ -30,7 +30,7 @@ from rmat.data.files import (
     walk_glob,
 )
 from rmat.data.progress import Progress
-from rmat.data.records import read_hub, read_records
+from rmat.data.records import is_saved, open_saved, read_hub, read_records, read_table
 from rmat.machine import expand
 
 STDLIB = "python-stdlib"
@@ -90,7 +90,7 @@ class Source:
         path = expand(self.spec)
         try:
             if path.is_dir():
-                return self._folder(path)
+                return self._saved(path) if is_saved(path) else self._folder(path)
             if path.exists():
                 return ((None, document) for document in self._file(path, shown(path.name)))
         except OSError as error:
@@ -133,6 +133,20 @@ class Source:
         own = {"train", "valid"} <= declared
         for _, document in self._files(self._declared(root) if own else walk_folder(root, self.skipped)):
             yield _split_of(document.name) if own else None, document
+
+    def _saved(self, root: Path) -> Iterator[tuple[str | None, Document]]:
+        tables = open_saved(root)
+        own = {"train", "valid"} <= {SPLIT_NAMES.get(name) for name in tables}
+        for name, table in tables.items():
+            split = SPLIT_NAMES.get(name) if own else None
+            if own and split is None:
+                self.skipped.add("beside the train, valid and test parts", name)
+                continue
+            where, called = (
+                (f"{root}, split {name},", f"{root.name}/{name}") if name else (str(root), root.name)
+            )
+            for document in read_table(table, where, shown(called), self.column, self.skipped):
+                yield split, document
 
     def _declared(self, root: Path) -> Iterator[tuple[Path, str]]:
         for path, name in walk_folder(root, self.skipped):

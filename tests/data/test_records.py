@@ -426,6 +426,39 @@ def test_a_wrong_hub_spec_gets_one_sentence(hub, spec, message):
         read(spec)
 
 
+def test_a_folder_of_save_to_disk_is_read(tmp_path, monkeypatch):
+    table = Rows([{"text": "a", "label": 0}, {"text": None, "label": 1}])
+    talk = Rows([{"messages": [{"role": "user", "content": "Who?"}], "label": 0}])
+    talk.column_names = ("messages", "label")
+    saved = {"one": table, "more": {"train": table, "validation": talk, "odd": table}, "two": {"a": table}}
+
+    def load_from_disk(path):
+        if path.endswith("broken"):
+            raise FileNotFoundError("no state.json")
+        return saved[path.rpartition("/")[2]]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_from_disk=load_from_disk))
+    for name in (*saved, "broken"):
+        (tmp_path / name).mkdir()
+        files = ["state.json", "dataset_info.json"] if name == "one" else ["dataset_dict.json"]
+        for file in files:
+            (tmp_path / name / file).touch()
+    found, source = read(tmp_path / "one")
+    assert [(d.name, d.parts) for d in found] == [("one:1", ("a",))]
+    assert source.skipped.to_dict()["empty record"]["count"] == 1
+    source = Source(str(tmp_path / "more"))
+    assert [(split, d.name) for split, d in source] == [
+        ("train", "more/train:1"),
+        ("valid", "more/validation:1"),
+    ]
+    assert source.skipped.to_dict()["beside the train, valid and test parts"]["first"] == "odd"
+    assert [(split, d.name) for split, d in Source(str(tmp_path / "two"))] == [(None, "two/a:1")]
+    with pytest.raises(ValueError, match=r"broken cannot be loaded \(FileNotFoundError"):
+        read(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"one has no column 'body'"):
+        read(tmp_path / "one", column="body")
+
+
 def test_a_value_that_is_no_object_is_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n5\nnull\n{"text": "b"}\n')
     (tmp_path / "b.json").write_text('[{"text": "c"}, 5, {"text": "d"}]')
