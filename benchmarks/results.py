@@ -46,6 +46,14 @@ NEEDLE = (
     *("--task", "single_1", "--task", "single_2", "--task", "multikey_1", "--task", "multivalue"),
     *("--task", "multiquery", "--batch-size", "50"),
 )
+ADMITTED_CODE = ("--variant", "admitted", "model.n_slots=150", "model.d_ff=432")
+CODE = {
+    "admitted": (*ADMITTED_CODE, "model.memory_layers=0,1,2,3"),
+    "recommended": (),
+    "local": ("--variant", "local", "model.d_ff=432"),
+    "xl": ("--variant", "xl", "model.n_slots=128"),
+    "full": ("--variant", "full", "model.segment_len=1024", "model.d_ff=432"),
+}
 BABILONG_SPEC = "babilong:facts={data}/babi,filler={data}/books"
 BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/books")
 TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384")
@@ -98,31 +106,46 @@ FULL: dict[str, Stage] = {
             for slots in (384, 432, 512)
         },
     ),
-    "recall-admitted": Stage(
-        recipe="recall",
-        settings=("--variant", "admitted"),
-        measurements={
-            "everywhere": ("recall", "{run}", "--queries", "everywhere"),
-            "end": ("recall", "{run}", "--length", "16384"),
-        },
-    ),
-    "mqar-admitted": Stage(
-        recipe="mqar",
-        settings=("--variant", "admitted", "model.n_sinks=0"),
-        measurements={
-            f"slots-{slots}": ("mqar", "{run}", "--slots", str(slots), "--samples", "200")
-            for slots in (384, 432, 512)
-        },
-    ),
+    **{
+        f"recall-admitted-seed{seed}": Stage(
+            recipe="recall",
+            settings=("--variant", "admitted", f"train.seed={seed}"),
+            measurements={
+                "everywhere": ("recall", "{run}", "--queries", "everywhere"),
+                "end": ("recall", "{run}", "--length", "16384"),
+            },
+        )
+        for seed in (0, 1, 2)
+    },
+    **{
+        f"mqar-admitted-{place}": Stage(
+            recipe="mqar",
+            settings=("--variant", "admitted", "model.n_sinks=0", f"model.memory_position={place}"),
+            measurements={"slots-432": ("mqar", "{run}", "--slots", "432", "--samples", "200")},
+        )
+        for place in ("rotary", "none")
+    },
     **{
         f"code-{name}": Stage(recipe="code", settings=("--data", "{data}/code", *settings))
-        for name, settings in (
-            ("admitted", ("--variant", "admitted", "model.n_slots=150", "model.d_ff=432")),
-            ("recommended", ()),
-            ("local", ("--variant", "local", "model.d_ff=432")),
-            ("xl", ("--variant", "xl", "model.n_slots=128")),
-            ("full", ("--variant", "full", "model.segment_len=1024", "model.d_ff=432")),
+        for name, settings in CODE.items()
+    },
+    **{
+        f"code-start-{name}": Stage(
+            recipe="code", settings=("--data", "{data}/code", "train.steps=350", *settings)
         )
+        for name, settings in {
+            "local": CODE["local"],
+            "one-stream": (
+                *CODE["local"],
+                "model.streams=chunked",
+                "model.segment_len=64",
+                "model.chunk_len=64",
+            ),
+            "full": CODE["full"],
+            **{f"layer-{layer}": (*ADMITTED_CODE, f"model.memory_layers={layer}") for layer in (1, 2)},
+            "all": CODE["admitted"],
+            "all-closed": (*CODE["admitted"], "model.gate_bias=-2", "model.gate_noise=1"),
+        }.items()
     },
     **{
         f"passkey-seed{seed}": Stage(

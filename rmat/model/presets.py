@@ -81,7 +81,8 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
     paper = variant == "paper"
     if paper:
         fields["n_layers"] = overrides.get("n_layers", PAPER_LAYERS[size])
-    if variant == "admitted":  # chunks are segments: tokens are offered when local attention loses them
+    if variant == "admitted":
+        # Chunks are segments: tokens are offered when local attention loses them.
         fields["segment_len"] = overrides.get("segment_len", fields["segment_len"] // 2)
         fields.setdefault("chunk_len", fields["segment_len"])
     segment, heads = fields["segment_len"], fields["n_heads"]
@@ -92,6 +93,9 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
         fields.setdefault("n_kv_heads", 1)
         fields.setdefault("d_ff", 1)
         return fields
+    if variant == "admitted" and isinstance(fields["n_layers"], int):
+        # One bank in the middle: in every layer it learned worse and cost more (docs/results/README.md).
+        fields.setdefault("memory_layers", ((fields["n_layers"] - 1) // 2,))
     fields.setdefault("chunk_len", _divisor(segment, segment // 8 if paper else min(segment // 2, 128)))
     fields.setdefault("n_kv_heads", heads if paper or heads % 2 else heads // 2)
     width = fields["d_model"]
