@@ -31,6 +31,10 @@ class DataConfig:
     """Share of training files that stand behind others of their folder, 0 to 1, as a repository is read
     first."""
 
+    assistant_only_loss: bool = False
+    """Whether training scores of a dialogue only what the assistant says, with its turn-end token. Documents
+    without turns are scored whole."""
+
     cache_dir: str | None = None
     """Folder of tokenised data; None takes $RMAT_CACHE, else `rmat` in the user's cache folder."""
 
@@ -49,6 +53,8 @@ class DataConfig:
         check(self, "data", ("tokenizer", "cache_dir", "column"), _text)
         check(self, "data", ("fim_rate", "context_rate"), number, 0, 1, remedy=_SHARE)
         check(self, "data", "valid_share", number, 0, 0.4, remedy="give a share from 0 to 0.4; 0.05 is 5 %")
+        if not isinstance(self.assistant_only_loss, bool):
+            refuse("data.assistant_only_loss", self.assistant_only_loss, "choose true or false")
         if self.weights is not None:
             self._check_weights()
         if self.tokenizer.startswith("bpe:") and self.bpe_size is None:

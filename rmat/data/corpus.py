@@ -157,6 +157,7 @@ class TextCorpus:
             weights=self.data.weights,
             fim_rate=self.data.fim_rate,
             context_rate=self.data.context_rate,
+            assistant_only_loss=self.data.assistant_only_loss,
             tokenizer=self.tokenizer,
         )
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,19 @@ def spell(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[str | list[in
         answer = role == "assistant"
         for text, special in chat.pieces(turns, "opened", answer=answer, begun=texts if answer else ""):
             yield [tokenizer.token_id(text)] if special else text
+
+
+def said_by_assistant(tokenizer: Tokenizer, tokens: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which tokens (tokens,) of a document the assistant says, its turn-end tokens among them; all, if nobody
+    has a turn. The tokenizer's turns have tokens (`tokenizer.chat` is None)."""
+    role = np.isin(tokens, [tokenizer.special_id(name) for name in ROLES])
+    if not role.any():
+        return np.ones(len(tokens), dtype=np.bool_)
+    # The last role or turn end before each token says who speaks.
+    mark = role | (tokens == tokenizer.special_id("turn_end"))
+    last = np.maximum.accumulate(np.where(mark, np.arange(len(tokens)), 0))[:-1]
+    speaks = tokens[last] == tokenizer.special_id("assistant")
+    return np.concatenate(([False], speaks))
 
 
 def encode_turns(

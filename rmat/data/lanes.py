@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rmat.data.documents import said_by_assistant
 from rmat.data.fim import rearrange
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import Tokenizer
@@ -37,7 +38,8 @@ class Batch:
     """(B, T) int64."""
 
     targets: Tensor
-    """(B, T) int64: the next token; at a document's last token that is the document token."""
+    """(B, T) int64: the next token; at a document's last token that is the document token. `IGNORED` where
+    nothing is scored."""
 
     resets: Tensor
     """(B, T) bool: a document begins at this token."""
@@ -93,7 +95,8 @@ class Lanes:
             every document once an epoch.
         fim_rate: share of documents rearranged for fill-in-the-middle.
         context_rate: share of files that stand behind others of their folder.
-        tokenizer: needed with `fim_rate`; checked against the stores when given.
+        assistant_only_loss: whether of a dialogue only the assistant's turns are scored.
+        tokenizer: needed with `fim_rate` and `assistant_only_loss`; checked against the stores when given.
 
     Raises:
         ValueError: nothing to read, sizes below 1, weights that do not fit, another tokenizer's tokens.
@@ -108,6 +111,7 @@ class Lanes:
         weights: Sequence[float] | None = None,
         fim_rate: float = 0.0,
         context_rate: float = 0.0,
+        assistant_only_loss: bool = False,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self._stores = [stores] if isinstance(stores, TokenStore) else list(stores)
@@ -124,6 +128,9 @@ class Lanes:
                 "in front of each; "
                 "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
             )
+        if assistant_only_loss and (tokenizer is None or tokenizer.chat is not None):
+            why = "needs the tokenizer" if tokenizer is None else "does not know the turns of a chat template"
+            raise ValueError(f"lanes: assistant_only_loss {why}; set data.assistant_only_loss=false")
         if not any(len(store) for store in self._stores):
             raise ValueError("lanes: the stores hold no document; check the data's split")
         if len({store.tokenizer_fingerprint for store in self._stores}) > 1:
@@ -134,6 +141,7 @@ class Lanes:
         self.batch_size, self.window, self.seed = batch_size, window, seed
         self._fim_rate, self._tokenizer = fim_rate, tokenizer
         self._context_rate = context_rate
+        self._assistant_only = assistant_only_loss
         self._neighbours = [Neighbours(store) for store in self._stores] if context_rate > 0 else []
         self._groups = _grouped(self._stores, weights)
         self._weights = [1.0] if weights is None else [float(weight) for weight in weights]
@@ -147,6 +155,7 @@ class Lanes:
             fim_rate,
             context_rate,
             [store.fingerprint for store in self._stores],
+            *(["assistant_only_loss"] if assistant_only_loss else []),
         )
         self._fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
@@ -157,31 +166,32 @@ class Lanes:
     def batches(self, state: LaneState | None = None) -> Iterator[tuple[Batch, LaneState]]:
         """(batch, the state behind it) without end, from the start or from the state behind an earlier batch.
 
-        Raises ValueError for a state of other data, tokenizer, seed, batch size, weights, fim_rate or
-        context_rate; the window may differ.
+        Raises ValueError for a state of other data, tokenizer, seed, batch size, weights, fim_rate,
+        context_rate or assistant_only_loss; the window may differ.
         """
         if state is not None and state.lanes != self._fingerprint:
             raise ValueError(
                 f"this data state belongs to lanes {state.lanes}, not {self._fingerprint}: data, tokenizer, "
-                "seed, batch "
-                "size, weights, fim_rate or context_rate have changed; resume with those of the run"
+                "seed, batch size, weights, fim_rate, context_rate or assistant_only_loss have changed; "
+                "resume with those of the run"
             )
         return self._batches(state)
 
     def _batches(self, state: LaneState | None) -> Iterator[tuple[Batch, LaneState]]:
         dealt = [list(counts) for counts in state.dealt] if state else [[0, 0] for _ in self._groups]
-        rows = [_Row(*row, self._document(row[0], row[1])) for row in state.rows] if state else []
+        rows = [self._row(*row) for row in state.rows] if state else []
         while True:
             tokens = np.empty((self.batch_size, self.window + 1), dtype=np.int64)
+            scored = np.ones(tokens.shape, dtype=np.bool_)
             resets = np.zeros((self.batch_size, self.window), dtype=np.bool_)
             for index in range(self.batch_size):
                 if index == len(rows):
                     rows.append(self._deal(dealt))
-                rows[index] = self._fill(rows[index], tokens[index], resets[index], dealt)
+                rows[index] = self._fill(rows[index], tokens[index], scored[index], resets[index], dealt)
             yield (
                 Batch(
                     tokens=torch.from_numpy(tokens[:, :-1].copy()),
-                    targets=torch.from_numpy(tokens[:, 1:].copy()),
+                    targets=torch.from_numpy(np.where(scored, tokens, IGNORED)[:, 1:]),
                     resets=torch.from_numpy(resets),
                 ),
                 LaneState(
@@ -192,22 +202,33 @@ class Lanes:
             )
 
     def _fill(
-        self, row: _Row, tokens: NDArray[np.int64], resets: NDArray[np.bool_], dealt: list[list[int]]
+        self,
+        row: _Row,
+        tokens: NDArray[np.int64],
+        scored: NDArray[np.bool_],
+        resets: NDArray[np.bool_],
+        dealt: list[list[int]],
     ) -> _Row:
         """Writes the row's next window and the one token behind it; returns the row as it then stands."""
         filled = 0
         while True:
+            ended = row
             if row.offset == len(row.tokens):
                 row = self._deal(dealt)
             resets[filled] = row.offset == 0
             taken = min(self.window - filled, len(row.tokens) - row.offset)
             tokens[filled : filled + taken] = row.tokens[row.offset : row.offset + taken]
+            if self._assistant_only:
+                scored[filled : filled + taken] = row.scored[row.offset : row.offset + taken]
+                scored[filled] = ended.ends_scored if row.offset == 0 else scored[filled]
             filled += taken
-            row = _Row(row.group, row.ordinal, row.offset + taken, row.tokens)
+            row = replace(row, offset=row.offset + taken)
             if filled == self.window:
                 # Every document opens with the same token: the target is known before the next is dealt.
                 done = row.offset == len(row.tokens)
                 tokens[filled] = self._document_token if done else row.tokens[row.offset]
+                if self._assistant_only:
+                    scored[filled] = row.ends_scored if done else row.scored[row.offset]
                 return row
 
     def _deal(self, dealt: list[list[int]]) -> _Row:
@@ -217,7 +238,14 @@ class Lanes:
         store, index = self._locate(group, ordinal)
         dealt[group][0] += 1
         dealt[group][1] += int(self._stores[store].lengths[index])
-        return _Row(group, ordinal, 0, self._document(group, ordinal))
+        return self._row(group, ordinal, 0)
+
+    def _row(self, group: int, ordinal: int, offset: int) -> _Row:
+        tokens = self._document(group, ordinal)
+        if not self._assistant_only:
+            return _Row(group, ordinal, offset, tokens, np.empty(0, dtype=np.bool_))
+        assert self._tokenizer is not None
+        return _Row(group, ordinal, offset, tokens, said_by_assistant(self._tokenizer, tokens))
 
     def _locate(self, group: int, ordinal: int) -> tuple[int, int]:
         """The number of the store and the number in it of the `ordinal`-th document that a group deals."""
@@ -259,6 +287,13 @@ class _Row:
     ordinal: int
     offset: int
     tokens: NDArray[Any]
+    scored: NDArray[np.bool_]
+    """(tokens,) with `assistant_only_loss`: whether a token is scored."""
+
+    @property
+    def ends_scored(self) -> bool:
+        """Whether the document token behind it is scored: where nobody has a turn."""
+        return bool(self.scored.all())
 
 
 def _grouped(stores: Sequence[TokenStore], weights: Sequence[float] | None) -> list[NDArray[np.int64]]:

@@ -168,6 +168,10 @@ def load_tasks(data: DataConfig, tokenizer: Tokenizer | None = None) -> TaskCorp
         raise ValueError(
             f"data.context_rate is {data.context_rate} but synthetic tasks have no folders: leave it out"
         )
+    if data.assistant_only_loss:
+        raise ValueError(
+            "data.assistant_only_loss is true but synthetic tasks say themselves what is scored: leave it out"
+        )
     tasks = [member.task for spec in data.specs for member in parse_task(spec, "train")]
     numbered = [task for task in tasks if isinstance(task, NumberedTask)]
     if numbered and len(numbered) < len(tasks):

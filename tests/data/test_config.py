@@ -25,6 +25,7 @@ from rmat.data.config import DataConfig
         ({"specs": ("",)}, "data.specs='' .*not empty"),
         ({"weights": 3}, "data.weights=3 .*positive numbers"),
         ({"weights": ("1",)}, "data.weights='1' .*positive numbers"),
+        ({"assistant_only_loss": 1}, "data.assistant_only_loss=1 is not possible: choose true or false"),
         ({"fim_rate": "0.5"}, "data.fim_rate='0.5' .*give a share"),
         ({"context_rate": 2}, "data.context_rate=2 .*give a share"),
         ({"valid_share": None}, "data.valid_share=None .*give a share"),

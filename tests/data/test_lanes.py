@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from rmat.data.documents import code_document
-from rmat.data.lanes import Lanes, LaneState
+from rmat.data.documents import code_document, dialogue_document
+from rmat.data.lanes import IGNORED, Lanes, LaneState
 from rmat.data.tokenizer import load_tokenizer, train_bpe
 from tests.makers.texts import make_store
 
@@ -209,3 +209,57 @@ def test_stores_of_different_tokenizers_are_refused(tmp_path):
     stores = [make_store(tmp_path / "a", ["a"]), make_store(tmp_path / "b", ["b"], other)]
     with pytest.raises(ValueError, match="different tokenizers"):
         Lanes(stores, 1, 8, 0)
+
+
+TALK = [
+    ("system", "be"),
+    ("user", "a?"),
+    ("assistant", "bcd"),
+    ("Ann", "e"),
+    ("assistant", ""),
+    ("user", "f"),
+]
+
+
+def scored_by_hand(row):
+    """Of every token of a row whether it is a target with assistant_only_loss, its document known by its
+    role tokens."""
+    roles = {TOK.special_id(name) for name in ("system", "user", "assistant")}
+    wanted, start, plain_before = [], 0, True
+    for end in [n for n, token in enumerate(row) if n and token == DOC] + [len(row)]:
+        plain = not any(token in roles for token in row[start:end])
+        speaker = None
+        for token in row[start:end]:
+            wanted.append(plain_before if token == DOC else plain or speaker == "assistant")
+            if token in roles:
+                speaker = "assistant" if token == TOK.special_id("assistant") else "other"
+            elif token == TOK.special_id("turn_end"):
+                speaker = None
+        start, plain_before = end, plain
+    return wanted
+
+
+@pytest.mark.parametrize("window", [1, 5, 31])
+def test_of_a_dialogue_only_what_the_assistant_says_is_scored(tmp_path, window):
+    texts = [dialogue_document("t", TALK), "plain text", dialogue_document("u", TALK[2:4]), "more"]
+    store = make_store(tmp_path / "s", texts)
+    lanes = Lanes(store, 1, window, seed=0, assistant_only_loss=True, tokenizer=TOK)
+    batches = take(lanes, 2 * store.n_tokens // window + 2)
+    tokens, targets = joined(batches)[0].tolist(), joined(batches, "targets")[0].tolist()
+    whole = joined(take(Lanes(store, 1, window, seed=0), len(batches)), "targets")[0].tolist()
+    last = max(n for n, token in enumerate(tokens) if token == DOC)  # what follows may be cut
+    wanted = scored_by_hand(tokens[: last + 1])
+    expected = [token if scored else IGNORED for token, scored in zip(whole, wanted[1:], strict=False)]
+    assert targets[:last] == expected[:last]
+    kept = TOK.decode([token for token in targets[:last] if token != IGNORED])
+    assert "bcd" in kept and "plain text" in kept and "a?" not in kept
+    resumed, _ = next(lanes.batches(batches[0][1]))
+    assert torch.equal(resumed.targets, batches[1][0].targets)
+
+
+def test_turns_of_a_chat_template_cannot_be_scored_apart(store):
+    with pytest.raises(ValueError, match="assistant_only_loss needs the tokenizer"):
+        Lanes(store, 1, 4, seed=0, assistant_only_loss=True)
+    lanes = Lanes(store, 1, 4, seed=0, assistant_only_loss=True, tokenizer=TOK)
+    with pytest.raises(ValueError, match="assistant_only_loss have changed"):
+        next(Lanes(store, 1, 4, seed=0).batches(next(lanes.batches())[1]))

@@ -92,6 +92,10 @@ def test_text_tasks_take_any_tokenizer_or_train_one_on_their_texts(
         ({"specs": ("passkey",), "fim_rate": 0.1, "tokenizer": "bytes"}, r"data.fim_rate is 0.1"),
         ({"specs": ("passkey",), "context_rate": 0.1, "tokenizer": "bytes"}, r"data.context_rate is 0.1 but"),
         (
+            {"specs": ("passkey",), "assistant_only_loss": True, "tokenizer": "bytes"},
+            r"data.assistant_only_loss is true but synthetic tasks say themselves what is scored",
+        ),
+        (
             {"specs": (MQAR,), "tokenizer": "bytes"},
             r"data.tokenizer is 'bytes' but 'mqar:.*' brings its own vocabulary: leave it out",
         ),
