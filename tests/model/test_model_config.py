@@ -158,6 +158,12 @@ def test_variants_are_what_their_names_say() -> None:
     assert ModelConfig.preset("tiny", variant="full").streams == ("full",)
     xl = ModelConfig.preset("tiny", variant="xl")
     assert xl.writer == "all" and xl.writes_per_segment == xl.segment_len
+    admitted = {
+        n: ModelConfig.preset("tiny", variant="admitted", n_layers=n).memory_layers for n in (1, 2, 4, 7)
+    }
+    assert admitted == {1: (0,), 2: (0,), 4: (1,), 7: (3,)}
+    everywhere = ModelConfig.preset("tiny", variant="admitted", memory_layers=None)
+    assert everywhere.memory_layers is None and everywhere.chunk_len == everywhere.segment_len == 64
 
 
 @pytest.mark.parametrize(
