@@ -210,6 +210,15 @@ def test_ways_of_choosing_need_no_cache_to_come_out_the_same() -> None:
         assert texts[0].shape[0] == 2 * options.get("num_return_sequences", 1)
 
 
+def test_vectors_and_nothing_can_be_gone_on_from() -> None:
+    model, tokens = wrapped(), random_tokens(2, 20)
+    expected = model.generate(tokens, max_new_tokens=7, cache_implementation="dynamic")[:, 20:]
+    vectors = model.get_input_embeddings()(tokens)
+    assert torch.equal(model.generate(inputs_embeds=vectors, max_new_tokens=7), expected)
+    model.generation_config.bos_token_id = 3
+    assert model.generate(max_new_tokens=4)[0, 1:].tolist() == single(model, [3], max_new_tokens=4)
+
+
 @pytest.mark.parametrize("more", [1, 9])
 def test_a_returned_cache_goes_on(more: int) -> None:
     model, tokens = wrapped(), random_tokens(2, 20)
@@ -396,6 +405,57 @@ def test_the_trainer_evaluates_and_resumes(tmp_path: Path) -> None:
     tokens = torch.tensor([data[0]["input_ids"]])
     with torch.no_grad():
         assert torch.equal(model(tokens)[0], whole.model.eval()(tokens).logits)
+
+
+@pytest.mark.slow
+def test_the_trainer_in_two_processes(tmp_path: Path) -> None:
+    """The same losses as in one, and with activations computed again."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"""
+import os
+import torch
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+import rmat
+from rmat.integrations.hf import RmatConfig, RmatForCausalLM
+from rmat.integrations.hf.tokenizer import to_transformers
+
+tokenizer = to_transformers(rmat.load_tokenizer("bytes"))
+data = [tokenizer(text) for text in ("one two three", "four", "five six", "seven eight nine") * 4]
+world = int(os.environ.get("WORLD_SIZE", 1))
+torch.manual_seed(0)
+trainer = Trainer(
+    RmatForCausalLM(RmatConfig(**{ {**TINY, "vocab_size": 265}!r})),
+    TrainingArguments(
+        output_dir={str(tmp_path / "out")!r}, use_cpu=True, report_to="none", disable_tqdm=True, max_steps=4,
+        per_device_train_batch_size=4 // world, lr_scheduler_type="constant", learning_rate=1e-3,
+        save_strategy="no", logging_steps=1, ddp_backend="gloo" if world > 1 else None,
+        gradient_checkpointing="CHECKPOINTING" in os.environ,
+    ),
+    train_dataset=data,
+    data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+)
+trainer.train()
+if trainer.is_world_process_zero():
+    print("losses", *(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+"""
+    )
+    found = []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for options, more in (([], {}), (torchrun, {}), (torchrun, {"CHECKPOINTING": "1"})):
+        done = subprocess.run(
+            [sys.executable, *options, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **more},
+        )
+        assert done.returncode == 0, done.stderr
+        line = next(line for line in done.stdout.splitlines() if line.startswith("losses"))
+        found.append([float(loss) for loss in line.split()[1:]])
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_adapters_on_our_maps(tmp_path: Path) -> None:

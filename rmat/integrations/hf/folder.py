@@ -14,6 +14,7 @@ from rmat.integrations.hf.configuration import RmatConfig
 from rmat.integrations.hf.modeling import RmatForCausalLM
 from rmat.integrations.hf.tokenizer import end_ids, from_transformers, to_transformers
 from rmat.model import LanguageModel
+from rmat.pretrained.folder import cached
 from rmat.storage import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, load_model, model_folder, replacing_folder
 
 
@@ -53,7 +54,7 @@ def model_type(folder: Path) -> str | None:
 def write_for_transformers(source: str | Path, out: Path) -> None:
     """The folder that `AutoModelForCausalLM.from_pretrained` loads: weights, configurations, tokenizer with
     chat template, card, and the line of code that brings this package."""
-    folder = model_folder(source)
+    folder = model_folder(cached(source))
     wrapped = RmatForCausalLM.wrap(load_model(folder))
     ids: dict[str, int | list[int]] = {}
     with replacing_folder(out) as partial:

@@ -266,7 +266,7 @@ class RmatForCausalLM(RmatPreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """A cache of ours in the place of the one that `generate` would make."""
-        if generation_config.cache_implementation is not None:
+        if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} is not possible: the state "
                 "of an rmat model has one size however much was read; leave it out"
