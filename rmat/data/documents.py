@@ -144,15 +144,20 @@ def spell(tokenizer: Tokenizer, parts: Iterable[Part]) -> Iterator[str | list[in
 
 def said_by_assistant(tokenizer: Tokenizer, tokens: NDArray[Any]) -> NDArray[np.bool_]:
     """Which tokens (tokens,) of a document the assistant says, its turn-end tokens among them; all, if nobody
-    has a turn. The tokenizer's turns have tokens (`tokenizer.chat` is None)."""
-    role = np.isin(tokens, [tokenizer.special_id(name) for name in ROLES])
-    if not role.any():
-        return np.ones(len(tokens), dtype=np.bool_)
-    # The last role or turn end before each token says who speaks.
-    mark = role | (tokens == tokenizer.special_id("turn_end"))
-    last = np.maximum.accumulate(np.where(mark, np.arange(len(tokens)), 0))[:-1]
-    speaks = tokens[last] == tokenizer.special_id("assistant")
-    return np.concatenate(([False], speaks))
+    has a turn. Raises ValueError where nothing tells (`Tokenizer.answer_opening`)."""
+    opening, n_tokens = tokenizer.answer_opening, len(tokens)
+    ends = np.flatnonzero(tokens == tokenizer.special_id("turn_end"))
+    opens = np.ones(max(0, n_tokens - len(opening) + 1), dtype=np.bool_)
+    for offset, token in enumerate(opening):
+        opens &= tokens[offset : offset + len(opens)] == token
+    begins = np.flatnonzero(opens) + len(opening)
+    roles = [tokenizer.special_id(name) for name in ROLES if tokenizer.chat is None]
+    if not (len(begins) or len(ends) or np.isin(tokens, roles).any()):
+        return np.ones(n_tokens, dtype=np.bool_)
+    # An answer goes on if the last one began behind the last turn end before the token.
+    begun, ended = np.full(n_tokens + 1, -1), np.full(n_tokens + 1, -1)
+    begun[begins], ended[ends + 1] = begins, ends
+    return np.maximum.accumulate(begun)[:n_tokens] > np.maximum.accumulate(ended)[:n_tokens]
 
 
 def encode_turns(

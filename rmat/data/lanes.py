@@ -128,9 +128,12 @@ class Lanes:
                 "in front of each; "
                 "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
             )
-        if assistant_only_loss and (tokenizer is None or tokenizer.chat is not None):
-            why = "needs the tokenizer" if tokenizer is None else "does not know the turns of a chat template"
-            raise ValueError(f"lanes: assistant_only_loss {why}; set data.assistant_only_loss=false")
+        if assistant_only_loss and tokenizer is None:
+            raise ValueError(
+                "lanes: assistant_only_loss needs the tokenizer; set data.assistant_only_loss=false"
+            )
+        if assistant_only_loss and tokenizer is not None:
+            _ = tokenizer.answer_opening  # raises where nothing tells who speaks
         if not any(len(store) for store in self._stores):
             raise ValueError("lanes: the stores hold no document; check the data's split")
         if len({store.tokenizer_fingerprint for store in self._stores}) > 1:

@@ -147,6 +147,26 @@ class Tokenizer:
             return []
         return self.encode(self.chat.closing)
 
+    @cached_property
+    def answer_opening(self) -> list[int]:
+        """Ids that open an answer. Of a chat template without the blanks at their end, which may become one
+        token with what follows. Raises ValueError where the template has none, or none that is special."""
+        if self.chat is None:
+            return [self._names["assistant"]]
+        asked, opened = (
+            self.encode_special(self.chat.pieces([("user", "a")], "text", answer=answer))
+            for answer in (False, True)
+        )
+        opening = opened[len(asked) :]
+        while opening and self.decode(opening[-1:]).isspace():
+            opening.pop()
+        if opened[: len(asked)] != asked or not self._special & set(opening):
+            raise ValueError(
+                "this model's chat template opens an answer with no token of its own, so that nothing tells "
+                "where one begins"
+            )
+        return opening
+
     def encode_special(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
         """Ids of (text, whether it is one special token) pieces of a chat template."""
         ids: list[int] = []
