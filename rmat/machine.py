@@ -1,14 +1,25 @@
 """The machine: its devices, its user's folders, and what a result depends on besides the configuration."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SPREAD = ContextVar("spread", default=False)
+_NONE: Any = object()
 
 PACKAGES = ("rmat", "torch", "numpy", "safetensors", "tokenizers", "rich")
 
@@ -25,6 +36,66 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
     if wanted == "cuda":
         raise ValueError("device is 'cuda' but torch sees no GPU: give cpu or auto")
     return torch.device("cpu"), "torch sees no GPU"
+
+
+def started_processes() -> int | None:
+    """How many processes torchrun started beside each other, this one among them; None if it did not."""
+    started = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if started else None
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process that speaks and writes files for all."""
+    return started_processes() is None or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto") -> Iterator[None]:
+    """Inside, the processes that torchrun started can talk to each other; on the CPU, and, unless the
+    `device` wanted is that, between GPUs, of which each process takes its own."""
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def spread() -> Iterator[None]:
+    """Inside, measurements are shared out over the processes that torchrun started, if there are several: all
+    of them call the same, and all get the result."""
+    several = (started_processes() or 1) > 1 and dist.is_available()
+    token = _SPREAD.set(several)
+    try:
+        with process_group() if several else contextlib.nullcontext():
+            yield
+    finally:
+        _SPREAD.reset(token)
+
+
+def team() -> int:
+    """How many processes share a measurement: 1 outside of `spread`."""
+    return dist.get_world_size() if _SPREAD.get() else 1
+
+
+def shared(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+    """`work` of every item, in order. Inside `spread` each process does a part and gets what the others
+    found."""
+    count = team()
+    if count == 1:
+        yield from map(work, items)
+        return
+    own = [work(item) for number, item in enumerate(items) if number % count == dist.get_rank()]
+    parts: list[Any] = [None] * count
+    dist.all_gather_object(parts, own)
+    for row in zip_longest(*parts, fillvalue=_NONE):
+        yield from (each for each in row if each is not _NONE)
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,8 @@ The options of a task are the fields of its questions (`rmat.tasks.registry`); o
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from functools import partial
@@ -40,6 +42,24 @@ The files that are held out are those that training on the same data holds out. 
 its name and content, so measure a model trained on python-stdlib with the Python version of its training."""
 
 
+def shared(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`run`, by all the processes that torchrun started, of which the first alone speaks and writes files."""
+
+    def run_shared(args: argparse.Namespace) -> int:
+        from rmat.machine import is_first_process, spread
+
+        with contextlib.ExitStack() as around:
+            if not is_first_process():
+                nowhere = around.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                around.enter_context(contextlib.redirect_stdout(nowhere))
+                around.enter_context(contextlib.redirect_stderr(nowhere))
+                args.out = None
+            around.enter_context(spread())
+            return run(args)
+
+    return run_shared
+
+
 def add(commands: Any) -> None:
     """Add the command and what it measures."""
     parser = commands.add_parser("eval", help="measure a model", description="Measure a model.")
@@ -50,7 +70,7 @@ def add(commands: Any) -> None:
     perplexity = add_command(
         kinds,
         "perplexity",
-        run=run_perplexity,
+        run=shared(run_perplexity),
         help="bits per byte of held-out text, in total and by position in the document",
         description="Bits per byte of held-out text. Every document starts with an empty memory.",
     )
@@ -60,7 +80,7 @@ def add(commands: Any) -> None:
     ablation = add_command(
         kinds,
         "ablation",
-        run=run_ablation,
+        run=shared(run_ablation),
         help="bits per byte with the memory on, zeroed, frozen and shuffled",
         description="What the memory is worth: bits per byte with it on; zeroed (every read finds it\n"
         "empty), frozen (it keeps the document's start) and shuffled (it holds another document's; left out\n"
@@ -79,7 +99,7 @@ def add(commands: Any) -> None:
     dialogue = add_command(
         kinds,
         "dialogue",
-        run=run_dialogue,
+        run=shared(run_dialogue),
         help="bits per byte of answers about whole meetings, memory on, off and shuffled",
         description="Bits per byte of reference answers to questions about whole meetings (QMSum), with the\n"
         "memory on, zeroed, frozen and shuffled. FILE: one conversation a line, with turns and queries.",
@@ -91,7 +111,7 @@ def add(commands: Any) -> None:
     completion = add_command(
         kinds,
         "completion",
-        run=run_completion,
+        run=shared(run_completion),
         help="exact match of the next line on held-out code, with and without its repository",
         description=COMPLETION,
     )
@@ -326,7 +346,7 @@ def _add_tasks(kinds: Any) -> None:
     from rmat.tasks import TASKS
 
     for name, summary in TASKS.items():
-        parser = add_command(kinds, name, run=run_task, help=summary)
+        parser = add_command(kinds, name, run=shared(run_task), help=summary)
         _add_measuring(parser)
         _add_memory(parser)
         _when_parsed(parser, partial(_add_fields, parser, name))

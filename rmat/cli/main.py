@@ -181,5 +181,6 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         )
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
-    print(f"rmat: {sentence}", file=sys.stderr)
+    if status != WRONG_INPUT or os.environ.get("RANK", "0") == "0":  # else the first process says it
+        print(f"rmat: {sentence}", file=sys.stderr)
     return status

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         )
 
     from rmat.api import train
+    from rmat.machine import is_first_process
     from rmat.training.config import RunConfig
     from rmat.training.loop import NonFiniteError
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     result = folder / "result.json"
     if not result.is_file():
         return INTERRUPTED
-    if args.json:
+    if args.json and is_first_process():
         print_json(json.loads(result.read_text(encoding="utf-8")))
     return 0
 

@@ -107,8 +107,11 @@ class Corpus(Protocol):
     def record(self) -> dict[str, Any]:
         """JSON-able; equal for equal data, by which a resumed run knows it."""
 
-    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> Windows:
-        """Training batches without end, of which an update takes `accumulate`."""
+    def lanes(
+        self, batch_size: int, window: int, seed: int, accumulate: int = 1, rows: range | None = None
+    ) -> Windows:
+        """Training batches without end, of which an update takes `accumulate`; of each only `rows`, if they
+        are given."""
 
     def held_out(self, batch_size: int, window: int) -> HeldOut:
         """What to validate on."""
@@ -146,7 +149,9 @@ class TextCorpus:
         """Whether text is held out for validation."""
         return self.valid.n_bytes > 0
 
-    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> Lanes:
+    def lanes(
+        self, batch_size: int, window: int, seed: int, accumulate: int = 1, rows: range | None = None
+    ) -> Lanes:
         """Training windows without end."""
         del accumulate  # windows are alike from the first to the last
         return Lanes(
@@ -159,6 +164,7 @@ class TextCorpus:
             context_rate=self.data.context_rate,
             assistant_only_loss=self.data.assistant_only_loss,
             tokenizer=self.tokenizer,
+            rows=rows,
         )
 
     def held_out(self, batch_size: int, window: int) -> TokenStore:

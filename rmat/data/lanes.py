@@ -97,6 +97,8 @@ class Lanes:
         context_rate: share of files that stand behind others of their folder.
         assistant_only_loss: whether of a dialogue only the assistant's turns are scored.
         tokenizer: needed with `fim_rate` and `assistant_only_loss`; checked against the stores when given.
+        rows: the rows that are made, as where processes share a batch; None for all. Of the others only their
+            places are kept.
 
     Raises:
         ValueError: nothing to read, sizes below 1, weights that do not fit, another tokenizer's tokens.
@@ -113,6 +115,7 @@ class Lanes:
         context_rate: float = 0.0,
         assistant_only_loss: bool = False,
         tokenizer: Tokenizer | None = None,
+        rows: range | None = None,
     ) -> None:
         self._stores = [stores] if isinstance(stores, TokenStore) else list(stores)
         for field, value in (("batch_size", batch_size), ("window", window)):
@@ -142,6 +145,7 @@ class Lanes:
             for store in self._stores:
                 store.require_tokenizer(tokenizer)
         self.batch_size, self.window, self.seed = batch_size, window, seed
+        self._rows = range(batch_size) if rows is None else rows
         self._fim_rate, self._tokenizer = fim_rate, tokenizer
         self._context_rate = context_rate
         self._assistant_only = assistant_only_loss
@@ -182,15 +186,20 @@ class Lanes:
 
     def _batches(self, state: LaneState | None) -> Iterator[tuple[Batch, LaneState]]:
         dealt = [list(counts) for counts in state.dealt] if state else [[0, 0] for _ in self._groups]
-        rows = [self._row(*row) for row in state.rows] if state else []
+        rows = [
+            self._row(*row, own=index in self._rows) for index, row in enumerate(state.rows if state else ())
+        ]
         while True:
-            tokens = np.empty((self.batch_size, self.window + 1), dtype=np.int64)
+            tokens = np.empty((len(self._rows), self.window + 1), dtype=np.int64)
             scored = np.ones(tokens.shape, dtype=np.bool_)
-            resets = np.zeros((self.batch_size, self.window), dtype=np.bool_)
+            resets = np.zeros((len(self._rows), self.window), dtype=np.bool_)
             for index in range(self.batch_size):
+                own = index in self._rows
                 if index == len(rows):
-                    rows.append(self._deal(dealt))
-                rows[index] = self._fill(rows[index], tokens[index], scored[index], resets[index], dealt)
+                    rows.append(self._deal(dealt, own))
+                place = index - self._rows.start
+                window = (tokens[place], scored[place], resets[place]) if own else None
+                rows[index] = self._fill(rows[index], dealt, window)
             yield (
                 Batch(
                     tokens=torch.from_numpy(tokens[:, :-1].copy()),
@@ -207,48 +216,56 @@ class Lanes:
     def _fill(
         self,
         row: _Row,
-        tokens: NDArray[np.int64],
-        scored: NDArray[np.bool_],
-        resets: NDArray[np.bool_],
         dealt: list[list[int]],
+        window: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]] | None,
     ) -> _Row:
-        """Writes the row's next window and the one token behind it; returns the row as it then stands."""
+        """Writes the row's next tokens and the one behind them, whether they are scored, and resets into
+        `window`; None: another process does. Returns the row as it then stands."""
         filled = 0
         while True:
             ended = row
-            if row.offset == len(row.tokens):
-                row = self._deal(dealt)
-            resets[filled] = row.offset == 0
-            taken = min(self.window - filled, len(row.tokens) - row.offset)
-            tokens[filled : filled + taken] = row.tokens[row.offset : row.offset + taken]
-            if self._assistant_only:
-                scored[filled : filled + taken] = row.scored[row.offset : row.offset + taken]
-                scored[filled] = ended.ends_scored if row.offset == 0 else scored[filled]
-            filled += taken
-            row = replace(row, offset=row.offset + taken)
-            if filled == self.window:
-                # Every document opens with the same token: the target is known before the next is dealt.
-                done = row.offset == len(row.tokens)
-                tokens[filled] = self._document_token if done else row.tokens[row.offset]
+            if row.offset == row.length:
+                row = self._deal(dealt, window is not None)
+            start, taken = row.offset, min(self.window - filled, row.length - row.offset)
+            if window is not None:
+                tokens, scored, resets = window
+                resets[filled] = start == 0
+                tokens[filled : filled + taken] = row.tokens[start : start + taken]
                 if self._assistant_only:
-                    scored[filled] = row.ends_scored if done else row.scored[row.offset]
+                    scored[filled : filled + taken] = row.scored[start : start + taken]
+                    scored[filled] = ended.ends_scored if start == 0 else scored[filled]
+            filled += taken
+            row = replace(row, offset=start + taken)
+            if filled == self.window:
+                if window is not None:
+                    # Every document opens with the same token: known before the next one is dealt.
+                    done = row.offset == row.length
+                    tokens[filled] = self._document_token if done else row.tokens[row.offset]
+                    if self._assistant_only:
+                        scored[filled] = row.ends_scored if done else row.scored[row.offset]
                 return row
 
-    def _deal(self, dealt: list[list[int]]) -> _Row:
+    def _deal(self, dealt: list[list[int]], own: bool) -> _Row:
         """A row at the start of the next document; counts it in `dealt`."""
         group = min(range(len(dealt)), key=lambda number: dealt[number][1] / self._weights[number])
         ordinal = dealt[group][0]
         store, index = self._locate(group, ordinal)
         dealt[group][0] += 1
         dealt[group][1] += int(self._stores[store].lengths[index])
-        return self._row(group, ordinal, 0)
+        return self._row(group, ordinal, 0, own)
 
-    def _row(self, group: int, ordinal: int, offset: int) -> _Row:
+    def _row(self, group: int, ordinal: int, offset: int, own: bool) -> _Row:
+        """A row at a place of a document, with its tokens if the row is made here."""
+        if not own and self._fim_rate == 0 and self._context_rate == 0:
+            store, index = self._locate(group, ordinal)
+            length = int(self._stores[store].lengths[index])
+            return _Row(group, ordinal, offset, length, _NOTHING, _NOTHING)
         tokens = self._document(group, ordinal)
-        if not self._assistant_only:
-            return _Row(group, ordinal, offset, tokens, np.empty(0, dtype=np.bool_))
-        assert self._tokenizer is not None
-        return _Row(group, ordinal, offset, tokens, said_by_assistant(self._tokenizer, tokens))
+        scored = _NOTHING
+        if own and self._assistant_only:
+            assert self._tokenizer is not None
+            scored = said_by_assistant(self._tokenizer, tokens)
+        return _Row(group, ordinal, offset, len(tokens), tokens, scored)
 
     def _locate(self, group: int, ordinal: int) -> tuple[int, int]:
         """The number of the store and the number in it of the `ordinal`-th document that a group deals."""
@@ -282,6 +299,9 @@ class Lanes:
         return tokens
 
 
+_NOTHING: NDArray[Any] = np.empty(0, dtype=np.bool_)
+
+
 @dataclass(frozen=True)
 class _Row:
     """A row and the document it is in."""
@@ -289,7 +309,9 @@ class _Row:
     group: int
     ordinal: int
     offset: int
+    length: int
     tokens: NDArray[Any]
+    """Nothing where only the place of the row is kept."""
     scored: NDArray[np.bool_]
     """(tokens,) with `assistant_only_loss`: whether a token is scored."""
 

@@ -17,6 +17,7 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
 from rmat.generation.reader import Advance, read
+from rmat.machine import shared, team
 from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import Example, TextQuestions, encode_parts, texts_of
@@ -141,7 +142,8 @@ def ask(
                 advance=count,
             )
         )
-        length = round(sum(read) / len(cell.examples)) if cell.length is None else cell.length
+        n_read = sum(shared([read] * team(), sum))
+        length = round(n_read / len(cell.examples)) if cell.length is None else cell.length
         scores = tuple(
             questions.score(output, example) for output, example in zip(said, cell.examples, strict=True)
         )
@@ -216,12 +218,18 @@ def _answers(
     advance: Advance | None,
 ) -> Iterator[str]:
     front = front_rows(memory)
-    for donor, batch in groups(examples, math.ceil(len(examples) / batch_size), memory, "prompts"):
+
+    def answered(part: tuple[Example | None, list[Example]]) -> list[str]:
+        donor, batch = part
         prompts = [prompt_ids(tokenizer, example) for example in batch]
         rows = behind(None if donor is None else prompt_ids(tokenizer, donor), prompts)
         logits_BV, state = read(model, rows, size=piece, memory=memory, advance=advance)
         written = _write(model, tokenizer, logits_BV, state, front, max_new_tokens, memory)
-        yield from map(tokenizer.decode, written)
+        return list(map(tokenizer.decode, written))
+
+    parts = groups(examples, math.ceil(len(examples) / batch_size), memory, "prompts")
+    for texts in shared(parts, answered):
+        yield from texts
 
 
 def prompt_ids(tokenizer: Tokenizer, example: Example) -> Iterator[int]:

@@ -31,6 +31,7 @@ from rmat.evaluation.meetings import Group, Meeting, Question, read_meetings
 from rmat.evaluation.perplexity import token_nats
 from rmat.evaluation.shuffling import behind, front_rows, groups
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
+from rmat.machine import shared
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.language_model import MemoryMode
 
@@ -162,10 +163,14 @@ def dialogue(
     nats: dict[MemoryMode, NDArray[np.float64]] = {}
     for mode in wanted:
         scores: dict[int, list[float]] = {}
-        for donor, rows in groups(order, count, mode, "meetings"):
-            batch = [meetings[row] for row in rows]
-            behind_one = None if donor is None else meetings[donor]
-            scores |= zip(rows, _answers(model, batch, behind_one, mode, span, advance), strict=True)
+
+        def score(part: tuple[int | None, list[int]], mode: MemoryMode = mode) -> list[list[float]]:
+            donor, batch = None if part[0] is None else meetings[part[0]], [meetings[row] for row in part[1]]
+            return _answers(model, batch, donor, mode, span, advance)
+
+        parts = groups(order, count, mode, "meetings")
+        for (_, rows), found in zip(parts, shared(parts, score), strict=True):
+            scores |= zip(rows, found, strict=True)
         nats[mode] = np.array([value for index in sorted(scores) for value in scores[index]])
     questions = [question for meeting in meetings for question in meeting.questions]
     return DialogueResult(

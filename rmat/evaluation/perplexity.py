@@ -26,6 +26,7 @@ from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap_ratio
 from rmat.evaluation.shuffling import behind, front_rows, groups, require_another
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
+from rmat.machine import shared
 from rmat.model import LanguageModel
 from rmat.model.language_model import MemoryMode
 
@@ -165,6 +166,10 @@ class PerplexityResult:
         )
 
 
+_Sums = tuple[float, NDArray[np.float64], NDArray[np.float64]]
+"""Of a document: nats, and nats and bytes of every bucket."""
+
+
 @dataclass(kw_only=True)
 class _Tally:
     """Running sums of one document while it is read."""
@@ -249,8 +254,15 @@ def perplexity(
     segment = model.config.segment_len
     span = window or max(_WINDOW_TOKENS // segment * segment, min(segment, _WINDOW_TOKENS))
     longest_first = sorted(tallies, key=lambda tally: -tally.scored)
-    for donor, group in groups(longest_first, math.ceil(len(tallies) / batch_size), memory, "documents"):
-        _score(model, group, donor, tokenizer, edges, memory, span, advance)
+    parts = groups(longest_first, math.ceil(len(tallies) / batch_size), memory, "documents")
+
+    def score(part: tuple[_Tally | None, list[_Tally]]) -> list[_Sums]:
+        _score(model, part[1], part[0], tokenizer, edges, memory, span, advance)
+        return [(tally.nats, tally.bucket_nats, tally.bucket_bytes) for tally in part[1]]
+
+    for (_, group), sums in zip(parts, shared(parts, score), strict=True):
+        for tally, found in zip(group, sums, strict=True):
+            tally.nats, tally.bucket_nats, tally.bucket_bytes = found
     if not math.isfinite(sum(tally.nats for tally in tallies)):
         raise NotFiniteError
     return _result(model, tallies, edges, memory, seed)

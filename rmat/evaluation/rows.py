@@ -24,6 +24,7 @@ from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
 from rmat.evaluation.shuffling import behind, front_rows
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
+from rmat.machine import shared, team
 from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 from rmat.tasks.task import RowCell, RowPart, RowQuestions
@@ -171,16 +172,17 @@ def ask_rows(
         raise ValueError(f"rows={rows}, batch_size={batch_size}, piece={piece}: give at least one each")
     cells = []
     for cell in questions.cells(rows, seed, piece):
-        found = [
-            read_rows(
+
+        def answered(start: int, cell: RowCell = cell) -> Answers:
+            return read_rows(
                 model,
                 cell.batch(start, min(batch_size, rows - start)),
                 cell.donor() if front_rows(memory) else (),
                 memory=memory,
                 advance=advance,
             )
-            for start in range(0, rows, batch_size)
-        ]
+
+        found = list(shared(range(0, rows, batch_size), answered))
         if not all(map(math.isfinite, chain.from_iterable(one.nats for one in found))):
             raise NotFiniteError
         cells.append(_cell(cell, found, seed))
@@ -219,10 +221,13 @@ def score_rows(model: LanguageModel, rows: Rows, batches: int = VALIDATION_BATCH
     """`nats`: mean over scored tokens; `accuracy`: share of them right; `rows_right`: share of rows without a
     fault, among those with a scored token. Not a number where nothing is scored. The model's training mode is
     restored."""
-    found = [
-        read_rows(model, [RowPart(batch.tokens, batch.targets, batch.targets != IGNORED)])
+    count = team()
+    parts = (
+        RowPart(batch.tokens[k::count], batch.targets[k::count], batch.targets[k::count] != IGNORED)
         for batch in rows.batches(batches)
-    ]
+        for k in range(min(count, len(batch.tokens)))
+    )
+    found = list(shared(parts, lambda part: read_rows(model, [part])))
     right, asked = (torch.cat([getattr(one, name) for one in found]) for name in ("right", "asked"))
     if not asked.any():
         return {"nats": math.nan, "accuracy": math.nan, "rows_right": math.nan}

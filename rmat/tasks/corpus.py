@@ -56,10 +56,13 @@ class TaskCorpus:
     has_valid: ClassVar[bool] = True
     """Rows to validate on are always at hand."""
 
-    def lanes(self, batch_size: int, window: int, seed: int, accumulate: int = 1) -> TaskLanes:
-        """Training rows without end, of which an update takes `accumulate` batches."""
+    def lanes(
+        self, batch_size: int, window: int, seed: int, accumulate: int = 1, rows: range | None = None
+    ) -> TaskLanes:
+        """Training rows without end, of which an update takes `accumulate` batches; of each only `rows`, if
+        they are given."""
         members = self._members("train")
-        return TaskLanes(members, self.data.specs, self.tokenizer, batch_size, window, seed, accumulate)
+        return TaskLanes(members, self.data.specs, self.tokenizer, batch_size, window, seed, accumulate, rows)
 
     def held_out(self, batch_size: int, window: int) -> HeldOutRows:
         """Rows with facts and filler of the validation split, as long as those of training become."""
@@ -122,14 +125,14 @@ class TaskCorpus:
         return members
 
 
-def load_data(data: DataConfig, *, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The corpus of a configuration, of text or of tasks; `tokenizer` takes the place of `data.tokenizer`.
+def load_data(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The corpus of a configuration, of text or of tasks; `progress` and `tokenizer` as for `load_corpus`.
 
     Raises ValueError for data that cannot be used.
     """
     if any(map(is_task, data.specs)):
         return load_tasks(data, tokenizer)
-    return load_corpus(data, tokenizer=tokenizer)
+    return load_corpus(data, progress, tokenizer=tokenizer)
 
 
 def refuse_ambiguous(specs: Iterable[str], out: str | Path | None = None) -> None:

@@ -1,6 +1,6 @@
 """Batches of a mixture of tasks: every row made for its batch, never seen again.
 
-Batch k is made of the numbers (seed, k) alone, so the position in the data is k.
+Row r of batch k is made of the numbers (seed, k, r) alone, so the position in the data is k.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class TaskLanes:
         window: tokens of the longest row.
         seed: of all rows.
         accumulate: batches of one update; rows that grow do so by updates.
+        rows: the rows that are made, as where processes share a batch; None for all.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class TaskLanes:
         window: int,
         seed: int,
         accumulate: int = 1,
+        rows: range | None = None,
     ) -> None:
+        self._rows = range(batch_size) if rows is None else rows
         self._members, self._tokenizer = list(members), tokenizer
-        self._batch_size, self._window, self._seed = batch_size, window, seed
+        self._window, self._seed = window, seed
         self._accumulate = accumulate
         shares = np.array([member.share for member in members], dtype=np.float64)
         self._edges = np.cumsum(shares / shares.sum())
@@ -87,7 +90,8 @@ class TaskLanes:
         random = np.random.default_rng([self._seed, number])
         member = self._members[int(np.searchsorted(self._edges[:-1], random.random(), side="right"))]
         length = member.draw_length(self._window, number // self._accumulate, random.random())
-        rows = [member.task.row(random, length, self._tokenizer) for _ in range(self._batch_size)]
+        own = [np.random.default_rng([self._seed, number, row]) for row in self._rows]
+        rows = [member.task.row(each, length, self._tokenizer) for each in own]
         return pad_rows(rows, self._tokenizer.special_id("document"))
 
 

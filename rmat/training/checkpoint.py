@@ -1,65 +1,142 @@
 """Checkpoints: folders that are whole or not there, and that know when they were damaged.
 
     checkpoints/step-00000250/
-        model.safetensors       weights and buffers by name
-        optimizer.safetensors   "parameter:quantity"
-        stream.safetensors      the memory each row carries into the next window (absent if none)
-        rng.safetensors         torch's generators
-        trainer.json            counters, data position, Python's and numpy's generators
-        manifest.json           format version, SHA-256 and size of every file above
+        shard-0000R-model-*.safetensors  what process R wrote (PyTorch's distributed checkpoint):
+            weights and buffers by name; "parameter:quantity" of the optimisers; the memory that rows carry
+            into the next window ("position", "layers.0.slot_key", ...), absent if none; torch's generators,
+            "torch" and "cuda", of process R > 0 "torch.R" and "cuda.R"
+        trainer.json   counters, data position, Python's and numpy's generators
+        manifest.json  format version, SHA-256 and size of every file above
 
-A folder is filled under another name, brought to the disk and renamed. Of the finished ones the newest are
-kept, two or more, so that damage to one costs only the steps since the one before, and the best by
-validation."""
+Whatever number of processes wrote them, any number reads them: each takes its share of every tensor. A folder
+is filled under another name, brought to the disk and renamed, while training goes on. Of the finished ones
+the newest are kept, two or more, so that damage to one costs only the steps since the one before, and the
+best by validation."""
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
-from rmat.storage import replacing_folder, to_json, write_tensors
+from rmat.storage import replacing_folder, to_json
+from rmat.training.distributed import Processes
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout above; raised when a reader of the old one would misread the new one."""
+
+READ = (1, FORMAT)
+"""Versions that are read. In 1 the tensors lay, under the same names, in a file of each kind."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of one checkpoint."""
+    """One checkpoint that was found whole."""
 
+    path: Path
     step: int
     """Updates done when it was written."""
-    tensors: dict[str, dict[str, Tensor]]
-    """File name without ending -> name -> tensor, on the CPU."""
-    values: dict[str, Any]
+    values: dict[str, Any] = field(repr=False)
     """JSON-able values of trainer.json."""
+    tensors: Mapping[str, TensorStorageMetadata] = field(repr=False)
+    """Size and type of every tensor in it."""
+
+    def load(self, into: Mapping[str, Tensor]) -> None:
+        """Fill tensors of this process, or its shares of tensors, with those of the same names."""
+        with _without_warnings():
+            # A copy of the dict: its entries are replaced by what they hold.
+            load(dict(into), storage_reader=HuggingFaceStorageReader(str(self.path)), no_dist=True)
+
+    def read(self, names: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+        """Whole tensors on the CPU, those whose names are wanted."""
+        made = {
+            name: torch.empty(known.size, dtype=known.properties.dtype, device="cpu")
+            for name, known in self.tensors.items()
+            if names(name)
+        }
+        self.load(made)
+        return made
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint whose files are not the ones that were written."""
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` under `folder`; whatever happens meanwhile, no incomplete checkpoint is left under
-    its name."""
-    target = folder / f"step-{checkpoint.step:08d}"
-    with replacing_folder(target) as partial:
-        for name, tensors in checkpoint.tensors.items():
-            write_tensors(partial / f"{name}.safetensors", tensors)
-        (partial / "trainer.json").write_text(to_json(checkpoint.values) + "\n", encoding="utf-8")
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    values: dict[str, Any],
+    processes: Processes,
+    group: Any = None,
+) -> None:
+    """Write a checkpoint under `folder`; whatever happens meanwhile, no incomplete checkpoint is left under
+    its name. All processes call it at once, each with its shares; `group` is what they talk through."""
+    named: list[Any] = [None]
+    if not processes.first:
+        dist.broadcast_object_list(named, src=0, group=group)
+        _write_tensors(Path(named[0]), tensors, group)
+        return
+    with replacing_folder(folder / f"step-{step:08d}") as partial:
+        if group is not None:
+            named = [str(partial)]
+            dist.broadcast_object_list(named, src=0, group=group)
+        _write_tensors(partial, tensors, group)
+        (partial / "trainer.json").write_text(to_json(values) + "\n", encoding="utf-8")
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(partial.iterdir())
         }
-        manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
+        manifest = {"format": FORMAT, "step": step, "files": files}
         (partial / "manifest.json").write_text(to_json(manifest) + "\n", encoding="utf-8")
-    return target
+
+
+class Saver:
+    """Writes checkpoints behind the back of training, one after the other, and drops those no longer kept."""
+
+    def __init__(self, folder: Path, keep_last: int, processes: Processes) -> None:
+        self.folder, self.keep_last, self.processes = folder, keep_last, processes
+        # Its own group: on that of training the messages of both would mix.
+        self._group = None if processes.mesh is None else dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], values: dict[str, Any], best_step: int | None
+    ) -> None:
+        """Begin to write what the tensors hold now. Raises what went wrong with the one before."""
+        self.wait()
+        copies = BlockingAsyncStager().stage(dict(tensors))
+        self._pending = self._thread.submit(self._write, step, copies, values, best_step)
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(
+        self, step: int, tensors: Mapping[str, Tensor], values: dict[str, Any], best_step: int | None
+    ) -> None:
+        write_checkpoint(self.folder, step, tensors, values, self.processes, self._group)
+        if self.processes.first:
+            prune_checkpoints(self.folder, self.keep_last, best_step)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -72,7 +149,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         version, step, files = manifest["format"], int(manifest["step"]), dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError("its manifest.json is missing or unreadable") from error
-    if version != FORMAT:
+    if version not in READ:
         raise ValueError(
             f"{path} has checkpoint format {version}, this version of rmat reads {FORMAT}: update rmat"
         )
@@ -82,9 +159,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedCheckpointError(f"its {name} is missing")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise DamagedCheckpointError(f"its {name} is not what was written (size or checksum differ)")
-    tensors = {Path(name).stem: _load(path / name) for name in files if name.endswith(".safetensors")}
+    tensors: Any = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     values = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
-    return Checkpoint(step=step, tensors=tensors, values=values)
+    return Checkpoint(path, step, values, tensors)
 
 
 def newest_sound_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -124,20 +201,29 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name in unique}
 
 
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `model_tensors` gave."""
-    unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
-    missing = set(model_tensors(model)) - set(tensors)
-    if unexpected or missing:
-        raise ValueError(f"the checkpoint is of another model: {sorted({*unexpected, *missing})} do not fit")
+def is_state(name: str) -> bool:
+    """Whether a tensor of a checkpoint is of the memory that rows carry."""
+    return name == "position" or name.startswith("layers.")
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    whole = {name: x if isinstance(x, DTensor) else x.contiguous() for name, x in tensors.items()}
+    try:
+        with _without_warnings():
+            save(whole, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # what went wrong, in whichever process
+        raise next(iter(error.failures.values()))[0] from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """DCP warns where one process works alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, copied: those of the file lie at addresses at which kernels may round
-    differently, and a resumed run must go on exactly."""
-    return {name: tensor.clone() for name, tensor in load_file(path).items()}

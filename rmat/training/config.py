@@ -60,10 +60,18 @@ class TrainConfig:
     z_loss: float = 0.0
     """Weight of the mean squared log-normaliser of the logits in the loss; keeps logits from drifting. 0:
     off."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of activations; bfloat16 runs under autocast with weights and loss in float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of activations; bfloat16 runs under autocast with weights and loss in float32. float64 is for
+    checks, and has weights of that type too."""
     compile: bool = False
     """Run the blocks through torch.compile; made for a GPU, costs a minute at the start."""
+    checkpoint_blocks: bool = False
+    """Keep of every block its input alone for the backward pass, and compute it again there: less memory, a
+    third more time."""
+    parallel: Literal["auto", "ddp", "fsdp", "none"] = "auto"
+    """How processes that torchrun started train together: each with the whole model (ddp), or each with a
+    share of every block's weights and of what the optimiser remembers (fsdp). auto: ddp if there are several;
+    none: there must be one. One that was started without torchrun trains alone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     seed: int = 0
@@ -207,7 +215,7 @@ def _typed_section(given: Any, name: str, kind: type) -> dict[str, Any]:
 
 _LENGTH = ("steps", "max_minutes", "max_nonfinite")
 _WATCHING = ("eval_every", "eval_bytes", "sample_every", "log_every", "checkpoint_every", "keep_last")
-_PLACE = ("device", "compile")
+_PLACE = ("device", "compile", "checkpoint_blocks", "parallel")
 EXTENSIBLE = frozenset(_LENGTH + _WATCHING + _PLACE)
 """Fields of `TrainConfig` that may change when a run is resumed: they say how long, how closely watched and
 where, not what."""

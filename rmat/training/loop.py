@@ -12,12 +12,14 @@ import torch
 from rmat.data.corpus import HeldOut, Position
 from rmat.data.lanes import Batch
 from rmat.data.tokenizer import Tokenizer
+from rmat.machine import is_first_process, spread
 from rmat.model import LanguageModel
 from rmat.model.language_model import tokens_to
 from rmat.training.config import RunConfig, TrainConfig
+from rmat.training.distributed import same_width
 from rmat.training.optimizer import learning_rate_factor, progress, set_learning_rate
 from rmat.training.process import own_defaults, undisturbed
-from rmat.training.progress import Reporter, Terminal, stop_on_signal
+from rmat.training.progress import Reporter, Silent, Terminal, stop_on_signal
 from rmat.training.records import Interval
 from rmat.training.run import Run, open_run
 from rmat.training.step import StepResult, training_step
@@ -63,6 +65,8 @@ def train(
     checkpoint. SIGINT or SIGTERM finishes the step, saves and returns. Raises ValueError for settings or data
     that cannot be used and NonFiniteError if the numbers break down."""
     reporter = reporter or Terminal()
+    if not is_first_process():
+        reporter = Silent()
     with undisturbed(), own_defaults(), open_run(config, resume, reporter) as run:
         _train(run, evaluate, sample)
         return run.folder
@@ -85,20 +89,24 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
         with stop_on_signal(reporter.say) as stop:
             began = time.perf_counter() - counters.elapsed
             over = _is_over(run)
-            while not (over or stop.requested):
+            # Whoever is told to stop stops all.
+            while not over and not any(run.processes.total(stop.requested)):
                 started = time.perf_counter()
                 share = progress(counters.step, counters.elapsed, train_config)
                 lr = train_config.lr * learning_rate_factor(counters.step, share, train_config)
                 set_learning_rate(run.optimizers, lr)
                 with _memory_told(train_config):
                     batches, position = next(windows)
-                    result = training_step(run.model, run.optimizers, batches, run.state, train_config)
+                    result = training_step(
+                        run.model, run.optimizers, batches, run.state, train_config, run.replica
+                    )
 
                 run.state = result.state
                 counters.lanes = position.to_dict()
-                tokens = sum(batch.tokens.numel() for batch in batches)
-                counters.add(result, tokens, time.perf_counter() - started)
-                counters.elapsed = time.perf_counter() - began
+                read = sum(batch.tokens.numel() for batch in batches)
+                (tokens,) = run.processes.total(read)
+                counters.add(result, int(tokens), time.perf_counter() - started)
+                counters.elapsed = _clock(run, began)
                 over = _is_over(run)
                 reporter.stepped(counters.step)
 
@@ -112,10 +120,11 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
                 if sample is not None and _due(counters.step, train_config.sample_every):
                     _sample(run, sample)
                 if over or best or counters.step % train_config.checkpoint_every == 0:
-                    counters.elapsed = time.perf_counter() - began
+                    counters.elapsed = _clock(run, began)
                     run.save()
             if not over:
                 run.save()
+                run.saver.wait()
                 reporter.say(
                     f"stopped after step {counters.step:,} and saved; go on with: rmat train --resume "
                     f"{run.folder}"
@@ -126,6 +135,7 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
     if evaluate is not None and counters.evaluated_step != counters.step:
         _evaluate(run, evaluate)
         run.save()
+    run.saver.wait()
     run.export()
     reporter.say(f"done: the model of step {counters.step:,}, the last, is in {run.folder / 'model'}")
 
@@ -133,13 +143,17 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
 def _windows(run: Run) -> Iterator[tuple[list[Batch], Position]]:
     """The batches of each update, on the device but for the document starts, which decide on shapes; and the
     position in the data after them."""
-    config = run.config.train
-    lanes = run.corpus.lanes(config.batch_size, config.window, config.seed, config.accumulate)
+    config, processes = run.config.train, run.processes
+    rows = processes.rows(config.batch_size)
+    lanes = run.corpus.lanes(config.batch_size, config.window, config.seed, config.accumulate, rows)
     stream = lanes.resumed(run.counters.lanes)
+    filling = run.corpus.tokenizer.special_id("document")
     while True:
         batches = []
         for _ in range(config.accumulate):
             batch, after = next(stream)
+            # As wide as with all rows side by side, so that nothing depends on how they are shared out.
+            batch = same_width(batch, processes.most(batch.tokens.shape[1]), filling)
             tokens = tokens_to(run.device, batch.tokens, run.model.config.vocab_size)
             batches.append(Batch(tokens, batch.targets.to(run.device), batch.resets))
         yield batches, after
@@ -178,9 +192,20 @@ def _tell_arithmetic(run: Run) -> None:
         f"{about}{step:,} tokens\n"
         f"run     {config.steps:,} steps = {about}{total:,} tokens = {share}{budget}\n"
         f"device  {run.device} ({run.device_reason}), "
-        f"{config.dtype}{', compiled' if config.compile else ''}\n"
+        f"{config.dtype}{', compiled' if config.compile else ''}{_together(run)}\n"
         f"folder  {run.folder}"
     )
+
+
+def _clock(run: Run, began: float) -> float:
+    """Seconds since `began` on the clock of the first process, which decides for all."""
+    (seconds,) = run.processes.total(time.perf_counter() - began if run.processes.first else 0.0)
+    return seconds
+
+
+def _together(run: Run) -> str:
+    count, kind = run.processes.count, "fsdp" if run.replica.sharded else "ddp"
+    return f"; {count} processes ({kind})" if run.processes.mesh is not None else ""
 
 
 def _is_over(run: Run) -> bool:
@@ -215,7 +240,7 @@ def _log_interval(run: Run, lr: float) -> None:
     loss = interval.nats / interval.scored if interval.scored else None
     speed = interval.tokens / max(interval.seconds, 1e-9)
     share = progress(counters.step, counters.elapsed, run.config.train)
-    state = run.state if run.model.config.has_memory else None
+    openness = _openness(run)
     row = {
         "kind": "train",
         "step": counters.step,
@@ -224,7 +249,7 @@ def _log_interval(run: Run, lr: float) -> None:
         "bits_per_byte": None if loss is None else run.corpus.bits_per_byte(loss),
         "gradient_norm": interval.gradient_norm / interval.updates if interval.updates else None,
         "lr": lr,
-        "openness": [] if state is None else state.openness().mean(1).tolist(),
+        "openness": openness,
         "tokens_per_second": speed,
         "elapsed": counters.elapsed,
         "seconds_left": counters.elapsed / share * (1 - share),
@@ -233,13 +258,24 @@ def _log_interval(run: Run, lr: float) -> None:
     _write_row(run, row)
 
 
+def _openness(run: Run) -> list[float]:
+    """Share of tokens that entered each layer's bank, the mean over all rows."""
+    config = run.model.config
+    if not config.has_memory or run.state is None:
+        return []
+    sums = run.processes.total(*run.state.openness().sum(1).tolist())
+    return [share / run.config.train.batch_size for share in sums]
+
+
 def _evaluate(run: Run, evaluate: Evaluate) -> bool:
     """Score the model on the validation split; whether it is the best so far."""
-    run.model.eval()
-    with undisturbed(), torch.no_grad():
+    model = run.replica.whole()
+    assert model is not None
+    model.eval()
+    with undisturbed(), torch.no_grad(), spread():
         config = run.config.train
         held_out = run.corpus.held_out(config.batch_size, config.window)
-        scores = evaluate(run.model, run.corpus.tokenizer, held_out, max_bytes=config.eval_bytes)
+        scores = evaluate(model, run.corpus.tokenizer, held_out, max_bytes=config.eval_bytes)
     run.model.train()
     _write_row(run, {"kind": "eval", "step": run.counters.step, **scores})
     return run.counters.note_evaluation(dict(scores))
@@ -247,14 +283,18 @@ def _evaluate(run: Run, evaluate: Evaluate) -> bool:
 
 def _sample(run: Run, sample: Sample) -> None:
     """Let the model write a text and keep it."""
-    run.model.eval()
+    model = run.replica.whole(everywhere=False)
+    if model is None or not run.processes.first:
+        return
+    model.eval()
     with undisturbed(), torch.no_grad():
-        text = sample(run.model, run.corpus.tokenizer)
+        text = sample(model, run.corpus.tokenizer)
     run.model.train()
     run.samples.append({"step": run.counters.step, "text": text})
     run.reporter.say(f"step {run.counters.step:,} sample: {text}")
 
 
 def _write_row(run: Run, row: dict[str, Any]) -> None:
-    run.metrics.append(row)
+    if run.processes.first:
+        run.metrics.append(row)
     run.reporter.logged(row)

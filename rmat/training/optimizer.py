@@ -1,11 +1,13 @@
 """Which parameter is updated by which rule, and at which learning rate."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from rmat.training.config import TrainConfig
@@ -46,20 +48,13 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """One AdamW, or Muon for the hidden matrices and AdamW for the rest.
 
-    Muon's updates are scaled to the size of AdamW's, so that one `config.lr` serves both. Its arithmetic is
-    in bfloat16, which is slow on a CPU without instructions for it. Raises ValueError if this torch has no
-    Muon."""
+    Muon's updates are scaled to the size of AdamW's, so that one `config.lr` serves both."""
     groups = parameter_groups(model)
     decayed = dict(groups.other_matrices)
     optimizers: list[Optimizer] = []
     if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"train.optimizer is 'muon' but torch {torch.__version__} has none: update torch or give "
-                "adamw"
-            )
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 groups.hidden_matrices.values(),
                 lr=config.lr,
                 weight_decay=config.weight_decay,
@@ -84,6 +79,47 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     return optimizers
 
 
+class Muon(torch.optim.Muon):
+    """Muon in the precision of its matrices, which may be shared out by rows.
+
+    torch's computes in bfloat16, where a gradient summed in another order gives another update. A matrix that
+    is shared out is gathered, every process computes its update and keeps its own rows."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update; `closure` is not asked."""
+        for group in self.param_groups:
+            momentum, lr = group["momentum"], group["lr"]
+            for parameter in group["params"]:
+                if (gradient := parameter.grad) is None:
+                    continue
+                memory = self.state[parameter]
+                if not memory:
+                    memory["momentum_buffer"] = torch.zeros_like(gradient)
+                mean = memory["momentum_buffer"]
+                mean.lerp_(gradient, 1 - momentum)
+                update = gradient.lerp(mean, momentum)
+                whole = update.full_tensor() if isinstance(update, DTensor) else update
+                whole = orthogonal(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                if isinstance(parameter, DTensor):
+                    mesh, placed = parameter.device_mesh, parameter.placements
+                    whole = distribute_tensor(whole, mesh, placed, src_data_rank=None)
+                parameter.mul_(1 - lr * group["weight_decay"])
+                parameter.add_(whole, alpha=-lr * 0.2 * max(parameter.shape) ** 0.5)
+
+
+def orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """About the orthogonal matrix nearest to `x` (rows, columns), by Newton-Schulz iterations (Keller
+    Jordan's Muon): all singular values come near 1."""
+    a, b, c = coefficients
+    y = x.T if x.shape[0] > x.shape[1] else x
+    y = y / y.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = y @ y.T
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return y.T if x.shape[0] > x.shape[1] else y
+
+
 def set_learning_rate(optimizers: list[Optimizer], lr: float) -> None:
     """Use `lr` for the next update of every parameter."""
     for optimizer in optimizers:
@@ -100,6 +136,21 @@ def optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str
         for parameter, memory in optimizer.state.items()
         for quantity, value in memory.items()
     }
+
+
+def optimizer_places(model: nn.Module, known: Iterable[str]) -> dict[str, Tensor]:
+    """Where what `optimizer_tensors` gave can be read to: of every "parameter:quantity" among the `known`
+    names a tensor, shared out as its parameter is."""
+    parameters = dict(model.named_parameters())
+    places = {}
+    for key in known:
+        name, _, quantity = key.rpartition(":")
+        if name:
+            like = parameters[name].detach()
+            places[key] = (
+                torch.zeros((), dtype=torch.float32) if quantity == "step" else torch.empty_like(like)
+            )
+    return places
 
 
 def restore_optimizers(model: nn.Module, optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:

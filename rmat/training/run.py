@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,15 @@ from rmat.storage import (
 )
 from rmat.tasks.corpus import load_data, refuse_ambiguous
 from rmat.training import process
-from rmat.training.checkpoint import (
-    Checkpoint,
-    model_tensors,
-    newest_sound_checkpoint,
-    prune_checkpoints,
-    restore_model,
-    write_checkpoint,
-)
+from rmat.training.checkpoint import Checkpoint, Saver, is_state, model_tensors, newest_sound_checkpoint
 from rmat.training.config import RunConfig, check_resumable
-from rmat.training.optimizer import build_optimizers, optimizer_tensors, restore_optimizers
+from rmat.training.distributed import Processes, Replica, joined, restarted
+from rmat.training.optimizer import (
+    build_optimizers,
+    optimizer_places,
+    optimizer_tensors,
+    restore_optimizers,
+)
 from rmat.training.progress import Reporter
 from rmat.training.records import Counters, JsonLines
 
@@ -87,53 +87,66 @@ class Run:
     metrics: JsonLines
     samples: JsonLines
     counters: Counters
+    processes: Processes
+    replica: Replica
+    saver: Saver
     state: StreamState | None = None
-    """What each row carries into the next window."""
+    """What each row of this process carries into the next window."""
 
     def save(self) -> None:
-        """Write a checkpoint of this moment and drop those no longer kept."""
-        self.metrics.sync()
-        self.samples.sync()
+        """Begin to write a checkpoint of this moment; it is there when `saver.wait` returns."""
+        if self.processes.first:
+            self.metrics.sync()
+            self.samples.sync()
         rng_tensors, rng_values = process.capture()
+        rows = self.config.train.batch_size
+        held = {} if self.state is None else self.state.tensors()
         tensors = {
-            "model": model_tensors(self.model),
-            "optimizer": optimizer_tensors(self.model, self.optimizers),
-            "rng": rng_tensors,
+            **model_tensors(self.model),
+            **optimizer_tensors(self.model, self.optimizers),
+            **{name: self.processes.by_row(x, rows) for name, x in held.items()},
+            **{self._own(name): x for name, x in rng_tensors.items()},
         }
-        if self.state is not None:
-            tensors["stream"] = self.state.tensors()
         values = {"counters": self.counters.to_dict(), "rng": rng_values}
-        folder = self.folder / "checkpoints"
-        write_checkpoint(folder, Checkpoint(step=self.counters.step, tensors=tensors, values=values))
-        prune_checkpoints(folder, self.config.train.keep_last, self.counters.best_step)
+        self.saver.save(self.counters.step, tensors, values, self.counters.best_step)
 
-    def begin(self) -> None:
-        """Take the weights of the model that the run starts from, if there is one."""
-        if self.config.start is not None:
-            self.model.load_state_dict(load_model(self.config.start).state_dict())
+    def _own(self, generator: str) -> str:
+        """The name of a generator of this process among those of all."""
+        return generator if self.processes.first else f"{generator}.{self.processes.rank}"
 
-    def restore(self) -> None:
-        """Continue from the newest whole checkpoint, or from the beginning if there is none."""
-        checkpoint = newest_sound_checkpoint(self.folder / "checkpoints", self.reporter.say)
-        if checkpoint is None:
-            self.reporter.say("no checkpoint to continue from: starting at step 0")
-            self.begin()
-        else:
-            restore_model(self.model, checkpoint.tensors["model"])
-            restore_optimizers(self.model, self.optimizers, checkpoint.tensors["optimizer"])
-            if "stream" in checkpoint.tensors:
-                held = StreamState.from_tensors(self.model.config, checkpoint.tensors["stream"])
-                self.state = held.to(self.device)
-            process.restore(checkpoint.tensors["rng"], checkpoint.values["rng"])
-            self.counters = Counters.from_dict(checkpoint.values["counters"])
-            self.reporter.say(f"continuing after step {self.counters.step:,}")
-        self.metrics.cut_after(self.counters.step)
-        self.samples.cut_after(self.counters.step)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from what a checkpoint holds. Generators of a process that was not there then are new."""
+        own = model_tensors(self.model)
+        if odd := sorted(set(own) - set(checkpoint.tensors)):
+            raise ValueError(f"the checkpoint is of another model: {odd} do not fit")
+        memories = optimizer_places(self.model, checkpoint.tensors)
+        held = {name: x for name, x in checkpoint.tensors.items() if is_state(name)}
+        rows = self.config.train.batch_size
+        count = len(self.processes.rows(rows))
+        state = {
+            name: torch.empty((count, *known.size[1:]), dtype=known.properties.dtype, device=self.device)
+            for name, known in held.items()
+        }
+        checkpoint.load(
+            {**own, **memories, **{name: self.processes.by_row(x, rows) for name, x in state.items()}}
+        )
+        restore_optimizers(self.model, self.optimizers, memories)
+        if state:
+            self.state = StreamState.from_tensors(self.model.config, state)
+        names = {self._own(name): name for name in ("torch", "cuda")}
+        generators = checkpoint.read(lambda name: name in names)
+        process.restore({names[name]: x for name, x in generators.items()}, checkpoint.values["rng"])
+        self.counters = Counters.from_dict(checkpoint.values["counters"])
 
-    def export(self) -> dict[str, Any]:
-        """Write model/ and result.json; the result."""
-        with replacing_folder(self.folder / MODEL_FOLDER) as partial:
-            save_model(self.model, partial, tokenizer=self.corpus.tokenizer)
+    def export(self) -> None:
+        """Write model/ and result.json."""
+        model = self.replica.whole(everywhere=False)
+        self.processes.from_first(partial(self._export, model))
+
+    def _export(self, model: LanguageModel | None) -> None:
+        assert model is not None
+        with replacing_folder(self.folder / MODEL_FOLDER) as filled:
+            save_model(model, filled, tokenizer=self.corpus.tokenizer)
         counters = self.counters
         result = {
             "run": str(self.folder),
@@ -145,16 +158,19 @@ class Run:
             "tokens_per_second": counters.tokens / max(counters.step_seconds, 1e-9),
         }
         write_json(self.folder / "result.json", result)
-        return result
 
 
 @contextlib.contextmanager
 def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) -> Iterator[Run]:
     """Claim the folder of a new run, or that of one to be continued, load the data and build the model. The
-    folder belongs to this process until the block is left.
+    folder belongs to this process, and to those that train with it, until the block is left.
 
+    Where torchrun starts processes anew, because one of them died, a new run goes on from its checkpoints.
     Raises ValueError if there is nothing to resume, if the folder already holds a run or another process
     works in it, or if the configuration or the data of a resumed run is not what it was started with."""
+    if resume is None and config is not None and restarted(config.out):
+        assert config.out is not None
+        resume = Path(config.out) if (Path(config.out) / CONFIG_FILE).is_file() else None
     if resume is not None:
         stored = RunConfig.load(resume)
         if config is not None and config.out is not None and Path(config.out).resolve() != resume.resolve():
@@ -167,9 +183,21 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         raise ValueError("neither a configuration nor a run to resume was given: give one of them")
     elif config.start is not None:
         config = with_model_of_start(config)
-    device, reason = pick_device(config.train.device)
-    with _claimed(config, new=resume is None) as folder:
-        yield _prepare(config, folder, resume is not None, device, reason, reporter)
+    with joined(config.train) as processes, contextlib.ExitStack() as held:
+        processes.rows(config.train.batch_size)  # or refuse
+        device, reason = pick_device(config.train.device)
+        new = resume is None
+        folder = processes.from_first(lambda: held.enter_context(_claimed(config, new)))
+        if new:
+            refuse_ambiguous(config.data.specs, folder)
+        run = _prepare(config, folder, not new, device, reason, reporter, processes)
+        try:
+            yield run
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run.saver.wait()
+            raise
+        run.saver.wait()
 
 
 @contextlib.contextmanager
@@ -236,28 +264,25 @@ def _make_folder(config: RunConfig) -> tuple[Path, list[Path]]:
 
 
 def _prepare(
-    config: RunConfig, folder: Path, resumed: bool, device: torch.device, reason: str, reporter: Reporter
+    config: RunConfig,
+    folder: Path,
+    resumed: bool,
+    device: torch.device,
+    reason: str,
+    reporter: Reporter,
+    processes: Processes,
 ) -> Run:
-    if not resumed:
-        refuse_ambiguous(config.data.specs, folder)
-    corpus = _load_data(config.data, folder)
+    corpus = processes.first_alone(lambda: _load_data(config.data, folder, processes.first))
     model_config = config.model_config(corpus.tokenizer.vocab_size)
-    environment = describe_environment(device, config.train.seed)
-    data = corpus.record
-    if resumed:
-        _check_same_data(folder, data)
-        _warn_of_other_environment(folder, environment, reporter)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    # Only now: a refused resume leaves a complete run complete.
-    writable(folder / "result.json").unlink(missing_ok=True)
-    write_json(folder / "environment.json", environment)
-    write_json(folder / "data.json", data)
-    if _is_file(config.data.tokenizer):
-        with replacing(folder / TOKENIZER_FILE) as (partial,):
-            corpus.tokenizer.save(partial)
-
+    checkpoint = processes.from_first(lambda: _claim(config, folder, corpus, device, resumed, reporter))
     process.seed_everything(config.train.seed)
-    model = LanguageModel(model_config).to(device)
+    kind = torch.float64 if config.train.dtype == "float64" else torch.float32
+    model = LanguageModel(model_config).to(device, kind)
+    if config.start is not None and checkpoint is None:
+        model.load_state_dict(load_model(config.start).state_dict())
+    replica = Replica(model, config.train, processes)
+    if not processes.first:  # noise and dropout of its rows are not those of others
+        torch.manual_seed(config.train.seed + (processes.rank << 32))
     run = Run(
         config=config,
         folder=folder,
@@ -270,15 +295,44 @@ def _prepare(
         metrics=JsonLines(folder / "metrics.jsonl"),
         samples=JsonLines(folder / "samples.jsonl"),
         counters=Counters(),
+        processes=processes,
+        replica=replica,
+        saver=Saver(folder / "checkpoints", config.train.keep_last, processes),
     )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+        reporter.say(f"continuing after step {run.counters.step:,}")
+    elif resumed:
+        reporter.say("no checkpoint to continue from: starting at step 0")
     # Last, because a folder counts as a run that can be resumed once it has this file.
-    write_json(folder / CONFIG_FILE, config.to_dict())
-    if resumed:
-        run.restore()
-    elif config.start is not None:
-        run.begin()
+    if processes.first:
+        write_json(folder / CONFIG_FILE, config.to_dict())
+        for written in (run.metrics, run.samples) if resumed else ():
+            written.cut_after(run.counters.step)
+    if config.start is not None and not resumed:
         run.save()  # whoever resumes needs that model no more
     return run
+
+
+def _claim(
+    config: RunConfig, folder: Path, corpus: Corpus, device: torch.device, resumed: bool, reporter: Reporter
+) -> Checkpoint | None:
+    """Write down what the run is; of one that is resumed, after it was compared, the checkpoint to go on
+    from."""
+    environment = describe_environment(device, config.train.seed)
+    data = corpus.record
+    if resumed:
+        _check_same_data(folder, data)
+        _warn_of_other_environment(folder, environment, reporter)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    # Only now: a refused resume leaves a complete run complete.
+    writable(folder / "result.json").unlink(missing_ok=True)
+    write_json(folder / "environment.json", environment)
+    write_json(folder / "data.json", data)
+    if _is_file(config.data.tokenizer):
+        with replacing(folder / TOKENIZER_FILE) as (copy,):
+            corpus.tokenizer.save(copy)
+    return newest_sound_checkpoint(folder / "checkpoints", reporter.say) if resumed else None
 
 
 def _is_file(tokenizer: str) -> bool:
@@ -286,11 +340,11 @@ def _is_file(tokenizer: str) -> bool:
     return tokenizer != "bytes" and not tokenizer.startswith("bpe:")
 
 
-def _load_data(data: DataConfig, folder: Path) -> Corpus:
+def _load_data(data: DataConfig, folder: Path, progress: bool) -> Corpus:
     """What the run reads, with the copy of its tokenizer, if it has one: the first may have gone."""
     copy = folder / TOKENIZER_FILE
     own = copy.is_file() and _is_file(data.tokenizer)
-    return load_data(data, tokenizer=load_tokenizer(copy) if own else None)
+    return load_data(data, progress, tokenizer=load_tokenizer(copy) if own else None)
 
 
 def _check_same_data(folder: Path, now: dict[str, Any]) -> None:

@@ -263,3 +263,27 @@ def test_turns_of_a_chat_template_cannot_be_scored_apart(store):
     lanes = Lanes(store, 1, 4, seed=0, assistant_only_loss=True, tokenizer=TOK)
     with pytest.raises(ValueError, match="assistant_only_loss have changed"):
         next(Lanes(store, 1, 4, seed=0).batches(next(lanes.batches())[1]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"weights": (1.0, 3.0)},
+        {"fim_rate": 0.5, "tokenizer": TOK},
+        {"assistant_only_loss": True, "tokenizer": TOK},
+    ],
+)
+def test_rows_of_a_batch_can_be_made_one_by_one(tmp_path, fields):
+    """As processes share them, each with the places of all rows."""
+    documents = [chr(65 + n) * (n % 9 + 1) for n in range(12)]
+    store = make_store(tmp_path / "s", documents, parts=[n % 2 for n in range(12)])
+    whole = take(Lanes(store, 5, 7, seed=1, **fields), 30)
+    for rows in (range(2), range(2, 5)):
+        lanes = Lanes(store, 5, 7, seed=1, rows=rows, **fields)
+        parts = take(lanes, 10)
+        parts += take(lanes, 20, parts[-1][1])
+        for (batch, state), (part, behind) in zip(whole, parts, strict=True):
+            assert state == behind
+            for name in ("tokens", "targets", "resets"):
+                assert torch.equal(getattr(batch, name)[rows.start : rows.stop], getattr(part, name))

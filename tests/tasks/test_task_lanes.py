@@ -155,3 +155,17 @@ def test_batches_are_of_one_kind_and_kinds_come_by_their_shares() -> None:
         seen[mark] += 1
     expected = 2000 * np.array(shares) / 8
     assert ((seen - expected) ** 2 / expected).sum() < 13.8, "chi-square, 2 degrees, 99.9 %"
+
+
+def test_rows_of_a_batch_can_be_made_one_by_one() -> None:
+    """As processes share them: a row depends on seed, batch and row alone."""
+    members = [Member(task=RECALL, shortest=10)]
+    whole = TaskLanes(members, ["recall"], NUMBERS, 5, 40, 0)
+    for number in range(4):
+        batch = whole.batch(number)
+        for rows in (range(2), range(2, 5)):
+            part = TaskLanes(members, ["recall"], NUMBERS, 5, 40, 0, rows=rows).batch(number)
+            width = part.tokens.shape[1]
+            assert torch.equal(part.tokens, batch.tokens[rows.start : rows.stop, :width])
+            assert torch.equal(part.targets, batch.targets[rows.start : rows.stop, :width])
+            assert bool((batch.targets[rows.start : rows.stop, width:] == -100).all())

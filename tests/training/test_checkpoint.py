@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked, and only as many as wanted."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,37 +10,69 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from rmat import storage
+from rmat.training import checkpoint
 from rmat.training.checkpoint import (
-    Checkpoint,
+    Saver,
     list_checkpoints,
     model_tensors,
     newest_sound_checkpoint,
     prune_checkpoints,
     read_checkpoint,
-    restore_model,
     write_checkpoint,
 )
+from rmat.training.distributed import Processes
+from tests.makers.runs import SHARD
 
 
-def make(step: int) -> Checkpoint:
+def tensors(step: int) -> dict[str, torch.Tensor]:
     base = torch.arange(6, dtype=torch.float64) + step
-    tensors = {"model": {"a": base.view(2, 3).T, "b": base[:2]}, "rng": {"torch": torch.arange(4).byte()}}
-    return Checkpoint(step=step, tensors=tensors, values={"counters": {"loss": 0.1 + step}, "text": "ä"})
+    return {
+        "a": base.view(2, 3).T,
+        "b": base[:2].clone(),
+        "c": torch.tensor(2.0),
+        "torch": torch.arange(4).byte(),
+    }
+
+
+def write(folder: Path, step: int) -> Path:
+    values = {"counters": {"loss": 0.1 + step}, "text": "ä"}
+    write_checkpoint(folder, step, tensors(step), values, Processes())
+    return folder / f"step-{step:08d}"
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, make(7))
+    path = write(tmp_path, 7)
     assert path.name == "step-00000007"
     back = read_checkpoint(path)
-    assert (back.step, back.values) == (7, make(7).values)
-    for name, tensors in make(7).tensors.items():
-        assert back.tensors[name].keys() == tensors.keys()
-        for key, value in tensors.items():
-            assert torch.equal(back.tensors[name][key], value)
-            assert back.tensors[name][key].dtype == value.dtype
+    assert (back.step, back.values) == (7, {"counters": {"loss": 7.1}, "text": "ä"})
+    held = back.read()
+    assert held.keys() == tensors(7).keys()
+    for name, value in tensors(7).items():
+        assert torch.equal(held[name], value) and held[name].dtype == value.dtype
+
+
+def test_what_is_saved_is_what_was_held_at_that_moment(tmp_path: Path) -> None:
+    saver, held = Saver(tmp_path, 2, Processes()), tensors(1)
+    for step in (1, 2, 3):
+        saver.save(step, held, {}, None)
+        for x in held.values():
+            x += 1
+    saver.wait()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert read_checkpoint(tmp_path / "step-00000002").read()["b"].tolist() == [2, 3]
+
+
+def test_what_goes_wrong_behind_the_back_is_told(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001").write_text("a file")
+    saver = Saver(tmp_path, 2, Processes())
+    saver.save(1, tensors(1), {}, None)
+    with pytest.raises(FileExistsError, match="is no folder of its own"):
+        saver.wait()
+    saver.wait()  # told once
 
 
 def truncate(path: Path) -> None:
@@ -53,7 +86,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-FILES = ("model.safetensors", "rng.safetensors", "trainer.json", "manifest.json")
+FILES = (SHARD, "trainer.json", "manifest.json")
 HARMS = [
     (name, harm)
     for name in FILES
@@ -67,8 +100,8 @@ HARMS = [
 def test_a_damaged_one_is_noticed_and_the_one_before_used(
     tmp_path: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
-    write_checkpoint(tmp_path, make(1))
-    harm(write_checkpoint(tmp_path, make(2)) / name)
+    write(tmp_path, 1)
+    harm(write(tmp_path, 2) / name)
     said: list[str] = []
     found = newest_sound_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1
@@ -80,13 +113,13 @@ def test_a_damaged_one_is_noticed_and_the_one_before_used(
 def test_without_a_whole_one_there_is_none(tmp_path: Path) -> None:
     said: list[str] = []
     assert newest_sound_checkpoint(tmp_path, said.append) is None
-    truncate(write_checkpoint(tmp_path, make(1)) / "trainer.json")
+    truncate(write(tmp_path, 1) / "trainer.json")
     assert newest_sound_checkpoint(tmp_path, said.append) is None
     assert len(said) == 1
 
 
 def test_a_newer_format_is_no_damage(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, make(1)) / "manifest.json"
+    path = write(tmp_path, 1) / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(ValueError, match=r"format 99.*update rmat"):
         newest_sound_checkpoint(tmp_path, print)
@@ -113,7 +146,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
         return call
 
     for owner, name in (
-        (storage, "save_file"),
+        (checkpoint, "save"),
         (storage, "flush"),
         (Path, "write_text"),
         (Path, "mkdir"),
@@ -128,10 +161,10 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
         folder = tmp_path / str(points)
         folder.mkdir()
         calls["left"] = 1000
-        write_checkpoint(folder, make(1))
+        write(folder, 1)
         calls["left"] = points
         try:
-            write_checkpoint(folder, make(2))
+            write(folder, 2)
             died = False
         except Death:
             died = True
@@ -140,7 +173,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
         found = newest_sound_checkpoint(folder, said.append)
         assert found is not None and found.step in (1, 2)
         assert not said, "an incomplete checkpoint took the name of a finished one"
-        write_checkpoint(folder, make(2))
+        write(folder, 2)
         storage.remove_partial(folder)
         assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
         points += 1
@@ -151,7 +184,7 @@ def test_death_at_any_point_of_writing_leaves_a_whole_checkpoint(
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in range(1, 7):
-        write_checkpoint(tmp_path, make(step))
+        write(tmp_path, step)
     prune_checkpoints(tmp_path, 2, best_step=3)
     assert [read_checkpoint(path).step for path in list_checkpoints(tmp_path)] == [3, 5, 6]
     prune_checkpoints(tmp_path, 2, best_step=None)
@@ -167,8 +200,26 @@ def test_shared_weights_are_kept_once_and_stay_shared() -> None:
             self.head.weight = self.embedding.weight
             self.register_buffer("table", torch.ones(2))
 
-    tensors = model_tensors(Tied())
-    assert set(tensors) == {"embedding.weight", "table"}
-    other = Tied()
-    restore_model(other, tensors)
-    assert torch.equal(other.head.weight, tensors["embedding.weight"])
+    assert set(model_tensors(Tied())) == {"embedding.weight", "table"}
+
+
+def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
+    """In it the tensors of each kind lay in a file of their own, under the same names."""
+    kinds = {"model": {"a.weight": torch.ones(2, 3)}, "stream": {"position": torch.tensor([3, 4])}}
+    for name, held in kinds.items():
+        save_file(held, tmp_path / f"{name}.safetensors")
+    (tmp_path / "trainer.json").write_text('{"counters": 1}')
+    files = {
+        path.name: {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in tmp_path.iterdir()
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "step": 9, "files": files}))
+    old = read_checkpoint(tmp_path)
+    assert (old.step, old.values) == (9, {"counters": 1})
+    assert {name: x.tolist() for name, x in old.read().items()} == {
+        "a.weight": [[1, 1, 1], [1, 1, 1]],
+        "position": [3, 4],
+    }

@@ -44,7 +44,7 @@ CHANGED: dict[str, Any] = {
     "keep_last": 3,
     "carry_state": False,
 }
-ELSEWHERE = {"max_minutes", "max_nonfinite", "compile", "device"}
+ELSEWHERE = {"max_minutes", "max_nonfinite", "compile", "device", "checkpoint_blocks", "parallel"}
 """Fields with a test of their own."""
 
 

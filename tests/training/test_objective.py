@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from rmat.data.lanes import IGNORED
-from rmat.training.step import next_token_loss
+from rmat.training.objective import next_token_loss
 
 
 def test_sum_and_count_are_over_scored_positions_only() -> None:

@@ -14,7 +14,7 @@ from rmat.training.checkpoint import list_checkpoints
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent
-from tests.makers.runs import Spoken, assert_same_run, evaluate, metrics, sample
+from tests.makers.runs import SHARD, Spoken, assert_same_run, evaluate, metrics, sample
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -91,10 +91,10 @@ def test_a_damaged_checkpoint_costs_steps_but_not_exactness(config: MakeConfig) 
         config("parts", log_every=1, sample_every=1), evaluate=evaluate, sample=sample, reporter=StopAt(7)
     )
     newest = list_checkpoints(folder / "checkpoints")[-1]
-    (newest / "optimizer.safetensors").write_bytes(b"nothing")
+    (newest / SHARD).write_bytes(b"nothing")
     reporter = Spoken()
     train(resume=folder, evaluate=evaluate, sample=sample, reporter=reporter)
-    assert any("step-00000007 is damaged: its optimizer.safetensors" in said for said in reporter.said)
+    assert any(f"step-00000007 is damaged: its {SHARD}" in said for said in reporter.said)
     assert "continuing after step 6" in reporter.said
     assert_same_run(whole, folder)
 
