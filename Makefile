@@ -39,8 +39,8 @@ demo: $(STAMP) ## train `tiny` for five minutes, show what the memory is worth, 
 # A text of yours: make pretrained BOOK=path
 STORY := examples/lighthouse.txt
 BOOK ?= $(STORY)
-QUESTIONS ?= $(if $(filter $(STORY),$(BOOK)),"What is the name of the keeper's dog?" "Who rowed Hester across to the rock?" \
-	"What was the name of the steamer?","What is this text about?" "Who is the text about?" "Where does it take place?")
+QUESTIONS ?= $(if $(filter $(STORY),$(BOOK)),"What is the name of Hester's dog?" "Who is the boatman?" \
+	"Who is the captain of the Marigold?","What is this text about?" "Who is the text about?" "Where does it take place?")
 PRETRAINED := runs/pretrained
 SMOLLM2 = $(BIN)/rmat $(1) smollm2 --session book --sessions $(PRETRAINED)
 .PHONY: pretrained
@@ -48,7 +48,7 @@ pretrained: $(STAMP) ## bring SmolLM2 (93 MB), read a text into a state of one s
 	rm -rf $(PRETRAINED)
 	$(call SMOLLM2,read) --replace '$(BOOK)'
 	@for question in $(QUESTIONS); do \
-		printf '\n> %s\n' "$$question"; $(call SMOLLM2,ask) --temperature 0 "$$question"; echo; done
+		printf '\n> %s\n' "$$question"; $(call SMOLLM2,ask) --max-new-tokens 40 "$$question"; echo; done
 	@printf '\n> What is the capital of France?\n> And of Italy?\n'
 	@printf 'What is the capital of France?\nAnd of Italy?\n' | $(BIN)/rmat chat smollm2 --temperature 0
 

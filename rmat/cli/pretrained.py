@@ -40,8 +40,18 @@ def add(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help="folder, hub id, .gguf file, or smollm2")
     parser.add_argument("out", metavar="OUT", help="folder to write")
     add = parser.add_argument
-    add("--window", type=int, metavar="N", help="tokens of exact local attention (default: 1024)")
-    add("--slots", type=int, metavar="N", help="slots of every key head's bank (default: 1024)")
+    add(
+        "--window",
+        type=int,
+        metavar="N",
+        help="tokens of exact local attention (default: 1024, or what the gates are for)",
+    )
+    add(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="slots of every key head's bank (default: 1024, or what the gates are for)",
+    )
     add("--sinks", type=int, metavar="N", help="first tokens that stay in sight (default: 4)")
     add(
         "--dtype",

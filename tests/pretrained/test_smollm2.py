@@ -98,3 +98,14 @@ def test_it_answers(ours: tuple[LanguageModel, Tokenizer]) -> None:
     answer = "".join(talk.say("What is the capital of France?", temperature=0, max_new_tokens=20))
     assert "Paris" in answer
     assert "Rome" in "".join(talk.say("And of Italy?", temperature=0, max_new_tokens=20))
+
+
+def test_it_answers_about_a_story_longer_than_its_state() -> None:
+    """With the gates that come along; the dog is named at the beginning, 1,700 tokens before the question."""
+    model, tokenizer = rmat.from_pretrained("smollm2")
+    assert (model.config.n_slots, model.config.eviction) == (764, "weakest")
+    talk = rmat.Conversation(model, tokenizer)
+    talk.read((Path(rmat.__file__).parents[1] / "examples" / "lighthouse.txt").read_text())
+    assert talk.session.tokens_read > 1_700
+    answer = "".join(talk.say("What is the name of Hester's dog?", temperature=0, max_new_tokens=20))
+    assert "Biscuit" in answer
