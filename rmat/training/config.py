@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from rmat.data.config import DataConfig
 from rmat.model import ModelConfig
-from rmat.settings import check, coerce, field_types, known_keywords, number, refuse_unknown, whole
+from rmat.settings import check, choice, coerce, field_types, known_keywords, number, refuse_unknown, whole
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+"""Libraries that can be told of the metrics."""
 
 
 def setting_names() -> list[str]:
@@ -85,6 +88,9 @@ class TrainConfig:
     """Updates between two samples of text. 0: none."""
     log_every: int = 10
     """Updates averaged into one row of the metrics file."""
+    track: tuple[str, ...] = ()
+    """Where the metrics go too, each through its own library: tensorboard (a folder of the run), trackio,
+    wandb."""
     checkpoint_every: int = 250
     """Updates between two checkpoints; the end and every best evaluation are always kept."""
     keep_last: int = 2
@@ -101,6 +107,8 @@ class TrainConfig:
         check(self, "train", (*at_least_one, "checkpoint_every"), whole, 1)
         check(self, "train", ("warmup_steps", "eval_every", "sample_every", "max_nonfinite"), whole, 0)
         check(self, "train", "keep_last", whole, 2)
+        for name in self.track:
+            choice("train.track", name, TRACKERS)
         check(self, "train", "seed", whole, 0, 2**32 - 1)
         check(self, "train", ("weight_decay", "clip", "z_loss"), number, 0)
         check(self, "train", "lr", number, above=0, remedy="give a number above 0, such as 0.003")
@@ -214,7 +222,15 @@ def _typed_section(given: Any, name: str, kind: type) -> dict[str, Any]:
 
 
 _LENGTH = ("steps", "max_minutes", "max_nonfinite")
-_WATCHING = ("eval_every", "eval_bytes", "sample_every", "log_every", "checkpoint_every", "keep_last")
+_WATCHING = (
+    "eval_every",
+    "eval_bytes",
+    "sample_every",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "track",
+)
 _PLACE = ("device", "compile", "checkpoint_blocks", "parallel")
 EXTENSIBLE = frozenset(_LENGTH + _WATCHING + _PLACE)
 """Fields of `TrainConfig` that may change when a run is resumed: they say how long, how closely watched and

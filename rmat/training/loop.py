@@ -23,6 +23,7 @@ from rmat.training.progress import Reporter, Silent, Terminal, stop_on_signal
 from rmat.training.records import Interval
 from rmat.training.run import Run, open_run
 from rmat.training.step import StepResult, training_step
+from rmat.training.tracking import tracked
 
 _ALLOCATOR = re.compile("out of memory|allocate memory|Storage size calculation", re.IGNORECASE)
 
@@ -68,7 +69,11 @@ def train(
     if not is_first_process():
         reporter = Silent()
     with undisturbed(), own_defaults(), open_run(config, resume, reporter) as run:
-        _train(run, evaluate, sample)
+        settings = run.config.to_dict()
+        with tracked(
+            reporter, run.config.train.track, run.folder, settings, run.counters.step
+        ) as run.reporter:
+            _train(run, evaluate, sample)
         return run.folder
 
 

@@ -44,7 +44,9 @@ CHANGED: dict[str, Any] = {
     "keep_last": 3,
     "carry_state": False,
 }
-ELSEWHERE = {"max_minutes", "max_nonfinite", "compile", "device", "checkpoint_blocks", "parallel"}
+ELSEWHERE = {
+    *("max_minutes", "max_nonfinite", "compile", "device", "checkpoint_blocks", "parallel", "track"),
+}
 """Fields with a test of their own."""
 
 
