@@ -25,6 +25,7 @@ __all__ = [
     "Conversation",
     "SessionStore",
     "train",
+    "read_parallel",
     "__version__",
 ]
 
@@ -43,11 +44,13 @@ _HOME = {
     "Conversation": "rmat.sessions.conversation",
     "SessionStore": "rmat.sessions.store",
     "train": "rmat.api",
+    "read_parallel": "rmat.context_parallel",
 }
 
 if TYPE_CHECKING:
     from rmat.api import load as load
     from rmat.api import train as train
+    from rmat.context_parallel import read_parallel as read_parallel
     from rmat.data.config import DataConfig as DataConfig
     from rmat.data.tokenizer import load_tokenizer as load_tokenizer
     from rmat.generation.completion import complete as complete

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "machine": set(),
     "storage": {"model"},
     "accounting": {"model"},
+    "context_parallel": {"model", "ops"},
     "data": {"settings", "machine"},
     "tasks": {"data", "settings", "machine"},
     "pretrained": {"model", "storage", "data", "tasks", "settings", "machine", ""},
@@ -87,6 +88,7 @@ OUTSIDE = {
     "machine": {"torch", "platformdirs"},
     "storage": {"torch", "safetensors", "numpy"},
     "accounting": {"torch"},
+    "context_parallel": {"torch"},
     "data": {
         "torch",
         "numpy",

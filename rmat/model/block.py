@@ -8,6 +8,7 @@ bank <- writer and gate of x or h"     when a segment closes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -52,8 +53,15 @@ class Block(nn.Module):
         self.feedforward_norm = norm(config)
         self.feedforward = FeedForward(config)
 
-    def forward(self, h_BTE: Tensor, state: LayerState, call: Call) -> tuple[Tensor, LayerState]:
-        """Read a call's tokens: residual stream and this layer's state before, and both after."""
+    def forward(
+        self,
+        h_BTE: Tensor,
+        state: LayerState,
+        call: Call,
+        written: Callable[[LayerState], None] | None = None,
+    ) -> tuple[Tensor, LayerState]:
+        """Read a call's tokens: residual stream and this layer's state before, and both after. `written` is told
+        the state after them as soon as it is known, before anything is attended to."""
         x_BTE = self.norm(h_BTE)
         tail, memory, bank = state.tail, state.memory, None
         if self.config.conv_width:
@@ -66,6 +74,8 @@ class Block(nn.Module):
         local, held = self._local(x_BTE, state, call)
         if isinstance(memory, AdmittedState):
             bank, memory = self.memory.write(x_BTE, next(iter(local.values())), memory, call)
+        if written is not None:
+            written(LayerState(**held, tail=tail, memory=memory))
         bank = None if bank is None else ablate(bank, call.memory)
         mixed_BTHD = self._attend(x_BTE, local, bank, call)
         h_BTE = h_BTE + self._dropout(self.output(mixed_BTHD.flatten(2)), call)

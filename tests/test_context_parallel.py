@@ -1,0 +1,118 @@
+"""Rows read in parts by several processes: as one process reads them, and nothing but the bank is handed over."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rmat.context_parallel import handed_bytes, read_parallel
+from rmat.machine import process_group
+from tests.makers.configurations import sampled_cases
+from tests.makers.models import CASES, assert_close, make_model, make_tokens
+from tests.makers.together import together
+
+SAMPLED = sampled_cases(12, seed=5)
+
+
+def makes_parts(name: str) -> bool:
+    return make_model(SAMPLED.get(name, name)).resolve_schedule("auto")[0] == "parallel"
+
+
+def compare(names: list[str], seeds: list[int]) -> None:
+    """In every process of a group: logits, state and gradients of its part, and of all parts together."""
+    with process_group("cpu"):
+        for name in names:
+            for seed in seeds:
+                compare_one(name, seed)
+
+
+def compare_one(name: str, seed: int) -> None:
+    rng = random.Random(f"{name} {seed}")
+    model = make_model(SAMPLED.get(name, name), seed=seed % 5)
+    segment = model.config.segment_len
+    length = rng.choice([1, segment + 1, rng.randint(2, 6 * segment), rng.randint(6 * segment, 30 * segment)])
+    tokens = make_tokens(2, length, seed=seed)
+    resets = torch.zeros(2, length, dtype=torch.bool)
+    for _ in range(rng.randint(0, 3)):
+        resets[rng.randrange(2), rng.randrange(length)] = True
+    state = None
+    if rng.random() < 0.6:
+        state = model(make_tokens(2, rng.randint(1, 15), seed=seed + 1))[1].detach()
+    weights = torch.randn(2, length, model.config.vocab_size, dtype=torch.float64)
+
+    logits, end = model(tokens, state, resets=resets)
+    parameters = list(model.parameters())
+    (logits * weights).sum().backward()
+    expected = [parameter.grad for parameter in parameters]
+    model.zero_grad(set_to_none=True)
+
+    part = read_parallel(model, tokens, state, resets=resets)
+    own = model.logits(part.hidden)
+    row = torch.arange(2)[:, None]
+    what = f"{name}, seed {seed}, {length} tokens"
+    assert_close(own[part.valid], logits[row, part.index][part.valid], f"logits, {what}")
+    for key, x in end.tensors().items():
+        assert_close(part.state.tensors()[key], x, f"state {key}, {what}")
+    (own * weights[row, part.index])[part.valid].sum().backward()
+    for parameter, whole in zip(parameters, expected, strict=True):
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        dist.all_reduce(gradient)
+        whole = torch.zeros_like(parameter) if whole is None else whole
+        assert_close(gradient, whole, f"gradient of {tuple(parameter.shape)}, {what}")
+    counts = part.valid.sum(1)
+    dist.all_reduce(counts)
+    assert counts.tolist() == [length] * 2
+
+
+def count_bytes(lengths: list[int]) -> list[int]:
+    """What this process sends while it reads rows of these lengths."""
+    sent: list[int] = []
+    begin = dist.isend
+
+    def counted(x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        sent[-1] += x.nbytes
+        return begin(x, *rest, **more)
+
+    dist.isend = counted
+    with process_group("cpu"), torch.no_grad():
+        model = make_model("recommended")
+        for length in lengths:
+            sent.append(0)
+            read_parallel(model, make_tokens(1, length))
+    return sent
+
+
+def test_two_processes_read_as_one() -> None:
+    names = ["recommended", "admitted", "xl", "local", *SAMPLED]
+    together(2, compare, [name for name in names if makes_parts(name)][:10], [0, 1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_many_processes_read_as_one(count: int) -> None:
+    names = [name for name in (*CASES, *SAMPLED) if makes_parts(name)]
+    assert len(names) > 15
+    together(count, compare, names, list(range(6)), timeout=900)
+
+
+@pytest.mark.slow
+def test_what_is_sent_does_not_depend_on_the_length() -> None:
+    first, last = together(2, count_bytes, [120, 240, 960])
+    expected = sum(handed_bytes(make_model("recommended").config, torch.float64))
+    assert first == [expected] * 3 and last == [0] * 3
+
+
+def test_the_bytes_are_bank_lookback_and_tail() -> None:
+    config = make_model("recommended").config
+    width = 2 * config.n_kv_heads * config.head_dim  # a key and a value
+    slots = config.n_slots * (width * 4 + 4 + 8) + 8  # log gate, age; how many were pushed
+    lookback = config.lookback * width * 4
+    tail = (config.conv_width - 1) * config.d_model * 4
+    assert handed_bytes(config) == [slots + lookback + tail] * config.n_layers
+
+
+def test_what_cannot_be_read_in_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"write_from='output' cannot be read in parts"):
+        read_parallel(make_model("paper"), make_tokens(1, 20))
