@@ -60,8 +60,8 @@ class Block(nn.Module):
         call: Call,
         written: Callable[[LayerState], None] | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """Read a call's tokens: residual stream and this layer's state before, and both after. `written` is told
-        the state after them as soon as it is known, before anything is attended to."""
+        """Read a call's tokens: residual stream and this layer's state before, and both after. `written` is
+        told the state after them as soon as it is known, before anything is attended to."""
         x_BTE = self.norm(h_BTE)
         tail, memory, bank = state.tail, state.memory, None
         if self.config.conv_width:
