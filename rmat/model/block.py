@@ -75,7 +75,7 @@ class Block(nn.Module):
         if isinstance(memory, AdmittedState):
             bank, memory = self.memory.write(x_BTE, next(iter(local.values())), memory, call)
         if written is not None:
-            written(LayerState(**held, tail=tail, memory=memory))
+            written(LayerState(**held, tail=tail, memory=memory, windows={}))
         bank = None if bank is None else ablate(bank, call.memory)
         mixed_BTHD = self._attend(x_BTE, local, bank, call)
         h_BTE = h_BTE + self._dropout(self.output(mixed_BTHD.flatten(2)), call)
