@@ -98,7 +98,9 @@ results: $(STAMP) ## all results but the quick ones; hours; text of your own in 
 .PHONY: bench
 bench: $(STAMP) ## throughput of the memory's two forms beside `local` and `full`, tiny and small
 	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/throughput.py --size small --lengths 1024 16384 --rounds 3 --out results/throughput-small.json
+	$(BIN)/python benchmarks/throughput.py --size small --lengths 1024 --tokens 4096 --rounds 3 --out results/throughput-small.json
+	$(BIN)/python benchmarks/throughput.py --size small --variants admitted recommended local --lengths 16384 --rounds 2 \
+		--out results/throughput-small-long.json
 
 # PEERS="--quick", or any of the options of benchmarks/peers.py.
 PEERS ?=

@@ -143,7 +143,6 @@ FULL: dict[str, Stage] = {
             ),
             "full": CODE["full"],
             **{f"layer-{layer}": (*ADMITTED_CODE, f"model.memory_layers={layer}") for layer in (1, 2)},
-            "all": CODE["admitted"],
             "all-closed": (*CODE["admitted"], "model.gate_bias=-2", "model.gate_noise=1"),
         }.items()
     },

@@ -514,7 +514,7 @@ def multiple(width: int, dim: int) -> float:
 SYSTEMS: dict[str, type[System]] = {
     **{
         name: type(name, (Ours,), {"variant": name})
-        for name in ("recommended", "admitted", "paper", "local", "full")
+        for name in ("admitted", "recommended", "paper", "local", "full")
         if name in VARIANTS
     },
     "llama": Llama,

@@ -14,7 +14,7 @@ from benchmarks import speed as speed_functions
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = (
-    *("recommended", "paper", "local", "full"),
+    *("admitted", "recommended", "paper", "local", "full"),
     *("llama", "mistral", "block-recurrent", "rmt", "rmt-plain", "infini", "titans"),
 )
 SHARED = {
