@@ -4,7 +4,7 @@
 
 Runs with the same data, tokenizer, seed and batch read the same rows in the same order, so the difference at
 an update is paired. Prints the mean difference over every so many updates, and the bits per byte of the valid
-split at the end.
+split at the last evaluation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from far_context import write_result
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[int, float]]:
-    """What a finished run wrote of itself, and the training loss in nats per token by update."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    loss = {line["step"]: line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"}
-    names = ("config", "environment", "result")
+    """What a run wrote of itself, finished or not, with its last evaluation, and the training loss in nats
+    per token by update."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ("config", "environment")
     wrote = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
-    return wrote, loss
+    wrote["valid"] = next((line for line in reversed(lines) if line["kind"] == "eval"), None)
+    return wrote, {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
 def main() -> None:
@@ -53,17 +54,14 @@ def main() -> None:
             inside = [loss[step] - base_loss[step] for step in steps if stop - args.every < step <= stop]
             if inside:
                 means[f"{stop - args.every + 1} to {stop}"] = mean(inside)
-        ends = wrote["result"]
-        ends["run"] = folder.name
         del wrote["config"]["out"]
         wrote["config"]["data"]["specs"] = [Path(spec).name for spec in wrote["config"]["data"]["specs"]]
-        rows.append({**wrote, "nats_per_token_minus_base": means})
+        rows.append({"run": folder.name, **wrote, "nats_per_token_minus_base": means})
         shown = "  ".join(f"{difference:+.3f}" for difference in means.values())
-        print(
-            f"{folder.name:24} {shown}   valid {ends['valid_bits_per_byte']:.4f}, "
-            f"zeroed {ends['valid_bits_per_byte_memory_zeroed']:.4f}",
-            file=sys.stderr,
-        )
+        if valid := wrote["valid"]:
+            on, zeroed = (valid[name] for name in ("bits_per_byte", "bits_per_byte_memory_zeroed"))
+            shown += f"   valid at update {valid['step']}: {on:.4f}, zeroed {zeroed:.4f}"
+        print(f"{folder.name:24} {shown}", file=sys.stderr)
     write_result({"base": args.base.name, "rows": rows}, args.out)
 
 

@@ -59,6 +59,7 @@ BABILONG = ("babilong", "{run}", "--facts", "{data}/babi", "--filler", "{data}/b
 TO_16K = ("--length", "0", "--length", "1024", "--length", "4096", "--length", "16384")
 BABILONG_TASKS = (*BABILONG, "--task", "1", "--task", "4", "--task", "5")
 PASSKEY = ("passkey", "{run}", "--batch-size", "25")
+PASSKEY_SPECS = '["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]'
 TO_64000 = ("--length", "640", "--length", "6400", "--length", "64000")
 MILLION = ("--length", "1000000", "--samples", "10")
 
@@ -151,7 +152,7 @@ FULL: dict[str, Stage] = {
             recipe="passkey",
             settings=(
                 f"train.seed={seed}",
-                'data.specs=["passkey:filler=noise+python-stdlib+{data}/books,from=160,grow=500"]',
+                f"data.specs={PASSKEY_SPECS}",
             ),
             measurements={
                 "noise": (*PASSKEY, *TO_64000),
@@ -162,6 +163,11 @@ FULL: dict[str, Stage] = {
         )
         for seed in (0, 1)
     },
+    "passkey-admitted": Stage(
+        recipe="passkey",
+        settings=("--variant", "admitted", f"data.specs={PASSKEY_SPECS}"),
+        measurements={"books": (*PASSKEY, *TO_64000, "--filler", "{data}/books")},
+    ),
     "needle": Stage(recipe="needle"),
     "needle-keys": Stage(
         recipe="needle-keys",
