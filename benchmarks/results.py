@@ -114,6 +114,7 @@ FULL: dict[str, Stage] = {
             measurements={
                 "everywhere": ("recall", "{run}", "--queries", "everywhere"),
                 "end": ("recall", "{run}", "--length", "16384"),
+                "million": ("recall", "{run}", "--length", "1048576", "--rows", "2"),
             },
         )
         for seed in (0, 1, 2)
@@ -166,7 +167,13 @@ FULL: dict[str, Stage] = {
     "passkey-admitted": Stage(
         recipe="passkey",
         settings=("--variant", "admitted", f"data.specs={PASSKEY_SPECS}"),
-        measurements={"books": (*PASSKEY, *TO_64000, "--filler", "{data}/books")},
+        measurements={
+            "books": (*PASSKEY, *TO_64000, "--filler", "{data}/books"),
+            "books-weakest": (
+                *(*PASSKEY, *WEAKEST, "64", "--length", "64000", "--samples", "50"),
+                *("--filler", "{data}/books"),
+            ),
+        },
     ),
     "needle": Stage(recipe="needle"),
     "needle-keys": Stage(
