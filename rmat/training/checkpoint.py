@@ -206,6 +206,11 @@ def is_state(name: str) -> bool:
     return name == "position" or name.startswith("layers.")
 
 
+def is_weight(name: str) -> bool:
+    """Whether a tensor of a checkpoint is of the model: not of an optimiser, a generator or the memory."""
+    return ":" not in name and name.partition(".")[0] not in ("torch", "cuda") and not is_state(name)
+
+
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     whole = {name: x if isinstance(x, DTensor) else x.contiguous() for name, x in tensors.items()}

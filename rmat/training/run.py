@@ -47,7 +47,14 @@ from rmat.storage import (
 )
 from rmat.tasks.corpus import load_data, refuse_ambiguous
 from rmat.training import process
-from rmat.training.checkpoint import Checkpoint, Saver, is_state, model_tensors, newest_sound_checkpoint
+from rmat.training.checkpoint import (
+    Checkpoint,
+    Saver,
+    is_state,
+    is_weight,
+    model_tensors,
+    newest_sound_checkpoint,
+)
 from rmat.training.config import RunConfig, check_resumable
 from rmat.training.distributed import Processes, Replica, joined, restarted
 from rmat.training.optimizer import (
@@ -117,7 +124,8 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from what a checkpoint holds. Generators of a process that was not there then are new."""
         own = model_tensors(self.model)
-        if odd := sorted(set(own) - set(checkpoint.tensors)):
+        known = {name: x.size for name, x in checkpoint.tensors.items() if is_weight(name)}
+        if odd := sorted({name for name, _ in {(n, x.shape) for n, x in own.items()} ^ set(known.items())}):
             raise ValueError(f"the checkpoint is of another model: {odd} do not fit")
         memories = optimizer_places(self.model, checkpoint.tensors)
         held = {name: x for name, x in checkpoint.tensors.items() if is_state(name)}

@@ -16,7 +16,7 @@ from rmat.model import LanguageModel
 from rmat.model.evaluating import is_training
 from rmat.tasks.passkey import PasskeyTask
 from rmat.tasks.task import Example
-from tests.makers.stores import StandIn, tiny_model
+from tests.makers.stores import Rows, StandIn, tiny_model
 
 BYTES = byte_tokenizer()
 TEXTS = ("Short.", "A text of some length, with words.", "", "x" * 83, "Number 12345 and more of it. " * 4)
@@ -166,14 +166,14 @@ class Counting(StandIn):
         self.calls: list[int] = []
         self.modes: list[str] = []
 
-    def initial_state(self, batch_size: int) -> list[list[int]]:
-        return [[] for _ in range(batch_size)]
+    def initial_state(self, batch_size: int) -> Rows:
+        return Rows([] for _ in range(batch_size))
 
     def forward(self, tokens, state, valid=None, memory="on"):
         self.calls.append(tokens.shape[1])
         self.modes.append(memory)
         logits = torch.zeros(*tokens.shape, BYTES.vocab_size)
-        state = [list(row) for row in state]
+        state = Rows(list(row) for row in state)
         for b, row in enumerate(tokens.tolist()):
             for t, token in enumerate(row):
                 if valid is not None and not valid[b, t]:

@@ -16,7 +16,7 @@ from rmat.tasks.facts import FactsQuestions, FactsTask, contains_word
 from rmat.tasks.talk import KINDS
 from tests.evaluation.test_question_tasks import asked
 from tests.makers.sources import write_dialogues
-from tests.makers.stores import StandIn, tiny_model
+from tests.makers.stores import Rows, StandIn, tiny_model
 
 BYTES = byte_tokenizer()
 
@@ -45,15 +45,12 @@ class Finder(StandIn):
         self.config = tiny_model(vocab_size=BYTES.vocab_size).config
         self.spoil, self.which = spoil, which
 
-    class State(list):
-        nbytes = 17
-
-    def initial_state(self, batch_size: int) -> "Finder.State":
-        return self.State([] for _ in range(batch_size))
+    def initial_state(self, batch_size: int) -> Rows:
+        return Rows([] for _ in range(batch_size))
 
     def forward(self, tokens, state, valid=None, memory="on"):
         logits = torch.zeros(*tokens.shape, BYTES.vocab_size)
-        state = self.State(list(row) for row in state)
+        state = Rows(list(row) for row in state)
         for b, row in enumerate(tokens.tolist()):
             real = row if valid is None else [x for x, ok in zip(row, valid[b].tolist(), strict=True) if ok]
             state[b] += real

@@ -41,6 +41,15 @@ class Store:
         return int(Widths.byte_lengths[self._documents[index]].sum())
 
 
+class Rows(list[Any]):
+    """What stands for a state: a list of what was read by every row."""
+
+    nbytes = 17
+
+    def position_on_cpu(self) -> torch.Tensor:
+        return torch.tensor([len(row) for row in self])
+
+
 class StandIn(torch.nn.Module):
     """A model by its `forward` alone, for the reader: what stands for hidden vectors are its logits."""
 
