@@ -181,6 +181,12 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         )
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
-    if status != WRONG_INPUT or os.environ.get("RANK", "0") == "0":  # else the first process says it
+    if status != WRONG_INPUT or "RANK" not in os.environ or _is_first():  # else the first process says it
         print(f"rmat: {sentence}", file=sys.stderr)
     return status
+
+
+def _is_first() -> bool:
+    from rmat.machine import is_first_process  # imports torch
+
+    return is_first_process()

@@ -43,6 +43,18 @@ def test_mistakes_are_one_sentence(
     assert sentence in rmat(*arguments).refused()
 
 
+def test_of_processes_that_torchrun_started_one_tells_the_mistake(
+    rmat: Rmat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A RANK in the environment alone is somebody else's."""
+    monkeypatch.setenv("RANK", "1")
+    assert "no model" in rmat("generate", "nowhere/at/all", "x").refused()
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    outcome = rmat("generate", "nowhere/at/all", "x")
+    assert (outcome.status, outcome.err) == (2, "")
+
+
 def test_help_of_every_command(rmat: Rmat) -> None:
     for command in (
         [],
