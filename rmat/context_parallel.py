@@ -8,8 +8,7 @@
 What a layer carries from one segment to the next is its state: at most M slots, the look-back chunk, the tail
 of the convolution. That is all that crosses, whatever the length. A layer writes its memory before it
 attends, so the next process need not wait for attention. Where blocks write from their output, a segment
-needs the whole of the one
-before: that cannot be read in parallel.
+needs the whole of the one before: that cannot be read in parallel.
 """
 
 from __future__ import annotations

@@ -85,6 +85,9 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
         # Chunks are segments: tokens are offered when local attention loses them.
         fields["segment_len"] = overrides.get("segment_len", fields["segment_len"] // 2)
         fields.setdefault("chunk_len", fields["segment_len"])
+        if isinstance(fields["n_layers"], int):
+            # One bank in the middle: in every layer it learned worse and cost more (docs/results/README.md).
+            fields.setdefault("memory_layers", ((fields["n_layers"] - 1) // 2,))
     segment, heads = fields["segment_len"], fields["n_heads"]
     if not all(
         isinstance(fields[name], int) and fields[name] > 0 for name in ("segment_len", "n_heads", "d_model")
@@ -93,9 +96,6 @@ def resolve(size: str, variant: str, overrides: dict[str, Any]) -> dict[str, Any
         fields.setdefault("n_kv_heads", 1)
         fields.setdefault("d_ff", 1)
         return fields
-    if variant == "admitted" and isinstance(fields["n_layers"], int):
-        # One bank in the middle: in every layer it learned worse and cost more (docs/results/README.md).
-        fields.setdefault("memory_layers", ((fields["n_layers"] - 1) // 2,))
     fields.setdefault("chunk_len", _divisor(segment, segment // 8 if paper else min(segment // 2, 128)))
     fields.setdefault("n_kv_heads", heads if paper or heads % 2 else heads // 2)
     width = fields["d_model"]

@@ -70,9 +70,8 @@ def train(
         reporter = Silent()
     with undisturbed(), own_defaults(), open_run(config, resume, reporter) as run:
         settings = run.config.to_dict()
-        with tracked(
-            reporter, run.config.train.track, run.folder, settings, run.counters.step
-        ) as run.reporter:
+        names = run.config.train.track if run.processes.first else ()
+        with tracked(reporter, names, run.folder, settings, run.counters.step) as run.reporter:
             _train(run, evaluate, sample)
         return run.folder
 
@@ -108,9 +107,8 @@ def _train(run: Run, evaluate: Evaluate | None, sample: Sample | None) -> None:
 
                 run.state = result.state
                 counters.lanes = position.to_dict()
-                read = sum(batch.tokens.numel() for batch in batches)
-                (tokens,) = run.processes.total(read)
-                counters.add(result, int(tokens), time.perf_counter() - started)
+                tokens = train_config.batch_size * sum(batch.tokens.shape[1] for batch in batches)
+                counters.add(result, tokens, time.perf_counter() - started)
                 counters.elapsed = _clock(run, began)
                 over = _is_over(run)
                 reporter.stepped(counters.step)

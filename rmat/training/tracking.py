@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rmat.training.progress import Reporter
 
 PROJECT = "rmat"
@@ -59,12 +57,11 @@ def tracked(
 ) -> Iterator[Reporter]:
     """A reporter whose rows also go to the libraries of `names`, which are told the run's name and settings.
 
-    Of several processes the first one alone sends. `step`: updates done before, after which TensorBoard drops
-    what it has. Raises ModuleNotFoundError for a library that is not installed.
+    `step`: updates done before, after which TensorBoard drops what it has. Raises ModuleNotFoundError for a
+    library that is not installed.
     """
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     with ExitStack() as opened:
-        senders = [opened.enter_context(_open(name, folder, settings, step)) for name in names if first]
+        senders = [opened.enter_context(_open(name, folder, settings, step)) for name in names]
         yield Tracked(reporter, senders) if senders else reporter
 
 
