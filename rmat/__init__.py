@@ -21,6 +21,7 @@ __all__ = [
     "load_tokenizer",
     "from_pretrained",
     "generate",
+    "json_grammar",
     "complete",
     "Conversation",
     "SessionStore",
@@ -41,6 +42,7 @@ _HOME = {
     "from_pretrained": "rmat.pretrained.model",
     "generate": "rmat.generation.stream",
     "complete": "rmat.generation.completion",
+    "json_grammar": "rmat.generation.grammar",
     "Conversation": "rmat.sessions.conversation",
     "SessionStore": "rmat.sessions.store",
     "train": "rmat.api",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from rmat.data.config import DataConfig as DataConfig
     from rmat.data.tokenizer import load_tokenizer as load_tokenizer
     from rmat.generation.completion import complete as complete
+    from rmat.generation.grammar import json_grammar as json_grammar
     from rmat.generation.stream import generate as generate
     from rmat.model import LanguageModel as LanguageModel
     from rmat.model import ModelConfig as ModelConfig

@@ -104,7 +104,7 @@ OUTSIDE = {
     },
     "pretrained": {"torch", "numpy", "safetensors", "tokenizers", "gguf", "huggingface_hub"},
     "tasks": {"torch", "numpy", "tokenizers"},
-    "generation": {"torch", "numpy", "safetensors"},
+    "generation": {"torch", "numpy", "safetensors", "llguidance"},
     "evaluation": {"torch", "numpy"},
     "training": {"torch", "numpy", "safetensors", "rich", "filelock"},
     "api": {"torch"},
@@ -120,7 +120,7 @@ OUTSIDE = {
 """Part -> packages it may import besides the standard library."""
 
 OPTIONAL = {"pyarrow", "datasets", "yaml", "pathspec", "matplotlib", "pypdf", "bs4", "prompt_toolkit"} | {
-    *("gguf", "huggingface_hub", "jinja2"),
+    *("gguf", "huggingface_hub", "jinja2", "llguidance"),
 }
 """Packages that a command which does not need them must not load."""
 

@@ -8,7 +8,15 @@ import sys
 import time
 from typing import Any
 
-from rmat.cli.loading import add_model, add_sampling, add_session, load_with_tokenizer, sampling
+from rmat.cli.loading import (
+    add_model,
+    add_sampling,
+    add_schema,
+    add_session,
+    grammar,
+    load_with_tokenizer,
+    sampling,
+)
 from rmat.cli.output import print_json
 from rmat.cli.parsing import add_command, add_json
 from rmat.cli.sessions import add_wait, hold_session, unfinished
@@ -36,6 +44,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--keep", action="store_true", help="add question and answer to the session")
     add_wait(parser)
     add_sampling(parser, temperature=0.0)
+    add_schema(parser)
     add_json(parser)
 
 
@@ -54,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         model, tokenizer = load_with_tokenizer(args.model, args.device)
         conversation = Conversation(model, tokenizer, store.load(args.session, model))
         started = time.perf_counter()
-        reply = conversation.say(question, **sampling(args))
+        reply = conversation.say(question, **sampling(args), grammar=grammar(args))
         for piece in reply:
             if not args.json:
                 print(piece, end="", flush=True)

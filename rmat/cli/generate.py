@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rmat.cli.loading import add_model, add_sampling, load_with_tokenizer, sampling
+from rmat.cli.loading import add_model, add_sampling, add_schema, grammar, load_with_tokenizer, sampling
 from rmat.cli.output import print_json, read_prompt
 from rmat.cli.parsing import add_command, add_json
 
@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     add_model(parser)
     parser.add_argument("--file", metavar="F", help="read the prompt from a UTF-8 file; - for standard input")
     add_sampling(parser)
+    add_schema(parser)
     parser.add_argument("--state-in", metavar="FILE", help="go on from the place kept in FILE")
     parser.add_argument("--state-out", metavar="FILE", help="keep the place after the text in FILE")
     add_json(parser)
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer,
         prompt,
         **sampling(args),
+        grammar=grammar(args),
         state=state,
         next_logits=next_logits,
     )

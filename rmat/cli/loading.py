@@ -4,6 +4,8 @@ it."""
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmat.cli.parsing import Parser
@@ -90,6 +92,27 @@ def add_sampling(parser: Parser, *, max_new_tokens: int = 256, temperature: floa
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_sampling` as keywords of `rmat.generate`."""
     return {name: getattr(args, name) for name in _SAMPLING}
+
+
+def add_schema(parser: Parser) -> None:
+    """The schema of a text in JSON."""
+    parser.add_argument(
+        "--json-schema", metavar="FILE", help="write only JSON that is valid by the JSON schema in FILE"
+    )
+
+
+def grammar(args: argparse.Namespace) -> str | None:
+    """That of the schema of `add_schema`. Raises ValueError."""
+    if args.json_schema is None:
+        return None
+    from rmat.data.files import decode
+    from rmat.generation.grammar import json_grammar
+
+    text = decode(Path(args.json_schema).read_bytes(), args.json_schema)
+    try:
+        return json_grammar(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{args.json_schema} is no JSON: {error}") from None
 
 
 def load_with_tokenizer(path: str, device: str) -> tuple[LanguageModel, Tokenizer]:

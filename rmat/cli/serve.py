@@ -238,7 +238,8 @@ def _log_access() -> None:
 
 
 def _require_packages() -> None:
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    packages = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"rmat serve needs {', '.join(missing)}: pip install 'rmat[serve]'")
 

@@ -9,14 +9,14 @@ prompt, and what it spelled is written again: only tokens that agree with it may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rmat.generation.grammar import spellings
 from rmat.generation.row import Row, TextCodec
 from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
@@ -103,7 +103,7 @@ def cursor_prompt(
 def _take_off(tokenizer: TextCodec, ids: list[int], raw: bytes) -> tuple[list[int], bytes]:
     """`ids` without the last token, or the last ones if they are blanks or begin inside a character, and what
     they spelled; all of `ids` if no token could reach from there beyond the prefix's end."""
-    spelled = _spellings(tokenizer)
+    spelled = spellings(tokenizer)
     count, removed = 0, b""
     while count < len(ids) and (
         not count or removed[:1] in _INSIDE or (removed.isspace() and spelled[ids[-count - 1]].isspace())
@@ -117,16 +117,6 @@ def _take_off(tokenizer: TextCodec, ids: list[int], raw: bytes) -> tuple[list[in
     ):  # the latter with a tokenizer that does not give back every text
         return ids, b""
     return ids[:-count], removed
-
-
-def _spellings(tokenizer: TextCodec) -> tuple[bytes, ...]:
-    """Bytes of every token; none for special tokens."""
-    return _spelled(tokenizer.decode_bytes, tokenizer.vocab_size)
-
-
-@lru_cache(maxsize=2)
-def _spelled(decode: Callable[[Sequence[int]], bytes], vocab_size: int) -> tuple[bytes, ...]:
-    return tuple(decode([token]) for token in range(vocab_size))
 
 
 class CursorRow(Row):
@@ -172,13 +162,13 @@ class _CursorSampler(Sampler):
 
     def draw(self, logits: Tensor) -> int:
         if self._left:
-            spelled = _spellings(self._tokenizer)
+            spelled = spellings(self._tokenizer)
             agrees = [bool(s) and (s.startswith(self._left) or self._left.startswith(s)) for s in spelled]
             disagrees = ~torch.tensor(agrees, device="cpu")
             logits = logits[: len(agrees)].detach().cpu().masked_fill(disagrees, float("-inf"))
         token = super().draw(logits)
         if self._left:
-            self._left = self._left[len(_spellings(self._tokenizer)[token]) :]
+            self._left = self._left[len(spellings(self._tokenizer)[token]) :]
         return self._document if token in self._ends else token
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rmat.generation.grammar import Constraint
 from rmat.generation.reader import check_finite
 from rmat.generation.sampling import Sampler, SamplingConfig
 from rmat.generation.stopping import StopMatcher
@@ -90,13 +91,15 @@ class Row:
         self._turn_end, self._ends = tokenizer.special_id("turn_end"), tokenizer.ends
         self._min_tokens = sampling.min_tokens
         ends = (self._turn_end, *self._ends)
-        self._sampler = sampler or Sampler(sampling, tokenizer.vocab_size, ends)
+        grammar = sampling.grammar
+        constraint = None if grammar is None else Constraint(grammar, tokenizer, ends)
+        self._sampler = sampler or Sampler(sampling, tokenizer.vocab_size, ends, constraint)
         self._matcher = matcher or StopMatcher(stop)
         self._stream = tokenizer.stream(begins=begins)
 
     def draw(self, logits: Tensor) -> int | None:
         """The token to read next, from the logits (V,) after the last one; None if the text is over. Raises
-        NotFiniteError."""
+        NotFiniteError, GrammarError."""
         if self.finish is None and len(self.tokens) == self._max_new_tokens:
             self.finish = "length"
         if self.finish is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmat.settings import number, refuse, whole
+from rmat.generation.grammar import Constraint
+from rmat.settings import number, refuse, string, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,10 @@ class SamplingConfig:
     min_tokens: int = 0
     """Before so many tokens are written, no end of text is drawn and stop strings do not count."""
 
+    grammar: str | None = None
+    """Only texts of this grammar are written (`rmat.json_grammar`, or llguidance's variant of Lark's
+    language); what max_new_tokens or a stop string cuts off is the beginning of one. None for all texts."""
+
     seed: int | None = None
     """Seed of the draws; the same seed gives the same text. None takes another one each time."""
 
@@ -66,6 +71,7 @@ class SamplingConfig:
             take(name, number, least=-2, most=2, remedy="give a number from -2 to 2; 0 changes nothing")
         take("logit_bias", _biases)
         take("min_tokens", whole)
+        take("grammar", string)
         take(
             "seed",
             whole,
@@ -97,12 +103,20 @@ class Sampler:
         config: how to choose.
         vocab_size: ids lie in [0, vocab_size); logits beyond, which stand for no token, are never drawn.
         ends: tokens that end a text.
+        constraint: what the grammar allows; None for everything.
 
     Raises ValueError for a bias of a token that there is not.
     """
 
-    def __init__(self, config: SamplingConfig, vocab_size: int, ends: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        config: SamplingConfig,
+        vocab_size: int,
+        ends: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self._config = config
+        self._constraint = constraint
         self._written = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
         self._n_written = 0
         self._end_tokens = list(ends)
@@ -118,13 +132,16 @@ class Sampler:
             self._generator.manual_seed(config.seed)
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from `logits` (V,), any float type and device."""
+        """The next token from `logits` (V,), any float type and device. Raises GrammarError."""
         config = self._config
         scores = logits[: len(self._written)].detach().float().cpu()
         if self._biased:
             scores = scores.clone()
             scores[self._biased] += self._biases
-        if self._n_written < config.min_tokens:
+        constraint = self._constraint
+        if constraint is not None:
+            scores = scores.masked_fill(~constraint.allowed(), -math.inf)
+        if self._n_written < config.min_tokens and (constraint is None or not constraint.complete):
             scores = scores.clone()
             scores[self._end_tokens] = -math.inf
         scores = penalise(
@@ -141,6 +158,8 @@ class Sampler:
             below = (scores.double() - scores.max()) / config.temperature
             kept = keep_likeliest(below.float(), config.top_k, config.top_p, config.min_p)
             token = int(torch.multinomial(kept.softmax(-1), 1, generator=self._generator))
+        if constraint is not None:
+            constraint.accept(token)
         self._written[token] += 1
         self._n_written += 1
         return token

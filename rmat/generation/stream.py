@@ -103,6 +103,7 @@ def generate(
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
     min_tokens: int = 0,
+    grammar: str | None = None,
     stop: Sequence[str] = (),
     seed: int | None = None,
     state: StreamState | None = None,
@@ -117,8 +118,8 @@ def generate(
             Text without a state is read as a new document.
         max_new_tokens: most tokens to write; 0 only reads the prompt, for its `.state`.
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-            min_tokens, seed: see `SamplingConfig`. Penalties look at the tokens written by this call, not at
-                the prompt.
+            min_tokens, grammar, seed: see `SamplingConfig`. Penalties look at the tokens written by this
+                call, not at the prompt.
         stop: strings at which the text ends; they are not part of it. The special tokens turn_end and
             document always end it.
         state: what was read before (batch size 1), such as the `.state` of an earlier generation; it stays
@@ -139,6 +140,7 @@ def generate(
         frequency_penalty=frequency_penalty,
         logit_bias=logit_bias,
         min_tokens=min_tokens,
+        grammar=grammar,
         seed=seed,
     )
     check_tokenizer(tokenizer, model.config)

@@ -50,13 +50,11 @@ _WORDS = {
 }
 """What to do, by pydantic's names of mistakes; the only pattern is that of a session's name."""
 
-_PLAIN = "this server writes plain text, without JSON mode, tools or functions"
+_PLAIN = "this server has no tools or functions"
 _UNSUPPORTED = {
     **dict.fromkeys(("audio", "modalities", "reasoning_effort", "verbosity", "web_search_options"), ""),
     "best_of": "",
-    **dict.fromkeys(
-        ("function_call", "functions", "response_format", "tool_calls", "tool_choice", "tools"), _PLAIN
-    ),
+    **dict.fromkeys(("function_call", "functions", "tool_calls", "tool_choice", "tools"), _PLAIN),
 }
 """Fields of OpenAI's that would change the answer and that no model here can follow, and why; neutral values
 are accepted."""

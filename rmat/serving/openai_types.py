@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from rmat.data.documents import Turn
+from rmat.generation.grammar import json_grammar
 from rmat.generation.sampling import SamplingConfig
 from rmat.serving.errors import ApiError
 from rmat.sessions.store import NAME_PATTERN
@@ -53,10 +54,30 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class TextFormat(Body):
-    """The only format of answers."""
+class JsonSchema(Body):
+    """What an answer in JSON must be valid by."""
 
-    type: Literal["text"]
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="it is always followed")
+
+
+class ResponseFormat(Body):
+    """The form of answers: any text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    _grammar: str | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _prepare(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('give a json_schema with the type "json_schema", and with no other')
+        if self.type != "text":
+            any_object = {"type": "object"}
+            self._grammar = json_grammar(self.json_schema.json_schema if self.json_schema else any_object)
+        return self
 
 
 class WritingBody(Body):
@@ -81,6 +102,7 @@ class WritingBody(Body):
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -104,8 +126,13 @@ class WritingBody(Body):
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             min_tokens=self.min_tokens or 0,
+            grammar=self.grammar(),
             seed=None if self.seed is None else (self.seed + index) % 2**63,
         )
+
+    def grammar(self) -> str | None:
+        """That of the answers, if they have one."""
+        return None if self.response_format is None else self.response_format._grammar
 
     def stops(self) -> tuple[str, ...]:
         """Strings at which the text ends."""
@@ -159,7 +186,6 @@ class ChatBody(WritingBody):
     functions: Nothing | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: TextFormat | None = None
     tool_choice: Literal["none", "auto"] | None = None
     tools: Nothing | None = None
 
@@ -335,11 +361,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def field_names(*kinds: type[BaseModel]) -> frozenset[str]:
-    """Names of the fields of `kinds`."""
-    return frozenset(name for kind in kinds for name in kind.model_fields)
+    """Names of the fields of `kinds`, as bodies have them."""
+    return frozenset(field.alias or name for kind in kinds for name, field in kind.model_fields.items())
 
 
-FIELD_NAMES = field_names(CompletionBody, ChatBody, Message, TextPart, TextFormat, StreamOptions)
+FIELD_NAMES = field_names(
+    CompletionBody, ChatBody, Message, TextPart, ResponseFormat, JsonSchema, StreamOptions
+)
 """Names that a path to a mistake may hold."""
 
 

@@ -22,6 +22,7 @@ from rmat.data.documents import Turn
 from rmat.data.template import Before
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Request, Stream, TokenLogprob
+from rmat.generation.grammar import GrammarError
 from rmat.generation.reader import NotFiniteError
 from rmat.generation.sampling import SamplingConfig
 from rmat.serving.errors import ApiError, error_body, internal_error, log
@@ -284,6 +285,8 @@ def _require_answer(stream: Stream) -> None:
     if isinstance(stream.error, NotFiniteError):
         message = "the model's numbers are not finite: its weights or this session's state are damaged"
         raise ApiError(500, message, code="not_finite", headers={"x-should-retry": "false"})
+    if isinstance(stream.error, GrammarError):
+        raise ApiError(400, str(stream.error), param="response_format")
     if stream.finish == "error":
         raise stream.error or RuntimeError("the engine failed")
     if stream.state is None and stream.finish == "timeout":

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_stop_strings(rmat: Rmat, run_folder: Path) -> None:
     stop = text[4:6]
     found = rmat("generate", run_folder, "the text", "--max-new-tokens", "20", "--stop", stop, *GREEDY).json
     assert found["text"] == text[: text.index(stop)] and found["finish"] == "stop"
+
+
+def test_json_by_a_schema(rmat: Rmat, run_folder: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [{"a": [1, 2]}, {"b": null}]}')
+    text = rmat("generate", run_folder, "the text", "--json-schema", schema, "--seed", "1").out
+    assert json.loads(text) in ({"a": [1, 2]}, {"b": None})
+    schema.write_text("{")
+    assert "schema.json is no JSON" in rmat("generate", run_folder, "x", "--json-schema", schema).refused()
 
 
 def test_a_reader_that_leaves_ends_it_quietly(endless: Path) -> None:

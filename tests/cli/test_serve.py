@@ -210,7 +210,7 @@ def test_a_model_must_be_given_and_be_there(rmat: Rmat, tmp_path: Path) -> None:
     assert "no model at" in rmat("serve", tmp_path / "none", "--port", "0").refused()
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "llguidance"])
 def test_a_missing_package_is_one_sentence(
     rmat: Rmat, run_folder: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

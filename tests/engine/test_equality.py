@@ -104,6 +104,7 @@ class TestBatching:
             top_k=draws.choice([None, 20]),
             top_p=draws.choice([None, 0.9]),
             repetition_penalty=draws.choice([1.0, 1.2]),
+            grammar=draws.choice([None, "start: /[a-q ]{3,40}/", 'start: "(" start? ")"']),
             seed=draws.randrange(1000),
             stop=draws.choice([(), ("e", "ab"), ("qu",)]),
             **options,

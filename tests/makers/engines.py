@@ -45,7 +45,7 @@ def small_model(variant: str, tokenizer: Tokenizer, **fields: Any) -> LanguageMo
 def ask(tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 20, **options: Any) -> Request:
     """A request for text behind a document that begins with `text`; sampling settings are taken out of
     `options`."""
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "grammar", "seed")
     sampling = {"seed": 0, **{name: options.pop(name) for name in names if name in options}}
     ids = (tokenizer.special_id("document"), *tokenizer.encode(text))
     return replace(
@@ -73,6 +73,7 @@ def alone(model: LanguageModel, tokenizer: Tokenizer, request: Request) -> Gener
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         repetition_penalty=sampling.repetition_penalty,
+        grammar=sampling.grammar,
         seed=sampling.seed,
         stop=request.stop,
         state=request.state,
