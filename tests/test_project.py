@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "context_parallel": {"model", "ops"},
     "data": {"settings", "machine"},
     "tasks": {"data", "settings", "machine"},
-    "pretrained": {"model", "storage", "data", "tasks", "settings", "machine", ""},
+    "pretrained": {"ops", "model", "storage", "data", "tasks", "training", "settings", "machine", ""},
     "generation": {"model", "data", "settings"},
     "evaluation": {"model", "data", "tasks", "generation", "settings", "machine"},
     "training": {"model", "storage", "data", "tasks", "settings", "machine"},

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmat.cli.output import human_bytes, print_json, print_table
 from rmat.cli.parsing import add_command, add_json
+
+if TYPE_CHECKING:
+    from rmat.data.tokenizer import Tokenizer
+    from rmat.model import LanguageModel
+
+DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
+"""Options of --method distil alone."""
 
 IMPORT = """\
 Make a model folder of a pretrained model: a Llama, Mistral, SmolLM2, Qwen2 or Qwen3. SOURCE is a folder of
@@ -29,7 +37,11 @@ folder. What MODEL is decides. A Llama-type folder is brought by rmat import and
 GATES = """\
 Fit the write gates of an imported model: forward passes only, minutes. The model reads prose, and texts that
 state facts and ask for them in its chat format, with everything in sight; a gate learns to admit what later
-tokens out of local reach attended. The state keeps its size."""
+tokens out of local reach attended. The state keeps its size.
+
+--method distil goes on from fitted gates: the weights stay frozen, and gates learn what the model with its
+bank lacks of the model with everything in sight. Longer: an hour on a CPU. Ctrl-C saves and ends with status
+130; the same command goes on. What the run was and how it went is in FOLDER/distil."""
 
 
 def add(commands: Any) -> None:
@@ -78,6 +90,12 @@ def add(commands: Any) -> None:
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the passages (default: 0)")
+    add("--method", choices=("fit", "distil"), default="fit", help="how gates learn (default: fit)")
+    add("--steps", type=int, metavar="N", help="distil: updates of one passage each (default: 400)")
+    add("--minutes", type=float, metavar="X", help="distil: ends so early even if updates are left")
+    add("--lr", type=float, metavar="X", help="distil: peak learning rate (default: 0.001)")
+    add("--lora", type=int, metavar="RANK", help="distil: query and key maps learn additions of this rank")
+    add("--device", choices=("auto", "cpu", "cuda"), help="distil: where (default: auto)")
     add_json(parser)
     parser = add_command(
         commands,
@@ -155,6 +173,11 @@ def run_gates(args: argparse.Namespace) -> int:
     if tokenizer is None or tokenizer.chat is None:
         raise ValueError(f"{args.model} was not imported from a pretrained model: rmat import makes one")
     chosen = {"n_prose": args.prose, "n_asking": args.asking, "seed": args.seed}
+    out = args.out or str(model_folder(args.model))
+    if args.method == "distil":
+        return _distil(args, model, tokenizer, out, chosen)
+    if given := [name for name in DISTIL_ONLY if getattr(args, name) is not None]:
+        raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback)
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
     total = args.prose * PROSE_TOKENS + args.asking * ASKING_TOKENS
@@ -162,7 +185,6 @@ def run_gates(args: argparse.Namespace) -> int:
         model = fit(model, passages, share=args.share, advance=advance)
     if args.eviction:
         model = model.with_slots(eviction=args.eviction)
-    out = args.out or str(model_folder(args.model))
     model.save(out, tokenizer=tokenizer)
     done = {
         "folder": out,
@@ -171,6 +193,24 @@ def run_gates(args: argparse.Namespace) -> int:
         "eviction": model.config.eviction,
         **chosen,
     }
+    print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
+    return 0
+
+
+def _distil(
+    args: argparse.Namespace, model: LanguageModel, tokenizer: Tokenizer, out: str, chosen: dict[str, Any]
+) -> int:
+    """Distil and write; 130 if it was told to stop."""
+    from rmat.pretrained.distil import DistilConfig, distil
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in DISTIL_ONLY}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = DistilConfig(data=args.data, share=args.share, **chosen, **given)
+    if args.eviction:
+        model = model.with_slots(eviction=args.eviction)
+    if distil(model, tokenizer, config, out) is None:
+        return 130
+    done = {"folder": out, "eviction": model.config.eviction, **dataclasses.asdict(config)}
     print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
     return 0
 

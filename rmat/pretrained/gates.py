@@ -154,10 +154,32 @@ class _Regression:
         penalty = RIDGE * self.gram.diagonal()[:width].mean()
         ridge = torch.diag(torch.cat([penalty.expand(width), penalty.new_zeros(1)]))
         solved = torch.linalg.solve(self.gram + ridge, self.moment)  # (E + 1, K)
-        score = torch.cat(self.sample).double() @ solved
-        scale = SHARPNESS / score.std(0).clamp(min=1e-12)
-        threshold = score.quantile(1 - share, dim=0)
-        return (solved[:-1] * scale).T, (solved[-1] - threshold) * scale
+        return admitting(share, solved[:-1].T, solved[-1], torch.cat(self.sample)[:, :-1])
+
+
+def admitting(share: float, weight: Tensor, bias: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (K, E) and biases (K,) of scores w . x + b with threshold and scale such that a `share` of the
+    inputs `sample` (N, E) has them above 0 and nearly all gates are 0 or 1."""
+    score = sample.to(weight.dtype) @ weight.T + bias
+    scale = SHARPNESS / score.std(0).clamp(min=1e-12)
+    threshold = score.quantile(1 - share, dim=0)
+    return weight * scale[:, None], (bias - threshold) * scale
+
+
+def require_gates(config: ModelConfig) -> None:
+    """Raise ValueError for a model without a gate for each key head."""
+    if not (config.has_memory and config.slots_per == "key_head" and config.refuses_writes):
+        raise ValueError("this model has no gate for each key head: import it with a window and slots")
+
+
+def with_scores(model: LanguageModel, scores: Sequence[tuple[Tensor, Tensor]]) -> LanguageModel:
+    """The model whose gates have these weights (K, E) and biases (K,), one pair a layer."""
+    tensors = dict(model.state_dict())
+    for index, score in enumerate(scores):
+        for name, value in zip(("weight", "bias"), score, strict=True):
+            key = f"blocks.{index}.memory.writer.score.{name}"
+            tensors[key] = value.to(tensors[key])
+    return assigned(model.config, tensors)
 
 
 def fit(
@@ -178,20 +200,12 @@ def fit(
     Raises ValueError for a model without such a bank.
     """
     number("share", share, above=0, below=1)
-    config = model.config
-    if not (config.has_memory and config.slots_per == "key_head" and config.refuses_writes):
-        raise ValueError("this model has no gate for each key head: import it with a window and slots")
-    regressions = [_Regression(config) for _ in range(config.n_layers)]
+    require_gates(model.config)
+    regressions = [_Regression(model.config) for _ in range(model.config.n_layers)]
     for passage in passages:
         _read(model, passage, regressions)
         advance(len(passage.ids))
-    tensors = dict(model.state_dict())
-    for index, regression in enumerate(regressions):
-        weight, bias = regression.solve(share)
-        for name, value in (("weight", weight), ("bias", bias)):
-            key = f"blocks.{index}.memory.writer.score.{name}"
-            tensors[key] = value.to(tensors[key].dtype)
-    return assigned(config, tensors)
+    return with_scores(model, [regression.solve(share) for regression in regressions])
 
 
 @torch.no_grad()

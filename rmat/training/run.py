@@ -209,10 +209,8 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
 
 
 @contextlib.contextmanager
-def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
-    """The folder of the run, which nobody else writes to inside the block; a new one that comes to nothing is
-    removed."""
-    folder, made = _make_folder(config)
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process trains in `folder`. Raises ValueError where one does."""
     lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
     try:
         lock.acquire()
@@ -221,29 +219,40 @@ def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
             f"another process trains in {folder}: wait until it is done, or give another folder"
         ) from None
     try:
-        if new and (folder / CONFIG_FILE).exists():
-            raise ValueError(
-                f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
-            )
-        model = folder / MODEL_FOLDER
-        if model.is_symlink():
-            raise ValueError(
-                f"{model} is a link, and the finished model would replace the folder it points to: "
-                "remove the link, that folder stays"
-            )
-        if model.exists() and not model.is_dir():
-            raise ValueError(
-                f"{model} is no folder, and the finished model could not be put there: move it away"
-            )
-        for name in WRITTEN:
-            writable(folder / name)
-        for place in (folder, folder / "checkpoints"):
-            remove_partial(place)
-        yield folder
+        yield
     finally:
         # Removed while held: whoever waits finds that the file has no name any more.
         (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def _claimed(config: RunConfig, new: bool) -> Iterator[Path]:
+    """The folder of the run, which nobody else writes to inside the block; a new one that comes to nothing is
+    removed."""
+    folder, made = _make_folder(config)
+    try:
+        with locked(folder):
+            if new and (folder / CONFIG_FILE).exists():
+                raise ValueError(
+                    f"{folder} already holds a run: resume it with --resume {folder}, or give another folder"
+                )
+            model = folder / MODEL_FOLDER
+            if model.is_symlink():
+                raise ValueError(
+                    f"{model} is a link, and the finished model would replace the folder it points to: "
+                    "remove the link, that folder stays"
+                )
+            if model.exists() and not model.is_dir():
+                raise ValueError(
+                    f"{model} is no folder, and the finished model could not be put there: move it away"
+                )
+            for name in WRITTEN:
+                writable(folder / name)
+            for place in (folder, folder / "checkpoints"):
+                remove_partial(place)
+            yield folder
+    finally:
         if new and not (folder / CONFIG_FILE).exists():
             for place in made:
                 with contextlib.suppress(OSError):

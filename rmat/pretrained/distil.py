@@ -1,0 +1,613 @@
+"""Gates of a pretrained model, distilled from the model itself: its weights are frozen, only gates learn.
+
+    teacher  the model with everything in sight
+    student  the same, but the logit of a key out of local reach has log g of its gate added, per key head;
+             the first n_sinks keys are in everybody's reach
+    loss     KL(teacher || student) of the tokens that something is out of reach of, those that ask weighted,
+             and a price on g of the key heads whose mean g lately was beyond the share that they may admit
+
+Nothing is refused while gates learn, so that refused tokens have a gradient (as in WG-KV). Local reach is
+drawn anew for every passage, up to the model's own: gates learn for every distance (as in AHN and SWAX).
+
+A gate's score has standard deviation 1 here, times a sharpness that rises from 2 to that of a fitted gate,
+where nearly all gates are 0 or 1 and hardly any token has a gradient. At the beginning soft gates let the
+scores move, at the end the student reads what the bank will hold.
+
+Files of a run, in one folder: config.json, environment.json, data.json, metrics.jsonl (a row for every
+update), checkpoints/, and result.json once it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rmat.data.tokenizer import Tokenizer
+from rmat.machine import describe_environment, pick_device
+from rmat.model import LanguageModel, ModelConfig
+from rmat.model.call import Call
+from rmat.model.layout import Layout
+from rmat.model.streams import Local
+from rmat.ops.attention import additive, at_least_float32, attend, attend_slots
+from rmat.pretrained.gates import (
+    SAMPLED_TOKENS,
+    SHARPNESS,
+    Passage,
+    admitting,
+    mixed,
+    require_gates,
+    with_all_in_sight,
+    with_scores,
+)
+from rmat.settings import check, number, whole
+from rmat.storage import CONFIG_FILE, assigned, weights_fingerprint, write_json
+from rmat.training.checkpoint import Checkpoint, Saver, model_tensors, newest_sound_checkpoint
+from rmat.training.config import TrainConfig
+from rmat.training.distributed import Processes
+from rmat.training.optimizer import (
+    build_optimizers,
+    learning_rate_factor,
+    optimizer_places,
+    optimizer_tensors,
+    progress,
+    restore_optimizers,
+    set_learning_rate,
+)
+from rmat.training.process import own_defaults, seed_everything, undisturbed
+from rmat.training.progress import Reporter, Terminal, stop_on_signal
+from rmat.training.records import JsonLines
+from rmat.training.run import locked
+
+SOFT = 2.0
+"""Sharpness at the beginning: g is between 0.12 and 0.88 within one standard deviation of the threshold."""
+
+PRICE = 4.0
+"""Full price in nats per token of g = 1 in all key heads. It rises from the share and is full at twice that.
+To admit more gains about a tenth of a nat for each 1 of g, so that gates stay a few hundredths above."""
+
+RECENT = 0.1
+"""Weight of a passage in the mean g of passages lately. A price on that of each passage alone would be paid
+by a head that admits its share but in one kind of passages more than in another, and would close it."""
+
+ASKED = 8.0
+"""Weight in the loss of a token of a question or an answer, of which there are few."""
+
+LEAST_REACH = 4
+"""The smallest reach that is drawn is the model's own divided by this."""
+
+SCALING_PASSAGES = 8
+"""Passages by which scores are scaled and thresholds set."""
+
+HEAD_TOKENS = 128
+"""Tokens whose logits are in memory at once."""
+
+CHECKPOINT_EVERY = 10
+"""Updates between two checkpoints."""
+
+RUN_FOLDER, RESULT_FILE = "distil", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """How gates are distilled. Raises ValueError."""
+
+    data: str = "python-stdlib"
+    """SPEC of the text of the passages."""
+    share: float = 0.5
+    """Share of all tokens that a key head may admit, above 0 and below 1."""
+    n_prose: int = 8
+    """Passages of prose in each round; rounds follow each other, each with other passages."""
+    n_asking: int = 24
+    """Passages in each round that ask for what they state."""
+    steps: int = 400
+    """Updates, at most; each reads one passage."""
+    minutes: float | None = None
+    """Wall-clock budget over all parts of an interrupted run; None: no budget."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW, of scores of standard deviation 1 of inputs of root mean square 1."""
+    lora: int = 0
+    """Rank of additions to query and key maps, which learn too; 0: none."""
+    seed: int = 0
+    """Seed of the passages and of the reach."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        check(self, "distil", ("share",), number, above=0, below=1)
+        check(self, "distil", ("n_prose", "n_asking", "lora"), whole, 0)
+        check(self, "distil", "seed", whole, 0, 2**32 - 1)
+        check(self, "distil", "steps", whole, 1)
+        check(self, "distil", ("minutes", "lr"), number, above=0)
+        if not self.n_prose + self.n_asking:
+            raise ValueError("n_prose=0 and n_asking=0 leave nothing to read: give one of them 1 or more")
+
+    def training(self) -> TrainConfig:
+        """The same in the terms of training."""
+        return TrainConfig(
+            steps=self.steps,
+            max_minutes=self.minutes,
+            lr=self.lr,
+            warmup_steps=min(10, self.steps),
+            weight_decay=0.0,
+        )
+
+
+def distil(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    config: DistilConfig,
+    out: str | Path,
+    *,
+    reporter: Reporter | None = None,
+) -> LanguageModel | None:
+    """The model with distilled gates, on the CPU, written to the model folder `out`; None if SIGINT or
+    SIGTERM stopped it, which saves the run.
+
+    The run is in the folder `distil` of `out`. One that is not complete goes on: on the same machine it
+    equals an uninterrupted one bit for bit, unless it has a time budget. A complete one is replaced.
+
+    Args:
+        model: imported, with fitted gates.
+
+    Raises ValueError for a model without such gates, and where the run in `folder` was started with other
+    settings, text or weights; FloatingPointError if the numbers break down.
+    """
+    require_gates(model.config)
+    if not any(x.any() for name, x in model.state_dict().items() if name.endswith("score.weight")):
+        raise ValueError("the gates of this model are all open: fit them first (rmat gates MODEL)")
+    device, _ = pick_device(config.device)
+    scaling = list(islice(passages(config, tokenizer), SCALING_PASSAGES))
+    folder = Path(out) / RUN_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with undisturbed(), own_defaults(), locked(folder):
+        there = assigned(model.config, {name: x.to(device) for name, x in model.state_dict().items()})
+        run = _Run(there, tokenizer, config, scaling, folder, reporter or Terminal())
+        if not run.train():
+            return None
+        distilled = run.distilled().to("cpu")
+        distilled.save(out, tokenizer=tokenizer)
+        write_json(folder / RESULT_FILE, run.result())
+        return distilled
+
+
+class Gate(nn.Module):
+    """The gate of one layer, on inputs (T, E) that are divided by their root mean squares `scale`."""
+
+    scale: Tensor
+    opened: Tensor
+    """(K,) mean g lately."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.n_kv_heads, config.d_model, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(config.n_kv_heads, dtype=dtype))
+        self.register_buffer("scale", torch.ones(config.d_model, dtype=dtype))
+        self.register_buffer("opened", torch.zeros(config.n_kv_heads, dtype=dtype))
+
+    def forward(self, x: Tensor, sharpness: float) -> Tensor:
+        """log g (T, K) in at least float32."""
+        return F.logsigmoid(sharpness * F.linear(at_least_float32(x) / self.scale, self.weight, self.bias))
+
+
+class LowRank(nn.Module):
+    """W_up W_down x, zero at first."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        self.down = nn.Linear(base.in_features, rank, bias=False, dtype=dtype)
+        self.up = nn.Linear(rank, base.out_features, bias=False, dtype=dtype)
+        nn.init.zeros_(self.up.weight)
+
+    def matrix(self) -> Tensor:
+        """What is added to the matrix."""
+        return (self.up.weight @ self.down.weight).detach()
+
+
+class Added(nn.Module):
+    """A map and what is added to it."""
+
+    def __init__(self, base: nn.Module, addition: LowRank) -> None:
+        super().__init__()
+        self.base, self.addition = base, addition
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n_in) to (..., n_out), in the type of x."""
+        wide = at_least_float32(x)
+        return torch.add(self.base(x), self.addition.up(self.addition.down(wide))).to(x.dtype)
+
+
+class Learned(nn.Module):
+    """What learns of a model: `blocks`, with the gate of each layer and additions to its maps."""
+
+    def __init__(self, model: LanguageModel, rank: int) -> None:
+        super().__init__()
+        dtype = torch.promote_types(model.embedding.weight.dtype, torch.float32)
+        self.config = model.config
+        self.blocks: Any = nn.ModuleList()
+        for block in model.blocks:
+            parts: dict[str, nn.Module] = {"gate": Gate(model.config, dtype)}
+            if rank:
+                local: Any = next(iter(block.local.values()))  # type: ignore[operator]
+                parts |= {name: LowRank(getattr(local, name), rank) for name in ("query", "key")}
+            self.blocks.append(nn.ModuleDict(parts))
+
+    @torch.no_grad()
+    def start(self, model: LanguageModel, samples: Sequence[Tensor], share: float) -> None:
+        """Take the gates of `model`, scaled by inputs (N, E) of every layer."""
+        for index, (block, sample) in enumerate(zip(self.blocks, samples, strict=True)):
+            score: Any = model.blocks[index].memory.writer.score  # type: ignore[union-attr]
+            gate = block["gate"]
+            weight, bias = admitting(share, score.weight.double(), score.bias.double(), sample)
+            gate.scale.copy_(sample.square().mean(0).sqrt().clamp(min=1e-6))
+            gate.weight.copy_(weight.to(gate.scale) * gate.scale / SHARPNESS)
+            gate.bias.copy_(bias / SHARPNESS)
+            gate.opened.fill_(share)
+
+    def read(
+        self, full: LanguageModel, tokens: Tensor, chunk: int, sharpness: float
+    ) -> tuple[Tensor, Tensor]:
+        """Read tokens (T,) as the student does: hidden vectors (T, E), and the mean g of every layer's key
+        heads (L, K).
+
+        Args:
+            full: the model with everything in sight, whose maps are changed where there are additions.
+            chunk: a token sees its own chunk of so many tokens, and the one before, as they are.
+        """
+        config, device = full.config, tokens.device
+        position = torch.zeros(1, dtype=torch.int64, device="cpu")
+        layout = Layout.of(config, position, len(tokens), device)
+        call = Call.of(config, layout, full.embedding.weight.dtype, "on", False)
+        state = full.initial_state(1)
+        h_BTE, opened = full.embedding(tokens[None]), []
+        parts: Any = zip(full.blocks, self.blocks, state.layers, strict=True)
+        for block, own, layer in parts:
+            projection = block.local["full"]
+            for name in set(own) - {"gate"}:
+                setattr(projection, name, Added(getattr(projection, name), own[name]))
+
+            def read(h_BTE: Tensor, block: Any = block, own: Any = own, layer: Any = layer) -> Any:
+                x_BTE = block.norm(h_BTE)
+                log_gate = own["gate"](x_BTE[0], sharpness)
+                local, _ = block.local["full"](x_BTE, layer.full, call.ranges["full"])
+                reached = F.pad(log_gate[config.n_sinks :], (0, 0, config.n_sinks, 0))
+                h_BTE = h_BTE + block.output(attend_gated(local, reached, chunk).flatten(2))
+                h_BTE = h_BTE + block.feedforward(block.feedforward_norm(h_BTE))
+                return h_BTE, log_gate[config.n_sinks :].exp().mean(0)
+
+            h_BTE, mean = checkpoint(read, h_BTE, use_reentrant=False)
+            opened.append(mean)
+        return h_BTE[0], torch.stack(opened)
+
+    @torch.no_grad()
+    def lately(self, opened: Tensor) -> Tensor:
+        """Mean g (L, K) of passages up to this one, whose own is `opened`."""
+        pairs = zip(self.blocks, opened, strict=True)
+        return torch.stack([block["gate"].opened.lerp_(own, RECENT) for block, own in pairs])
+
+    @torch.no_grad()
+    def added_to(self, model: LanguageModel) -> LanguageModel:
+        """`model` with what was added to its maps, or itself."""
+        tensors = dict(model.state_dict())
+        (name,) = model.config.held
+        for index, own in enumerate(self.blocks):
+            for part in set(own) - {"gate"}:
+                key = f"blocks.{index}.local.{name}.{part}.weight"
+                addition = own[part].matrix()
+                tensors[key] = (tensors[key].to(addition.dtype) + addition).to(tensors[key].dtype)
+        return assigned(model.config, tensors)
+
+    @torch.no_grad()
+    def scores(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights (K, E) and biases (K,) of every layer, in float64, for inputs as they are."""
+        gates = [own["gate"] for own in self.blocks]
+        return [((gate.weight / gate.scale).double(), gate.bias.double()) for gate in gates]
+
+
+def attend_gated(local: Local, log_gate: Tensor, chunk: int) -> Tensor:
+    """Attention (1, T, H, D) of a row of T tokens: in one softmax the keys of a token's own chunk up to
+    itself, and of the one before, and all keys before these with log_gate (T, K) added to their logits."""
+    q_RSHD, k_RJKD, v_RJKD = local.q_RSHD, local.k_RJKD, local.v_RJKD
+    n_tokens, near = len(log_gate), 2 * chunk
+    at = torch.arange(near, device=log_gate.device)
+    mask = additive(at <= at[:chunk, None] + chunk, q_RSHD.dtype)[None, None]
+    parts = [attend(q_RSHD[:, :near], k_RJKD[:, :near], v_RJKD[:, :near], causal=True)]
+    for start in range(near, n_tokens, chunk):
+        stop, far = min(start + chunk, n_tokens), start - chunk
+        asked = q_RSHD[:, start:stop]
+        seen = (asked, k_RJKD[:, far:stop], v_RJKD[:, far:stop], mask[..., : stop - start, : stop - far])
+        slots = (asked, k_RJKD[:, :far], v_RJKD[:, :far], log_gate[None, :far])
+        parts.append(attend_slots(*seen, *slots))
+    return torch.cat(parts, dim=1)
+
+
+def divergence(
+    model: LanguageModel, student: Tensor, teacher: Tensor, weight: Tensor
+) -> tuple[float, Tensor]:
+    """The sum over tokens of weight (N,) times KL(teacher || student), in nats, of hidden vectors (N, E), and
+    its gradient to the student's (N, E). At once, and few tokens at a time: logits are large."""
+    total, gradients = 0.0, []
+    pieces = (x.detach().split(HEAD_TOKENS) for x in (student, teacher, weight))
+    for own, theirs, each in zip(*pieces, strict=True):
+        with torch.no_grad():
+            log_p = at_least_float32(model.logits(theirs)).log_softmax(-1)
+        own = own.requires_grad_()
+        log_q = at_least_float32(model.logits(own)).log_softmax(-1)
+        loss = (F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1) * each).sum()
+        gradients += torch.autograd.grad(loss, own)
+        total += loss.item()
+    return total, torch.cat(gradients)
+
+
+def price(lately: Tensor, share: float) -> Tensor:
+    """Nats per token that g = 1 costs in each key head (L, K), by its mean g lately: nothing up to the
+    share."""
+    return PRICE * ((lately - share) / share).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update did."""
+
+    kl: float
+    """Nats per token, those that ask weighted, before the price."""
+    price: float
+    """Nats per token that g = 1 costs, the mean over key heads."""
+    opened: float
+    """Mean g."""
+    gradient_norm: float
+    """Before clipping."""
+
+
+def update(
+    learned: Learned,
+    optimizers: Sequence[torch.optim.Optimizer],
+    model: LanguageModel,
+    passage: Passage,
+    *,
+    chunk: int,
+    sharpness: float,
+    share: float,
+    clip: float = 1.0,
+) -> Step:
+    """Read a passage of more than 2 chunks and update what is learned once. Raises FloatingPointError if a
+    number is not finite, and then nothing is changed."""
+    device = model.embedding.weight.device
+    tokens = torch.from_numpy(passage.ids).to(device)
+    full = with_all_in_sight(model, len(tokens)).requires_grad_(False)
+    with torch.no_grad():
+        teacher = full.hidden(tokens[None])[0][0]
+    student, opened = learned.read(full, tokens, chunk, sharpness)
+    near = 2 * chunk  # what sees everything is the same in both
+    asks = torch.from_numpy(passage.asks).to(device)[near:]
+    weight = torch.where(asks, ASKED, 1.0).to(opened.dtype)
+    kl, gradient = divergence(model, student[near:], teacher[near:], weight / weight.sum())
+    cost = price(learned.lately(opened), share)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward([student[near:], (cost * opened).mean()], [gradient, None])
+    norm = nn.utils.clip_grad_norm_(learned.parameters(), clip).item()
+    if not (math.isfinite(kl) and math.isfinite(norm)):
+        raise FloatingPointError(f"the divergence is {kl}, its gradient {norm}: lower the learning rate")
+    for optimizer in optimizers:
+        optimizer.step()
+    return Step(kl, cost.mean().item(), opened.mean().item(), norm)
+
+
+def passages(config: DistilConfig, tokenizer: Tokenizer, step: int = 0) -> Iterator[Passage]:
+    """The passages of all updates from `step` on, without end: round after round in random order."""
+    size = config.n_prose + config.n_asking
+    begun, within = divmod(step, size)
+    for turn in count(begun):
+        random = np.random.default_rng([config.seed, turn])
+        # With reach 0 no token of prose asks more than another.
+        some = mixed(
+            config.data,
+            tokenizer,
+            n_prose=config.n_prose,
+            n_asking=config.n_asking,
+            reach=0,
+            seed=int(random.integers(2**31)),
+        )
+        made, order = list(some), random.permutation(size)
+        yield from (made[place] for place in order[within if turn == begun else 0 :])
+
+
+@torch.no_grad()
+def sampled(model: LanguageModel, some: Sequence[Passage]) -> list[Tensor]:
+    """Inputs (N, E) of the gates of every layer at some tokens of passages, with everything in sight."""
+    found: list[list[Tensor]] = [[] for _ in range(model.config.n_layers)]
+    for passage in some:
+        keys = torch.from_numpy(passage.weight > 0).nonzero().flatten()
+        keys = keys[:: -(-len(keys) // SAMPLED_TOKENS)]
+        full = with_all_in_sight(model, len(passage.ids))
+        blocks: Any = full.blocks
+        for block, kept in zip(blocks, found, strict=True):
+
+            def keep(_: Any, __: Any, x_BTE: Tensor, kept: list[Tensor] = kept, keys: Tensor = keys) -> None:
+                kept.append(at_least_float32(x_BTE[0, keys.to(x_BTE.device)]))
+
+            block.norm.register_forward_hook(keep)
+        full.hidden(torch.from_numpy(passage.ids)[None].to(model.embedding.weight.device))
+    return [torch.cat(kept) for kept in found]
+
+
+class _Run:
+    """A run that is open."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        config: DistilConfig,
+        scaling: Sequence[Passage],
+        folder: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.folder = model, tokenizer, config, folder
+        self.reporter, self.settings, self.scaling = reporter, config.training(), scaling
+        seed_everything(config.seed)
+        self.learned = Learned(model, config.lora).to(model.embedding.weight.device)
+        self.optimizers = build_optimizers(self.learned, self.settings)
+        self.metrics = JsonLines(folder / "metrics.jsonl")
+        self.saver = Saver(folder / "checkpoints", self.settings.keep_last, Processes())
+        self.step, self.tokens, self.elapsed = 0, 0, 0.0
+        found = self._claim()
+        self.began = time.perf_counter()
+        if found is None:
+            self.learned.start(model, sampled(model, self.scaling), config.share)
+        else:
+            self._restore(found)
+            reporter.say(f"continuing after update {self.step:,}")
+        self.began -= self.elapsed
+        self.metrics.cut_after(self.step)
+
+    def _claim(self) -> Checkpoint | None:
+        """Write down what the run is; of one that goes on the checkpoint to go on from."""
+        read = hashlib.sha256(b"".join(passage.ids.tobytes() for passage in self.scaling)).hexdigest()
+        given = {"model": weights_fingerprint(self.model), "passages": read}
+        config = dataclasses.asdict(self.config)
+        path, place = self.folder / CONFIG_FILE, self.folder / "checkpoints"
+        found = None
+        if path.is_file() and not (self.folder / RESULT_FILE).exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
+            for name, value in {**config, **given}.items():
+                if name not in ("steps", "minutes", "device") and {**before, **data}.get(name) != value:
+                    raise ValueError(
+                        f"the run in {self.folder} was started with another {name}: put that back as it was, "
+                        "or give another folder"
+                    )
+            found = newest_sound_checkpoint(place, self.reporter.say)
+        else:
+            for old in place.glob("*step-*"):
+                shutil.rmtree(old)
+            (self.folder / RESULT_FILE).unlink(missing_ok=True)
+        place.mkdir(exist_ok=True)
+        device = self.model.embedding.weight.device
+        write_json(self.folder / "environment.json", describe_environment(device, self.config.seed))
+        write_json(self.folder / "data.json", given)
+        write_json(path, config)
+        return found
+
+    def _restore(self, found: Checkpoint) -> None:
+        memories = optimizer_places(self.learned, found.tensors)
+        found.load({**model_tensors(self.learned), **memories})
+        restore_optimizers(self.learned, self.optimizers, memories)
+        self.step, self.tokens = found.step, found.values["tokens"]
+        self.elapsed = found.values["elapsed"]
+
+    def _save(self) -> None:
+        self.metrics.sync()
+        tensors = {**model_tensors(self.learned), **optimizer_tensors(self.learned, self.optimizers)}
+        self.saver.save(self.step, tensors, {"tokens": self.tokens, "elapsed": self.elapsed}, None)
+
+    def train(self) -> bool:
+        """All updates; False if it was told to stop, and has saved."""
+        config, reporter = self.config, self.reporter
+        n_learned = sum(x.numel() for x in self.learned.parameters())
+        budget = "" if config.minutes is None else f", at most {config.minutes:g} minutes"
+        reporter.say(
+            f"distilling {n_learned:,} parameters: {config.steps:,} updates of one passage each{budget}; "
+            f"run in {self.folder}"
+        )
+        reporter.started(self.step, config.steps)
+        try:
+            with stop_on_signal(reporter.say) as stop:
+                source = passages(config, self.tokenizer, self.step)
+                while not (over := self._share() >= 1) and not stop.requested:
+                    self._update(next(source))
+                    if self.step % CHECKPOINT_EVERY == 0:
+                        self._save()
+                if self.step % CHECKPOINT_EVERY:
+                    self._save()
+                self.saver.wait()
+        finally:
+            reporter.stopped()
+        if not over:
+            reporter.say(f"stopped after update {self.step:,} and saved; the same command goes on")
+        return over
+
+    def _share(self) -> float:
+        """How much of the run is over, 0 to 1."""
+        return progress(self.step, self.elapsed, self.settings)
+
+    def _update(self, passage: Passage) -> None:
+        started, config = time.perf_counter(), self.config
+        share = self._share()
+        lr = config.lr * learning_rate_factor(self.step, share, self.settings)
+        set_learning_rate(self.optimizers, lr)
+        most = max(min(self.model.config.chunk_len, len(passage.ids) // 4), 1)
+        random = np.random.default_rng([config.seed, self.step, most])
+        chunk = int(random.integers(max(most // LEAST_REACH, 1), most + 1))
+        sharpness = SOFT * (SHARPNESS / SOFT) ** share
+        result = update(
+            self.learned,
+            self.optimizers,
+            self.model,
+            passage,
+            chunk=chunk,
+            sharpness=sharpness,
+            share=config.share,
+            clip=self.settings.clip,
+        )
+        self.step += 1
+        self.tokens += len(passage.ids)
+        now = time.perf_counter()
+        self.elapsed = now - self.began
+        share = self._share()
+        row = {
+            "kind": "train",
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": result.kl,
+            "bits_per_byte": None,
+            "price": result.price,
+            "openness": [result.opened],
+            "gradient_norm": result.gradient_norm,
+            "lr": lr,
+            "sharpness": sharpness,
+            "chunk": chunk,
+            "tokens_per_second": len(passage.ids) / (now - started),
+            "elapsed": self.elapsed,
+            "seconds_left": self.elapsed / share * (1 - share),
+        }
+        self.metrics.append(row)
+        self.reporter.stepped(self.step)
+        self.reporter.logged(row)
+
+    def distilled(self) -> LanguageModel:
+        """The model with what was learned, its thresholds set as those of fitted gates are."""
+        model = self.learned.added_to(self.model)
+        samples = sampled(model, self.scaling)
+        share, scores = self.config.share, self.learned.scores()
+        return with_scores(
+            model, [admitting(share, *score, x) for score, x in zip(scores, samples, strict=True)]
+        )
+
+    def result(self) -> dict[str, Any]:
+        """What is said of a complete run."""
+        losses = [row["loss"] for row in self.metrics.rows()]
+        some = max(len(losses) // 10, 1)
+        return {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "seconds": self.elapsed,
+            "kl_first_tenth": sum(losses[:some]) / some,
+            "kl_last_tenth": sum(losses[-some:]) / some,
+        }
