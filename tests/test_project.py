@@ -111,7 +111,7 @@ OUTSIDE = {
     "sessions": {"torch", "numpy", "safetensors", "filelock"},
     "engine": {"torch", "numpy"},
     "serving": {"torch", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
-    "integrations": {"torch", "numpy", "transformers", "tokenizers", "lm_eval"},
+    "integrations": {"torch", "numpy", "transformers", "tokenizers", "lm_eval", "huggingface_hub"},
     "report": {"torch", "numpy", "matplotlib"},
     "cli": {"torch", "rich", "yaml", "prompt_toolkit"},
     "": set(),

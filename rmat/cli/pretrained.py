@@ -115,6 +115,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a model or run, or one for transformers")
     parser.add_argument("out", metavar="FOLDER", help="folder to write")
+    parser.add_argument("--license", help="licence of the weights, for the model card, such as apache-2.0")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -234,7 +235,7 @@ def run_convert(args: argparse.Namespace) -> int:
         raise ModuleNotFoundError(
             f"rmat convert needs the package {error.name}: pip install 'rmat[hf]'"
         ) from None
-    print(f"{args.out}: {convert(args.model, args.out)}")
+    print(f"{args.out}: {convert(args.model, args.out, args.license)}")
     return 0
 
 

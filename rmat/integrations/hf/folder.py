@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from rmat.data.tokenizer import load_tokenizer
-from rmat.integrations.hf.card import CARD_FILE, card
+from rmat.integrations.hf.card import CARD_FILE, card, origin
 from rmat.integrations.hf.configuration import RmatConfig
 from rmat.integrations.hf.modeling import RmatForCausalLM
 from rmat.integrations.hf.tokenizer import end_ids, from_transformers, to_transformers
@@ -18,9 +18,9 @@ from rmat.pretrained.folder import cached
 from rmat.storage import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, load_model, model_folder, replacing_folder
 
 
-def convert(source: str | Path, out: str | Path) -> str:
-    """Write the folder `out` from `source`: for transformers where that is a model of ours, and a model
-    folder of ours where it is one of those.
+def convert(source: str | Path, out: str | Path, license: str | None = None) -> str:
+    """Write the folder `out` from `source`: for transformers where that is a model of ours, with the licence
+    in its card, and a model folder of ours where it is one of those.
 
     Returns: which of the two was written, in words. Raises ValueError for a folder of another architecture,
     FileNotFoundError where there is no model, FileExistsError where `out` is something already.
@@ -30,8 +30,10 @@ def convert(source: str | Path, out: str | Path) -> str:
         raise FileExistsError(f"{out} is there already: give another folder, or remove it first")
     kind = model_type(source)
     if kind is None:
-        write_for_transformers(source, out)
+        write_for_transformers(source, out, license)
         return "a folder for transformers"
+    if license is not None:
+        raise ValueError("a licence is for the card of a folder for transformers: leave it out")
     if kind != RmatConfig.model_type:
         raise ValueError(
             f"{source} is a {kind!r} of transformers, no rmat model: bring it with rmat import, and write it "
@@ -51,11 +53,11 @@ def model_type(folder: Path) -> str | None:
     return None if value is None else str(value)
 
 
-def write_for_transformers(source: str | Path, out: Path) -> None:
+def write_for_transformers(source: str | Path, out: Path, license: str | None = None) -> None:
     """The folder that `AutoModelForCausalLM.from_pretrained` loads: weights, configurations, tokenizer with
     chat template, card, and the line of code that brings this package."""
     folder = model_folder(cached(source))
-    wrapped = RmatForCausalLM.wrap(load_model(folder))
+    wrapped, known = RmatForCausalLM.wrap(load_model(folder)), origin(source, license)
     ids: dict[str, int | list[int]] = {}
     with replacing_folder(out) as partial:
         if (folder / TOKENIZER_FILE).is_file():
@@ -68,7 +70,7 @@ def write_for_transformers(source: str | Path, out: Path) -> None:
         for name, value in ids.items():
             setattr(wrapped.config, name, value)
         wrapped.generation_config = GenerationConfig(**ids)
-        (partial / CARD_FILE).write_text(card(wrapped.model.config, out.name), encoding="utf-8")
+        (partial / CARD_FILE).write_text(card(wrapped.model.config, out.name, known), encoding="utf-8")
         wrapped.save_pretrained(partial)
 
 

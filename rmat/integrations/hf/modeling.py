@@ -32,6 +32,9 @@ CACHE = (
 """What this release of transformers calls a cache: past_key_values up to 5.23, cache from 5.24 on. Both are
 taken, and this one is given back."""
 
+THEIR_CARD = "This model card has been automatically generated"
+"""Stands in the card that transformers makes of its template."""
+
 IGNORED = -100
 """Label of what is not scored."""
 
@@ -99,6 +102,17 @@ class RmatPreTrainedModel(PreTrainedModel):
         path = Path(save_directory) / CARD_FILE
         if kwargs.get("is_main_process", True) and path.parent.is_dir() and not path.exists():
             path.write_text(card(self.model.config), encoding="utf-8")
+
+    def _upload_modified_files(self, working_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which makes a card of a template where the hub has none: ours in its place."""
+        from huggingface_hub import ModelCard
+
+        path = Path(working_dir) / CARD_FILE
+        if path.is_file() and THEIR_CARD in path.read_text("utf-8"):
+            ours, tags = ModelCard(card(self.model.config)), ModelCard.load(path).data.get("tags") or []
+            ours.data["tags"] = [*dict.fromkeys([*ours.data["tags"], *tags])]
+            ours.save(path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: object = "AutoModel") -> None:
