@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +27,20 @@ _MARKS = ("\ue000", "\ue001", "\uf8fe", "\uf8ff")
 
 _STUB, _PLACE = "\u2060rmat\u2060", "\u2060text\u2060"
 """Text of a turn that stands for the one before, and text whose place is asked for."""
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template writes the tool calls of an answer: `lead`, the calls with `between` them, `tail`. A
+    call is `begin`, the tool's name, `middle`, its arguments as a JSON object, `end`."""
+
+    lead: str
+    begin: str
+    middle: str
+    end: str
+    between: str | None
+    """None where an answer has one call at most."""
+    tail: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +110,74 @@ class ChatTemplate:
 
         Raises ValueError where the template refuses the turns, such as a role that it does not know.
         """
-        mark = next(mark for mark in _MARKS if not any(mark in text for _, text in turns))
-        cut = self._cut
-        defused = [
-            (role, cut.sub(lambda found: found[0][0] + mark + found[0][1:], text)) for role, text in turns
-        ]
-        text = self._written(defused, before, answer)
-        text += cut.sub(lambda found: found[0][0] + mark + found[0][1:], begun)
-        return self._cut_up(text, mark)
+        mark = _unused_mark([text for _, text in turns])
+        defused = [(role, self._defused(text, mark)) for role, text in turns]
+        text = self._written(defused, before, answer) + self._defused(begun, mark)
+        return self.cut_up(text, mark)
 
-    def _cut_up(self, text: str, mark: str = _MARKS[0]) -> Iterator[tuple[str, bool]]:
+    def tool_pieces(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *, begun: str = ""
+    ) -> Iterator[tuple[str, bool]]:
+        """What is read, as in `pieces`, for a whole conversation with tools up to the opening of an answer.
+
+        Args:
+            messages: as OpenAI's API has them, the arguments of tool calls as objects.
+            tools: their definitions, as there; none where the answer shall not call one.
+            begun: text with which the answer begins.
+
+        Raises ValueError where the template refuses them.
+        """
+        try:
+            mark = _unused_mark([json.dumps([messages, tools, begun], ensure_ascii=False)])
+            defused = self._defused([messages, tools, begun], mark)
+        except RecursionError:
+            raise ValueError("messages or tools are nested too deeply") from None
+        return self.cut_up(self._render(defused[0], True, defused[1]) + defused[2], mark)
+
+    def _defused(self, value: Any, mark: str) -> Any:
+        """`value`, as JSON has them, with the mark in what its texts have of special tokens."""
+        if isinstance(value, str):
+            return self._cut.sub(lambda found: found[0][0] + mark + found[0][1:], value)
+        if isinstance(value, Mapping):
+            return {self._defused(name, mark): self._defused(entry, mark) for name, entry in value.items()}
+        return [self._defused(entry, mark) for entry in value] if isinstance(value, list | tuple) else value
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How tool calls are written, found out by having one and two written; None where the template does
+        not know tools, or where it does not write a call as its name and then its arguments in JSON."""
+        call = {"type": "function", "id": "000000000", "function": {"name": _STUB, "arguments": {_PLACE: 1}}}
+        asked = {"role": "user", "content": "a"}
+        schema = {"type": "object", "properties": {}}
+        tool = {"type": "function", "function": {"name": _STUB, "description": "", "parameters": schema}}
+
+        def written(n_calls: int) -> str:
+            said = {"role": "assistant", "content": "", "tool_calls": [call] * n_calls}
+            opened, text = self._render([asked], True, [tool]), self._render([asked, said], False, [tool])
+            if _STUB not in opened:
+                raise ValueError("the tools are not shown")
+            return text[len(_common(opened, text)) :].partition(self.turn_end)[0]
+
+        one = rf"(.*?){_STUB}(.*?)\{{\s*\"{_PLACE}\":\s*1\s*\}}"
+        try:
+            if self.template is None or (found := re.fullmatch(one + "(.*)", written(1), re.DOTALL)) is None:
+                return None
+        except ValueError:
+            return None
+        first, middle, last = found.groups()
+        try:
+            found = re.fullmatch(one + one + "(.*)", written(2), re.DOTALL)
+        except ValueError:
+            found = None
+        if found is None or (found[1], found[2], found[4], found[5]) != (first, middle, middle, last):
+            return CallForm("", first, middle, last, None, "")
+        end = _common(last, found[3])
+        between = found[3][len(end) :]
+        begin = _common(first[::-1], between[::-1])[::-1]
+        lead, between = first[: len(first) - len(begin)], between[: len(between) - len(begin)]
+        return CallForm(lead, begin, middle, end, between, last[len(end) :])
+
+    def cut_up(self, text: str, mark: str = _MARKS[0]) -> Iterator[tuple[str, bool]]:
         """Special tokens and the texts between them, without the mark."""
         place = 0
         for found in self._cut.finditer(text):
@@ -118,11 +190,11 @@ class ChatTemplate:
 
     def lead(self, before: Before) -> Iterator[tuple[str, bool]]:
         """What is read, as in `pieces`, before a text in a turn of `text_role`; `before` is no "text"."""
-        return self._cut_up(self._written([(self.text_role, _PLACE)], before, False).partition(_PLACE)[0])
+        return self.cut_up(self._written([(self.text_role, _PLACE)], before, False).partition(_PLACE)[0])
 
     def behind(self, role: Before) -> Iterator[tuple[str, bool]]:
         """What is read, as in `pieces`, behind the text of a role's turn."""
-        return self._cut_up(self._after(self._stub(role)))
+        return self.cut_up(self._after(self._stub(role)))
 
     def _written(self, turns: Sequence[tuple[str, str]], before: Before, answer: bool) -> str:
         """The template's text of turns that follow `before`."""
@@ -144,16 +216,24 @@ class ChatTemplate:
 
     def render(self, turns: Sequence[tuple[str, str]], answer: bool) -> str:
         """The template's text of all turns from the first on. Raises ValueError where it refuses them."""
+        return self._render([{"role": role, "content": text} for role, text in turns], answer)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        answer: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         from jinja2 import TemplateError
 
         if self.template is None:
             raise ValueError(
                 "this model has no chat template: it completes texts and was not trained to chat"
             )
-        messages = [{"role": role, "content": text} for role, text in turns]
+        given = {"messages": messages, "add_generation_prompt": answer, **({"tools": tools} if tools else {})}
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=answer, **self.tokens)
-        except (TemplateError, TypeError) as error:
+            return self._compiled.render(**given, **self.tokens)
+        except (TemplateError, TypeError, RecursionError) as error:
             raise ValueError(f"the model's chat template refuses these turns: {error}") from None
 
     def _after(self, turns: Sequence[tuple[str, str]], answer: bool = False) -> str:
@@ -184,3 +264,12 @@ class ChatTemplate:
             return environment.from_string(self.template or "")
         except TemplateError as error:
             raise ValueError(f"the model's chat template is no Jinja template ({error})") from None
+
+
+def _unused_mark(texts: Sequence[str]) -> str:
+    return next(mark for mark in _MARKS if not any(mark in text for text in texts))
+
+
+def _common(one: str, other: str) -> str:
+    """The longest beginning of both."""
+    return one[: next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))]

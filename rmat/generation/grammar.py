@@ -36,13 +36,19 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
     Which keywords it can follow, llguidance's documentation tells; others are refused when the grammar is
     used. Raises ValueError for what is no JSON object.
     """
+    return f'%llguidance {{"skip_repetition": "once"}}\nstart: {json_rule(schema)}'
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """The right side of a rule, as in `json_grammar`, whose first line a grammar with such a rule needs too.
+    Raises ValueError."""
     if not isinstance(schema, Mapping):
         raise ValueError(f"the JSON schema is {type(schema).__name__}: give an object such as a dict")
     try:
         text = json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the JSON schema cannot be written as JSON: {error}") from None
-    return f'%llguidance {{"skip_repetition": "once"}}\nstart: %json {text}'
+    return f"%json {text}"
 
 
 class Constraint:

@@ -8,18 +8,24 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from rmat.data.documents import Turn, encode_turns
-from rmat.data.template import Before
+from rmat.data.documents import encode_turns
+from rmat.data.template import Before, ChatTemplate
 from rmat.data.tokenizer import Tokenizer
 from rmat.engine.request import Piece, Stream, TokenLogprob
 from rmat.serving.bodies import StrictRoute
 from rmat.serving.errors import ApiError
-from rmat.serving.openai_types import ChatBody, ChatCompletion, answered, turns_of
-from rmat.serving.service import Service, service_of
+from rmat.serving.openai_types import ChatBody, ChatCompletion, Message, NamedTool, Tool, answered, opened
+from rmat.serving.service import Service, in_thread, service_of
 from rmat.serving.streaming import Form, finish, finite, respond, token_text
+from rmat.serving.tools import CallReader, call_grammar, joined
 
 DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""
+
+NO_TOOLS = (
+    "tools are not supported by this model: its chat template does not know them; leave them out, or ask for "
+    "JSON with response_format"
+)
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
@@ -32,13 +38,23 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     length = _length(body, service)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs is for logprobs: true only", param="top_logprobs")
-    turns, begun = turns_of(body.messages, body.continue_final_message, body.add_generation_prompt)
+    messages, begun = opened(body.messages, body.continue_final_message, body.add_generation_prompt)
+    tools, tokenizer = body.callable_tools(), service.tokenizer
+    grammar, chat = None, None
+    if tools or any(message.has_tools for message in messages):
+        chat = _knows_tools(tokenizer, body)
+        grammar = await in_thread(lambda: _grammar(tokenizer, chat, body, tools)) if tools else None
+
+    def encode(before: Before) -> list[list[int]]:
+        return [message_ids(tokenizer, messages, begun, before, tools)]
+
     return await respond(
         request,
         body,
-        _Form(service),
-        lambda before: [chat_ids(service.tokenizer, turns, begun, before)],
-        turns=turns,
+        _Form(service, chat if tools else None, body.n or 1),
+        encode,
+        turns=[message.turn() for message in messages],
+        grammar=grammar,
         begun=begun or "",
         max_new_tokens=length,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -46,11 +62,50 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     )
 
 
-def chat_ids(tokenizer: Tokenizer, turns: Sequence[Turn], begun: str | None, before: Before) -> list[int]:
+def message_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    begun: str | None,
+    before: Before,
+    tools: Sequence[Tool] = (),
+) -> list[int]:
     """Ids of finished turns and of the one that opens the answer, which has `begun` with this text; the
-    document token first if nothing is `before` them, unless a chat template says how a dialogue opens."""
-    start = [tokenizer.special_id("document")] if before == "nothing" and tokenizer.chat is None else []
+    document token first if nothing is `before` them, unless a chat template says how a dialogue opens. Raises
+    ValueError where `tools`, calls or results of them are not known to the template."""
+    chat = tokenizer.chat
+    if tools or any(message.has_tools for message in messages):
+        if chat is None or chat.call_form is None:
+            raise ValueError(NO_TOOLS)
+        told = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
+        for tool in told:
+            tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
+        templated = [message.templated() for message in messages]
+        return tokenizer.encode_special(chat.tool_pieces(templated, told, begun=begun or ""))
+    start = [tokenizer.special_id("document")] if before == "nothing" and chat is None else []
+    turns = [message.turn() for message in messages]
     return [*start, *encode_turns(tokenizer, turns, before, answer=True, begun=begun or "")]
+
+
+def _knows_tools(tokenizer: Tokenizer, body: ChatBody) -> ChatTemplate:
+    """The chat template, if it knows tools. Raises ApiError."""
+    if tokenizer.chat is None or tokenizer.chat.call_form is None:
+        raise ApiError(400, NO_TOOLS, param="tools")
+    if body.session is not None:
+        raise ApiError(400, "a conversation with tools takes no session: send all of it", param="session")
+    return tokenizer.chat
+
+
+def _grammar(tokenizer: Tokenizer, chat: ChatTemplate, body: ChatBody, tools: Sequence[Tool]) -> str:
+    assert chat.call_form is not None
+    wanted = body.response_format
+    return call_grammar(
+        tokenizer,
+        chat.call_form,
+        {tool.function.name: tool.function.arguments for tool in tools},
+        must_call=body.tool_choice not in (None, "auto"),
+        many=body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool),
+        answer=None if wanted is None else wanted.schema_wanted,
+    )
 
 
 def _length(body: ChatBody, service: Service) -> int:
@@ -66,22 +121,51 @@ class _Form(Form):
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
+    def __init__(self, service: Service, tools: ChatTemplate | None, n_choices: int) -> None:
+        """With `tools`, the template by which answers call them."""
+        super().__init__(service)
+        form = None if tools is None else tools.call_form
+        self._readers = [
+            None if tools is None or form is None else CallReader(tools, form) for _ in range(n_choices)
+        ]
+
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._delta(index, {"role": "assistant", "content": ""}, None)
 
-    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
-        return self._delta(index, {"content": piece.text}, piece.logprobs)
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any] | None:
+        reader = self._readers[index]
+        text, calls = (piece.text, []) if reader is None else reader.push(piece.text)
+        if not (text or calls or piece.logprobs):
+            return None
+        delta = {
+            **({"content": text} if text or not calls else {}),
+            **({"tool_calls": calls} if calls else {}),
+        }
+        return self._delta(index, delta, piece.logprobs)
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:
-        return {**self._delta(index, {}, None), **finish(stream)}
+        reader = self._readers[index]
+        text = "" if reader is None else reader.flush()
+        return {**self._delta(index, {"content": text} if text else {}, None), **self._finish(index, stream)}
 
     def whole(self, index: int, stream: Stream, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if (reader := self._readers[index]) is not None:
+            said, deltas = reader.push(text)
+            message["content"] = said + reader.flush()
+            if reader.called:
+                message |= {"content": message["content"] or None, "tool_calls": joined(deltas)}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self._listed(logprobs or None),
-            **finish(stream),
+            **self._finish(index, stream),
         }
+
+    def _finish(self, index: int, stream: Stream) -> dict[str, str]:
+        reader, told = self._readers[index], finish(stream)
+        called = reader is not None and reader.called and told["finish_reason"] == "stop"
+        return {**told, "finish_reason": "tool_calls"} if called else told
 
     def _delta(
         self, index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob] | None

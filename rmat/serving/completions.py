@@ -115,7 +115,9 @@ class _Form(Form):
         # The prompt's log-probabilities are known when it is read; then it comes with the first piece.
         return self._choice(index, echoed) if echoed and not self._scores else None
 
-    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any] | None:
+        if not (piece.text or piece.logprobs):
+            return None
         echoed, listed = self._scored(index, stream)
         return self._choice(index, echoed + piece.text, listed, piece.logprobs)
 

@@ -21,6 +21,7 @@ _HINTS = {
     "prompt": "give text, a list of texts, a list of token ids, or a list of such lists",
     "stop": "give a text, or a list of at most 16 texts of 1 to 1000 characters",
     "logit_bias": 'give token ids with numbers from -100 to 100, such as {"12": -100}',
+    "tool_choice": 'give "none", "auto", "required" or {"type": "function", "function": {"name": "..."}}',
     "content": 'give text, or a list of parts {"type": "text", "text": "..."}',
 }
 """Fields that may be of several kinds, for which pydantic would tell what is wrong with each kind."""
@@ -50,11 +51,10 @@ _WORDS = {
 }
 """What to do, by pydantic's names of mistakes; the only pattern is that of a session's name."""
 
-_PLAIN = "this server has no tools or functions"
 _UNSUPPORTED = {
     **dict.fromkeys(("audio", "modalities", "reasoning_effort", "verbosity", "web_search_options"), ""),
     "best_of": "",
-    **dict.fromkeys(("function_call", "functions", "tool_calls", "tool_choice", "tools"), _PLAIN),
+    **dict.fromkeys(("function_call", "functions"), "they are the old form of tools, which there are"),
 }
 """Fields of OpenAI's that would change the answer and that no model here can follow, and why; neutral values
 are accepted."""

@@ -5,10 +5,12 @@ A field of a request that is not named here is refused, so that no wish is silen
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from rmat.data.documents import Turn
 from rmat.generation.grammar import json_grammar
@@ -21,6 +23,16 @@ MAX_TOKEN_IDS = 2**20
 
 MAX_MESSAGES = 2**14
 """Most messages of a conversation, and parts of a message."""
+
+MAX_TOOLS = 128
+"""Most tools of a request, and calls of a message."""
+
+
+def _function_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        raise ValueError("give 1 to 64 letters, digits, '_', '-' or '.'")
+    return name
+
 
 SessionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -74,10 +86,21 @@ class ResponseFormat(Body):
     def _prepare(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError('give a json_schema with the type "json_schema", and with no other')
-        if self.type != "text":
-            any_object = {"type": "object"}
-            self._grammar = json_grammar(self.json_schema.json_schema if self.json_schema else any_object)
+        if (schema := self.schema_wanted) is not None:
+            self._grammar = json_grammar(schema)
         return self
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema of the answers; None for any text."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.json_schema
+
+    @property
+    def grammar(self) -> str | None:
+        """That of the answers, made when the body was parsed; None for any text."""
+        return self._grammar
 
 
 class WritingBody(Body):
@@ -114,8 +137,9 @@ class WritingBody(Body):
     store: bool | None = None
     user: str | None = None
 
-    def sampling(self, index: int) -> SamplingConfig:
-        """How the tokens of choice `index` are drawn; the seeds of the choices follow on each other."""
+    def sampling(self, index: int, grammar: str | None = None) -> SamplingConfig:
+        """How the tokens of choice `index` are drawn; the seeds of the choices follow on each other. A
+        `grammar` takes the place of that of `response_format`."""
         return SamplingConfig(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p,
@@ -126,13 +150,12 @@ class WritingBody(Body):
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             min_tokens=self.min_tokens or 0,
-            grammar=self.grammar(),
+            grammar=grammar or self._grammar(),
             seed=None if self.seed is None else (self.seed + index) % 2**63,
         )
 
-    def grammar(self) -> str | None:
-        """That of the answers, if they have one."""
-        return None if self.response_format is None else self.response_format._grammar
+    def _grammar(self) -> str | None:
+        return None if self.response_format is None else self.response_format.grammar
 
     def stops(self) -> tuple[str, ...]:
         """Strings at which the text ends."""
@@ -156,21 +179,118 @@ class TextPart(Body):
     text: str
 
 
-class Message(Body):
-    """One turn. A message with a name speaks as `Name: text`."""
+class CalledFunction(Body):
+    """What a call asks for; the arguments are the JSON of an object."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    name: Annotated[str, Field(max_length=64)]
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call in a message of the assistant."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Body):
+    """One turn. A message with a name speaks as `Name: text`. The result of a tool has the role `tool`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     annotations: Nothing | None = None
-    tool_calls: Nothing | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether it calls a tool, or is the result of one."""
+        return bool(self.tool_calls) or self.role == "tool"
 
     def turn(self) -> Turn:
         """(role, text)."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
         role = "system" if self.role == "developer" else self.role
-        return role, f"{self.name}: {text}" if self.name and role == "user" else text
+        return role, f"{self.name}: {self.text}" if self.name and role == "user" else self.text
+
+    def templated(self) -> dict[str, Any]:
+        """As a chat template takes it, the arguments of calls as objects. Raises ValueError."""
+        role, text = self.turn()
+        given: dict[str, Any] = {"role": role, "content": text}
+        if self.tool_calls:
+            given["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id or "",
+                    "function": {"name": call.function.name, "arguments": _arguments(call.function)},
+                }
+                for call in self.tool_calls
+            ]
+        if role == "tool":
+            given |= {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
+        return given
+
+
+def _arguments(called: CalledFunction) -> dict[str, Any]:
+    try:
+        given = json.loads(called.arguments)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError(f"messages: the arguments of a call of {called.name!r} are no JSON object")
+    return given
+
+
+class Function(Body):
+    """A function that the model may ask for; without `parameters` it takes no arguments."""
+
+    name: Annotated[str, AfterValidator(_function_name)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="the schema is always followed")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The schema of its arguments. Raises ValueError."""
+        if self.parameters is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        if self.parameters.get("type", "object") != "object":
+            raise ValueError(f"tools: the parameters of {self.name!r} are no object")
+        return {**self.parameters, "type": "object"}
+
+
+class Tool(Body):
+    """A tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    """The function that is to be called."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatBody(WritingBody):
@@ -185,18 +305,32 @@ class ChatBody(WritingBody):
     function_call: Literal["none"] | None = None
     functions: Nothing | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
-    parallel_tool_calls: bool | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    tools: Nothing | None = None
+    parallel_tool_calls: bool | None = Field(None, description="whether an answer may call more than one")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+
+    def callable_tools(self) -> list[Tool]:
+        """The tools that the answer may call. Raises ApiError."""
+        tools, choice = self.tools or [], self.tool_choice
+        names = [tool.function.name for tool in tools]
+        if len(set(names)) < len(names):
+            raise ApiError(400, "two tools have the same name: leave one out", param="tools")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            message = f"tool_choice names {choice.function.name!r}, which is none of the tools"
+            raise ApiError(400, message, param="tool_choice")
+        if choice == "required" and not tools:
+            raise ApiError(400, 'tool_choice is "required", but there are no tools', param="tool_choice")
+        if isinstance(choice, NamedTool):
+            return [tool for tool in tools if tool.function.name == choice.function.name]
+        return [] if choice == "none" else tools
 
 
-def turns_of(
+def opened(
     messages: Sequence[Message], continue_final: bool | None, opens_turn: bool | None
-) -> tuple[list[Turn], str | None]:
-    """(role, text) of finished turns, and the text with which the answer begins, if the last message is the
+) -> tuple[Sequence[Message], str | None]:
+    """Messages of finished turns, and the text with which the answer begins, if the last message is the
     assistant's and to be continued. Raises ApiError."""
-    turns = [message.turn() for message in messages]
-    last = turns[-1][0] == "assistant"
+    last = messages[-1].role == "assistant" and not messages[-1].has_tools
     if continue_final and opens_turn:
         message = "continue_final_message and add_generation_prompt exclude each other: set one to false"
         raise ApiError(400, message, param="add_generation_prompt")
@@ -204,8 +338,8 @@ def turns_of(
         param = "continue_final_message" if continue_final else "add_generation_prompt"
         raise ApiError(400, f"{param}: the last message is not the assistant's: leave it out", param=param)
     if not last or opens_turn or continue_final is False:
-        return turns, None
-    return turns[:-1], turns[-1][1]
+        return messages, None
+    return messages[:-1], messages[-1].text
 
 
 class ErrorDetail(BaseModel):
@@ -273,7 +407,7 @@ class Choice(BaseModel):
     """Why a text is over: OpenAI's word, and `length`, `stop`, `end`, `timeout` or `stopped`."""
 
     index: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     finish_detail: Literal["length", "stop", "end", "timeout", "stopped"]
 
 
@@ -326,12 +460,28 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+class AnsweredFunction(BaseModel):
+    """The function that is asked for; the arguments are JSON that is valid by its schema."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(BaseModel):
+    """A call."""
+
+    id: str
+    type: Literal["function"]
+    function: AnsweredFunction
+
+
 class AssistantMessage(BaseModel):
     """An answer."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[AnsweredCall] = []
 
 
 class ChatChoice(Choice):
@@ -366,7 +516,8 @@ def field_names(*kinds: type[BaseModel]) -> frozenset[str]:
 
 
 FIELD_NAMES = field_names(
-    CompletionBody, ChatBody, Message, TextPart, ResponseFormat, JsonSchema, StreamOptions
+    *(CompletionBody, ChatBody, Message, TextPart, ResponseFormat, JsonSchema, StreamOptions),
+    *(Tool, Function, ToolCall, CalledFunction),
 )
 """Names that a path to a mistake may hold."""
 

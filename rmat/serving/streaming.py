@@ -49,11 +49,13 @@ async def respond(
     encode: Encode,
     *,
     turns: Sequence[Turn] | None = None,
+    grammar: str | None = None,
     **settings: Any,
 ) -> Response:
-    """The answer to a body of either API; `turns` and `settings` as in `begin`. Raises ApiError."""
+    """The answer to a body of either API; `turns` and `settings` as in `begin`, `grammar` as in
+    `WritingBody.sampling`. Raises ApiError."""
     service = service_of(request)
-    samplings = [body.sampling(index) for index in range(body.n or 1)]
+    samplings = [body.sampling(index, grammar) for index in range(body.n or 1)]
     held = None if body.session is None else await service.hold(request, body.session)
     answers = await begin(request, held, encode, samplings, turns=turns, stop=body.stops(), **settings)
     if body.stream:
@@ -264,8 +266,8 @@ async def _events(answers: Answers, form: Form, request_id: str, with_usage: boo
         async for index, piece in answers.pieces():
             if piece is None:
                 yield chunk(form.ending(index, answers.streams[index]))
-            elif piece.text or piece.logprobs:
-                yield chunk(form.part(index, answers.streams[index], piece))
+            elif part := form.part(index, answers.streams[index], piece):
+                yield chunk(part)
         if with_usage:
             yield chunk(usage=answers.usage())
         yield "data: [DONE]\n\n"
@@ -286,7 +288,7 @@ def _require_answer(stream: Stream) -> None:
         message = "the model's numbers are not finite: its weights or this session's state are damaged"
         raise ApiError(500, message, code="not_finite", headers={"x-should-retry": "false"})
     if isinstance(stream.error, GrammarError):
-        raise ApiError(400, str(stream.error), param="response_format")
+        raise ApiError(400, str(stream.error))
     if stream.finish == "error":
         raise stream.error or RuntimeError("the engine failed")
     if stream.state is None and stream.finish == "timeout":
@@ -326,8 +328,8 @@ class Form:
         """The choice in the first chunk, if there is one before the text."""
         raise NotImplementedError
 
-    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any]:
-        """The choice in a chunk."""
+    def part(self, index: int, stream: Stream, piece: Piece) -> dict[str, Any] | None:
+        """The choice in a chunk; None if there is nothing to send yet."""
         raise NotImplementedError
 
     def ending(self, index: int, stream: Stream) -> dict[str, Any]:

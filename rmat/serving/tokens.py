@@ -13,9 +13,9 @@ from pydantic import Field
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.serving.bodies import StrictRoute
-from rmat.serving.chat import chat_ids
+from rmat.serving.chat import message_ids
 from rmat.serving.errors import ApiError
-from rmat.serving.openai_types import ERRORS, MAX_MESSAGES, Body, Message, TokenIds, field_names, turns_of
+from rmat.serving.openai_types import ERRORS, MAX_MESSAGES, Body, Message, TokenIds, field_names, opened
 from rmat.serving.service import in_thread, service_of
 from rmat.serving.streaming import token_text
 
@@ -103,8 +103,8 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int], special: Mapping[int, str]
 
 def _ids(tokenizer: Tokenizer, body: TokenizeBody) -> list[int]:
     if body.messages is not None:
-        turns, begun = turns_of(body.messages, body.continue_final_message, body.add_generation_prompt)
-        return chat_ids(tokenizer, turns, begun, "nothing")
+        messages, begun = opened(body.messages, body.continue_final_message, body.add_generation_prompt)
+        return message_ids(tokenizer, messages, begun, "nothing")
     if body.prompt is not None:
         text, begins = body.prompt, body.add_special_tokens is not False
     else:

@@ -55,14 +55,16 @@ def running_app(
     *,
     seed: int = 0,
     of: LanguageModel | None = None,
+    speaks: Tokenizer | None = None,
     engine: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[FastAPI]:
-    """An app of `model(seed)`, or of a model, whose sessions are in `folder`, with `options` of `create_app`
-    and of the engine."""
+    """An app of `model(seed)`, or of a model and its tokenizer, whose sessions are in `folder`, with `options`
+    of `create_app` and of the engine."""
     store_of, served = functools.cache(lambda owner: SessionStore(folder / owner)), of or model(seed)
-    with Engine(served, tokenizer(), **(engine or {})) as running:
-        yield create_app(running, store_of, model=served, tokenizer=tokenizer(), model_name=NAME, **options)
+    codec = speaks or tokenizer()
+    with Engine(served, codec, **(engine or {})) as running:
+        yield create_app(running, store_of, model=served, tokenizer=codec, model_name=NAME, **options)
 
 
 @contextmanager
