@@ -272,4 +272,8 @@ def _unused_mark(texts: Sequence[str]) -> str:
 
 def _common(one: str, other: str) -> str:
     """The longest beginning of both."""
-    return one[: next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))]
+    return one[
+        : next(
+            (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+    ]
