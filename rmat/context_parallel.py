@@ -6,16 +6,16 @@
              |      <--------- their gradients <--------------- |     backward
 
 What a layer carries from one segment to the next is its state: at most M slots, the look-back chunk, the tail
-of the convolution. That is all that crosses, whatever the length. A layer writes its memory before it
-attends, so the next process need not wait for attention. Where blocks write from their output, a segment
-needs the whole of the one before: that cannot be read in parallel.
+of the convolution. That is all that crosses, whatever the length. (A state also holds the newest tokens, of
+about a segment: parts that are shorter hand those on that the state after the row will hold.) A layer writes
+its memory before it attends, so the next process need not wait for attention. Where blocks write from their
+output, a segment needs the whole of the one before: that cannot be read in parallel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -69,11 +69,7 @@ def read_parallel(
     the block output.
     """
     config, device = model.config, tokens.device
-    if model.resolve_schedule("auto")[0] != "parallel":
-        raise ValueError(
-            "write_from='output' cannot be read in parts: a segment needs the block outputs of the one "
-            "before; use one process, or a configuration with write_from='input'"
-        )
+    refuse_parts(config)
     state = model.initial_state(tokens.shape[0]) if state is None else state
     position = state.position_on_cpu()
     resets = torch.zeros(tokens.shape, dtype=torch.bool) if resets is None else resets.cpu()
@@ -113,10 +109,8 @@ def _read(
     h_BTE = model.embedding(tokens)
     call = Call.of(model.config, layout, model.embedding.weight.dtype, "on", is_training(model))
     layers = []
-    for number, block in enumerate(model.blocks):
-        layer = link.receive(number, state.layers[number])
-        layer = LayerState.of({name: _cleared(name, x, fresh) for name, x in layer.tensors().items()})
-        h_BTE, layer = block(h_BTE, layer, call, partial(link.send, number))
+    for number, (block, layer) in enumerate(zip(model.blocks, state.layers, strict=True)):
+        h_BTE, layer = block(h_BTE, layer, call, _Crossing(link, number, fresh))
         layers.append(layer)
     end = StreamState(
         position=layout.end.to(layout.device),
@@ -127,8 +121,13 @@ def _read(
     return h_BTE + link.ties(h_BTE), end
 
 
-def _cleared(name: str, x: Tensor, fresh: Tensor) -> Tensor:
-    return torch.where(fresh.view(-1, *[1] * (x.dim() - 1)), PENDING.get(name, 0), x)
+def refuse_parts(config: ModelConfig) -> None:
+    """Raise ValueError where rows cannot be read in parts."""
+    if config.has_memory and config.write_from == "output":
+        raise ValueError(
+            "write_from='output' cannot be read in parts: a segment needs the block outputs of the one "
+            "before; use one process for a row, or a configuration with write_from='input'"
+        )
 
 
 def _places(position: Tensor, resets: Tensor) -> Tensor:
@@ -159,23 +158,15 @@ class _Link:
         self, config: ModelConfig, group: Any, cuts: Tensor, resets: Tensor, rank: int, count: int
     ) -> None:
         self.config, self.group, self.rank, self.count = config, group, rank, count
-        self._short = [self._is_short(cuts, resets, number) for number in range(1, count)]
+        self._wanted = [_wanted(config, cuts[:, number], resets) for number in range(1, count)]
         self._ties: list[Tensor] = []
-
-    def _is_short(self, cuts: Tensor, resets: Tensor, number: int) -> bool:
-        """Whether part `number` needs no more than what is seen from it: in every row it has tokens of its
-        own for all that a state holds, or starts a document."""
-        start, stop = cuts[:, number], cuts[:, number + 1]
-        begins = resets.gather(1, start.clamp(max=resets.shape[1] - 1)[:, None])[:, 0]
-        long = stop - start >= max(self.config.held.values(), default=1)
-        return bool(((start < stop) & (long | begins)).all())
 
     def receive(self, number: int, layer: LayerState) -> LayerState:
         """The state of layer `number` before this part; the first part has it, as `layer`."""
         if self.rank == 0:
             return layer
         named = layer.tensors()
-        wanted = _handed(self.config, named, self._short[self.rank - 1])
+        wanted = _handed(named, *self._wanted[self.rank - 1])
         names = [name for name, x in wanted.items() if x.is_floating_point()]
         whole = [name for name in wanted if name not in names]
         like, floats = [wanted[name] for name in names], []
@@ -198,7 +189,7 @@ class _Link:
         """Hand the state of layer `number` after this part to the next."""
         if self.rank == self.count - 1:
             return
-        message = _handed(self.config, layer.tensors(), self._short[self.rank])
+        message = _handed(layer.tensors(), *self._wanted[self.rank])
         floats = [x for x in message.values() if x.is_floating_point()]
         self._put(4 * number + 1, [x for x in message.values() if not x.is_floating_point()], left=False)
         if floats:
@@ -213,6 +204,8 @@ class _Link:
         last, end = self.count - 1, state.detach()
         source = last if self.group is None else dist.get_global_rank(self.group, last)
         copies = {name: x.cpu().contiguous() for name, x in end.tensors().items()}
+        if self.rank != last:  # what is received must not be written over what the backward pass reads
+            copies = {name: torch.empty_like(x) for name, x in copies.items()}
         for x in copies.values():
             dist.broadcast(x, src=source, group=self.group)
         while _SENDING:
@@ -242,6 +235,34 @@ class _Link:
         dist.recv(flat, self._peer(left), group=self.group, tag=tag)
         pieces = flat.split([x.numel() for x in like])
         return [piece.view(x.shape).to(x.device) for piece, x in zip(pieces, like, strict=True)]
+
+
+class _Crossing:
+    """The way of one layer's state through a part (`rmat.model.block.Handover`), which is gone once: a block
+    that is computed again for the backward pass finds what it received and has sent."""
+
+    def __init__(self, link: _Link, number: int, fresh: Tensor) -> None:
+        self._link, self._number, self._fresh = link, number, fresh
+        self._received: LayerState | None = None
+        self._sent = False
+
+    def receive(self, state: LayerState) -> LayerState:
+        """The state before this part, cleared in rows whose document begins with it."""
+        if self._received is None:
+            # Activation checkpointing, which counts what is saved, must not see what happens once.
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                named = self._link.receive(self._number, state).tensors()
+                self._received = LayerState.of({name: self._cleared(name, x) for name, x in named.items()})
+        return self._received
+
+    def send(self, state: LayerState) -> None:
+        """Hand on the state after this part."""
+        if not self._sent:
+            self._link.send(self._number, state)
+        self._sent = True
+
+    def _cleared(self, name: str, x: Tensor) -> Tensor:
+        return torch.where(self._fresh.view(-1, *[1] * (x.dim() - 1)), PENDING.get(name, 0), x)
 
 
 class _Send(torch.autograd.Function):
@@ -285,17 +306,28 @@ def _widest(tensors: list[Tensor]) -> torch.dtype:
     return kind
 
 
-def _handed(config: ModelConfig, layer: Mapping[str, Tensor], short: bool) -> dict[str, Tensor]:
-    """Of a layer's state where a segment begins, what the next part needs; not `short`: all."""
-    if not short:
-        return dict(layer)
-    held, seen = ("full_key", "full_value", "chunked_key", "chunked_value", "score"), config.lookback
-    own = {name: x[:, x.shape[1] - seen :] if name in held else x for name, x in layer.items()}
-    return {name: x for name, x in own.items() if name not in PENDING and x.numel()}
+def _wanted(config: ModelConfig, start: Tensor, resets: Tensor) -> tuple[int, bool]:
+    """How many of the newest tokens those parts need that begin at `start` (B,) and later, and whether they
+    need what a writer keeps of an open segment: only where nothing of a row is left for them.
+
+    They see the look-back. The state after the row holds more, which in a short document is of before."""
+    length = resets.shape[1]
+    rest = length - start
+    last = torch.where(resets, torch.arange(length), -1).max(1).values
+    missing = torch.where(last >= start, 0, max(config.held.values(), default=0) - rest)
+    return max(config.lookback, int(missing.max())), bool((rest == 0).any())
+
+
+def _handed(layer: Mapping[str, Tensor], n_tokens: int, pending: bool) -> dict[str, Tensor]:
+    """Of a layer's state where a segment begins, what later parts need: see `_wanted`."""
+    held = ("full_key", "full_value", "chunked_key", "chunked_value", "score")
+    own = {name: x[:, max(x.shape[1] - n_tokens, 0) :] if name in held else x for name, x in layer.items()}
+    return {name: x for name, x in own.items() if (pending or name not in PENDING) and x.numel()}
 
 
 def handed_bytes(config: ModelConfig, dtype: torch.dtype = torch.float32) -> list[int]:
-    """Bytes of one row that a part hands on at each layer, whatever its length."""
+    """Bytes of one row that a part of two segments or more hands on at each layer, whatever its length; as
+    many come back as gradients, but for the integers."""
     state = initial_state(config, 1, torch.device("meta"), dtype)
-    layers = [_handed(config, layer.tensors(), True) for layer in state.layers]
+    layers = [_handed(layer.tensors(), config.lookback, False) for layer in state.layers]
     return [sum(x.nbytes for x in layer.values()) for layer in layers]

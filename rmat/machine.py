@@ -98,6 +98,13 @@ def shared(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
         yield from (each for each in row if each is not _NONE)
 
 
+def summed(x: torch.Tensor) -> torch.Tensor:
+    """`x`, of the CPU; inside `spread` the sum of those of all processes, written into it."""
+    if team() > 1:
+        dist.all_reduce(x)
+    return x
+
+
 def cache_folder() -> Path:
     """$RMAT_CACHE, else the folder `rmat` where this system keeps a user's caches. Raises ValueError if none
     is known."""

@@ -22,8 +22,8 @@ from rmat.context_parallel import handed_bytes
 WEIGHT = 4
 """Bytes of a weight and of a gradient as they travel: float32."""
 
-SUMS = 5
-"""Collectives of a few numbers that an update waits for: scored tokens, cross entropy, tokens read, clock, stop."""
+SUMS = 4
+"""Collectives of a few numbers that an update waits for: widest row, scored tokens, cross entropy, stop."""
 
 PLACES = 2e-6
 """Seconds that a process spends on the place of every row of the global batch that another one reads."""

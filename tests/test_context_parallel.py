@@ -1,14 +1,17 @@
 """Rows read in parts by several processes: as one process reads them, and nothing but the bank is handed over."""
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from rmat.context_parallel import handed_bytes, read_parallel
 from rmat.machine import process_group
+from rmat.model.state import initial_state
 from tests.makers.configurations import sampled_cases
 from tests.makers.models import CASES, assert_close, make_model, make_tokens
 from tests.makers.together import together
@@ -48,6 +51,9 @@ def compare_one(name: str, seed: int) -> None:
     expected = [parameter.grad for parameter in parameters]
     model.zero_grad(set_to_none=True)
 
+    if rng.random() < 0.5:
+        for block in model.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     part = read_parallel(model, tokens, state, resets=resets)
     own = model.logits(part.hidden)
     row = torch.arange(2)[:, None]
@@ -66,22 +72,34 @@ def compare_one(name: str, seed: int) -> None:
     assert counts.tolist() == [length] * 2
 
 
-def count_bytes(lengths: list[int]) -> list[int]:
-    """What this process sends while it reads rows of these lengths."""
-    sent: list[int] = []
-    begin = dist.isend
+def count_bytes(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """What this process sends while it reads rows of these lengths and makes the backward pass: to the next, to
+    the one before, and to all at once."""
+    sent: list[list[int]] = []
+    begin, tell = dist.isend, dist.broadcast
+    rank = 0
 
-    def counted(x: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        sent[-1] += x.nbytes
-        return begin(x, *rest, **more)
+    def counted(x: torch.Tensor, peer: int, *rest: Any, **more: Any) -> Any:
+        assert abs(peer - rank) == 1
+        sent[-1][int(peer < rank)] += x.nbytes
+        return begin(x, peer, *rest, **more)
 
-    dist.isend = counted
-    with process_group("cpu"), torch.no_grad():
-        model = make_model("recommended")
+    def told(x: torch.Tensor, src: int, *rest: Any, **more: Any) -> Any:
+        sent[-1][2] += x.nbytes * (src == rank)
+        return tell(x, src, *rest, **more)
+
+    def forbidden(*rest: Any, **more: Any) -> Any:
+        raise AssertionError("another way of sending")
+
+    dist.isend, dist.broadcast = counted, told
+    for name in ("send", "all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
+        setattr(dist, name, forbidden)
+    with process_group("cpu"):
+        model, rank = make_model("recommended"), dist.get_rank()
         for length in lengths:
-            sent.append(0)
-            read_parallel(model, make_tokens(1, length))
-    return sent
+            sent.append([0, 0, 0])
+            read_parallel(model, make_tokens(1, length)).hidden.sum().backward()
+    return [(right, left, everywhere) for right, left, everywhere in sent]
 
 
 def test_two_processes_read_as_one() -> None:
@@ -98,10 +116,17 @@ def test_many_processes_read_as_one(count: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_sent_does_not_depend_on_the_length() -> None:
-    first, last = together(2, count_bytes, [120, 240, 960])
-    expected = sum(handed_bytes(make_model("recommended").config, torch.float64))
-    assert first == [expected] * 3 and last == [0] * 3
+@pytest.mark.parametrize("count", [2, 4])
+def test_what_is_sent_does_not_depend_on_the_length(count: int) -> None:
+    config = make_model("recommended").config
+    handed = sum(handed_bytes(config, torch.float64))
+    integers = config.n_layers * 8 * (config.n_slots + 1)  # ages, and how many were pushed
+    state = initial_state(config, 1, torch.device("cpu"), torch.float64).nbytes
+    lengths = [2 * config.segment_len * count, 480, 1920]
+    for rank, sent in enumerate(together(count, count_bytes, lengths)):
+        last = rank == count - 1
+        expected = (0 if last else handed, handed - integers if rank else 0, state if last else 0)
+        assert sent == [expected] * 3
 
 
 def test_the_bytes_are_bank_lookback_and_tail() -> None:

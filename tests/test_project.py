@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "pretrained": {"ops", "model", "storage", "data", "tasks", "training", "settings", "machine", ""},
     "generation": {"model", "data", "settings"},
     "evaluation": {"model", "data", "tasks", "generation", "settings", "machine"},
-    "training": {"model", "storage", "data", "tasks", "settings", "machine"},
+    "training": {"model", "storage", "data", "tasks", "settings", "machine", "context_parallel"},
     "sessions": {"model", "storage", "data", "generation", "settings", "machine"},
     "engine": {"model", "data", "generation", "settings"},
     "serving": {"model", "storage", "data", "generation", "sessions", "engine", "settings", ""},

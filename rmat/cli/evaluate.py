@@ -43,7 +43,7 @@ its name and content, so measure a model trained on python-stdlib with the Pytho
 
 
 def shared(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`run`, by all the processes that torchrun started, of which the first alone speaks and writes files."""
+    """`run`, by all the processes that torchrun started, of which the first alone speaks."""
 
     def run_shared(args: argparse.Namespace) -> int:
         from rmat.machine import is_first_process, spread
@@ -53,7 +53,6 @@ def shared(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Names
                 nowhere = around.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 around.enter_context(contextlib.redirect_stdout(nowhere))
                 around.enter_context(contextlib.redirect_stderr(nowhere))
-                args.out = None
             around.enter_context(spread())
             return run(args)
 
@@ -461,11 +460,12 @@ def _progress(what: str, total: Callable[[], int]) -> Any:
     from contextlib import contextmanager
 
     from rmat.data.progress import Progress
+    from rmat.machine import team
 
     @contextmanager
     def shown() -> Any:
         with Progress(True) as bars, bars.task(what, total()) as advance:
-            yield advance
+            yield lambda n_tokens: advance(n_tokens * team())  # others read as much meanwhile
 
     return shown()
 
@@ -479,7 +479,10 @@ def _show(
     caption: str,
 ) -> int:
     """Print a result, and write its files where `--out` says."""
-    write_files(args, result, model)
+    from rmat.machine import is_first_process
+
+    if is_first_process():
+        write_files(args, result, model)
     if args.json:
         print_json(result)
     else:

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmat.cli.evaluate import shared
 from rmat.cli.output import human_bytes, print_json, print_table
 from rmat.cli.parsing import add_command, add_json
 
@@ -79,7 +80,11 @@ def add(commands: Any) -> None:
     )
     add_json(parser)
     parser = add_command(
-        commands, "gates", run=run_gates, help="fit an imported model's write gates", description=GATES
+        commands,
+        "gates",
+        run=shared(run_gates),
+        help="fit an imported model's write gates",
+        description=GATES,
     )
     parser.add_argument("model", metavar="MODEL", help="folder of an imported model")
     add = parser.add_argument
@@ -160,6 +165,7 @@ def run_gates(args: argparse.Namespace) -> int:
     """Fit and write."""
     from rmat.api import load
     from rmat.data.progress import Progress
+    from rmat.machine import is_first_process, team
     from rmat.pretrained.gates import ASKING_TOKENS, PROSE_TOKENS, fit, mixed
     from rmat.settings import whole
     from rmat.storage import model_folder
@@ -175,6 +181,10 @@ def run_gates(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.model} was not imported from a pretrained model: rmat import makes one")
     chosen = {"n_prose": args.prose, "n_asking": args.asking, "seed": args.seed}
     out = args.out or str(model_folder(args.model))
+    if args.method == "distil" and team() > 1:
+        raise ValueError(
+            f"--method distil works in one process, and {team()} were started: leave torchrun out"
+        )
     if args.method == "distil":
         return _distil(args, model, tokenizer, out, chosen)
     if given := [name for name in DISTIL_ONLY if getattr(args, name) is not None]:
@@ -186,7 +196,8 @@ def run_gates(args: argparse.Namespace) -> int:
         model = fit(model, passages, share=args.share, advance=advance)
     if args.eviction:
         model = model.with_slots(eviction=args.eviction)
-    model.save(out, tokenizer=tokenizer)
+    if is_first_process():
+        model.save(out, tokenizer=tokenizer)
     done = {
         "folder": out,
         "data": args.data,

@@ -8,8 +8,7 @@ bank <- writer and gate of x or h"     when a segment closes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +29,16 @@ from rmat.model.streams import (
     full_attention,
     joint_attention,
 )
+
+
+class Handover(Protocol):
+    """Where rows are read in parts, by several processes: the way of a layer's state from part to part."""
+
+    def receive(self, state: LayerState) -> LayerState:
+        """The state before this part; `state` is the one before the whole row."""
+
+    def send(self, state: LayerState) -> None:
+        """Hand on the state after this part."""
 
 
 class Block(nn.Module):
@@ -58,10 +67,11 @@ class Block(nn.Module):
         h_BTE: Tensor,
         state: LayerState,
         call: Call,
-        written: Callable[[LayerState], None] | None = None,
+        handover: Handover | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """Read a call's tokens: residual stream and this layer's state before, and both after. `written` is
-        told the state after them as soon as it is known, before anything is attended to."""
+        """Read a call's tokens: residual stream and this layer's state before, and both after. `handover` is
+        given the state after them as soon as it is known, before anything is attended to."""
+        state = state if handover is None else handover.receive(state)
         x_BTE = self.norm(h_BTE)
         tail, memory, bank = state.tail, state.memory, None
         if self.config.conv_width:
@@ -74,8 +84,8 @@ class Block(nn.Module):
         local, held = self._local(x_BTE, state, call)
         if isinstance(memory, AdmittedState):
             bank, memory = self.memory.write(x_BTE, next(iter(local.values())), memory, call)
-        if written is not None:
-            written(LayerState(**held, tail=tail, memory=memory, windows={}))
+        if handover is not None:
+            handover.send(LayerState(**held, tail=tail, memory=memory, windows={}))
         bank = None if bank is None else ablate(bank, call.memory)
         mixed_BTHD = self._attend(x_BTE, local, bank, call)
         h_BTE = h_BTE + self._dropout(self.output(mixed_BTHD.flatten(2)), call)

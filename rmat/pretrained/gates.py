@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rmat.data.documents import encode_lead, encode_turns
 from rmat.data.tokenizer import Tokenizer
+from rmat.machine import shared, summed, team
 from rmat.model import LanguageModel, ModelConfig
 from rmat.model.evaluating import evaluating
 from rmat.model.streams import Local
@@ -148,6 +149,12 @@ class _Regression:
         self.moment += (weighted.T @ target).double()
         self.sample.append(x[:: -(-len(x) // SAMPLED_TOKENS)].half())
 
+    def join(self) -> None:
+        """Take up what the other processes of `rmat.machine.spread` have added."""
+        summed(self.gram)
+        summed(self.moment)
+        self.sample = list(chain.from_iterable(shared(range(team()), lambda _: self.sample)))
+
     def solve(self, share: float) -> tuple[Tensor, Tensor]:
         """Weights (K, E) and biases (K,) of scores that a `share` of the tokens has above 0."""
         width = len(self.gram) - 1
@@ -197,14 +204,21 @@ def fit(
             into memory.
         advance: called with the tokens of each passage that was read.
 
-    Raises ValueError for a model without such a bank.
+    Inside `rmat.machine.spread` processes share the passages. Raises ValueError for a model without such a
+    bank.
     """
     number("share", share, above=0, below=1)
     require_gates(model.config)
     regressions = [_Regression(model.config) for _ in range(model.config.n_layers)]
-    for passage in passages:
+
+    def read(passage: Passage) -> None:
         _read(model, passage, regressions)
         advance(len(passage.ids))
+
+    for _ in shared(passages, read):
+        pass
+    for regression in regressions:
+        regression.join()
     return with_scores(model, [regression.solve(share) for regression in regressions])
 
 

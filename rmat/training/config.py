@@ -75,6 +75,10 @@ class TrainConfig:
     """How processes that torchrun started train together: each with the whole model (ddp), or each with a
     share of every block's weights and of what the optimiser remembers (fsdp). auto: ddp if there are several;
     none: there must be one. One that was started without torchrun trains alone."""
+    context_parallel: int = 1
+    """Processes that share every row: a window is cut where segments begin into so many parts, each read by
+    one of them, and between parts only the memory crosses. Their number divides that of all processes; the
+    others share out the rows."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     seed: int = 0
@@ -103,8 +107,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in field_types(TrainConfig).items():
             object.__setattr__(self, name, coerce(getattr(self, name), kind, f"train.{name}"))
-        at_least_one = ("steps", "batch_size", "window", "accumulate", "eval_bytes", "log_every")
-        check(self, "train", (*at_least_one, "checkpoint_every"), whole, 1)
+        at_least_one = ("steps", "batch_size", "window", "accumulate", "context_parallel", "eval_bytes")
+        check(self, "train", (*at_least_one, "log_every", "checkpoint_every"), whole, 1)
         check(self, "train", ("warmup_steps", "eval_every", "sample_every", "max_nonfinite"), whole, 0)
         check(self, "train", "keep_last", whole, 2)
         for name in self.track:
@@ -231,7 +235,7 @@ _WATCHING = (
     "keep_last",
     "track",
 )
-_PLACE = ("device", "compile", "checkpoint_blocks", "parallel")
+_PLACE = ("device", "compile", "checkpoint_blocks", "parallel", "context_parallel")
 EXTENSIBLE = frozenset(_LENGTH + _WATCHING + _PLACE)
 """Fields of `TrainConfig` that may change when a run is resumed: they say how long, how closely watched and
 where, not what."""

@@ -1,14 +1,15 @@
 """Training in several processes, started by torchrun: who reads which rows, and where numbers meet.
 
-Rows of the batch belong to processes, in order. Each process computes the loss of its rows, divided by what
-is scored in all of them, and gradients are summed: by DistributedDataParallel ("ddp", every process holds the
-model) or by FSDP2 ("fsdp", each holds a share of every block's weights and of what the optimiser remembers).
-One process alone is the case without a group.
+Rows of the batch belong to processes, in order; with `train.context_parallel` K, to groups of K neighbours,
+each of which reads a part of every row (`rmat/context_parallel.py`). Each process computes the loss of what
+it reads, divided by what is scored in all of them, and gradients are summed: by DistributedDataParallel
+("ddp", every process holds the model) or by FSDP2 ("fsdp", each holds a share of every block's weights and of
+what the optimiser remembers). One process alone is the case without a group.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from rmat.context_parallel import refuse_parts
 from rmat.data.lanes import IGNORED, Batch
 from rmat.machine import process_group, started_processes
-from rmat.model import LanguageModel, StreamState
+from rmat.model import LanguageModel, ModelConfig, StreamState
 from rmat.storage import assigned
 from rmat.training.config import TrainConfig
 from rmat.training.objective import Window
@@ -40,23 +42,39 @@ class Processes:
     rank: int = 0
     count: int = 1
     mesh: DeviceMesh | None = None
-    """None where one process trains alone."""
+    """All of them, among whom weights are shared out; None where one process trains alone."""
+    parts: DeviceMesh | None = None
+    """The same as groups of rows ("rows") times parts of each row ("context"); None where each row is read
+    by one process."""
 
     @property
     def first(self) -> bool:
         """Whether this is the one that writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def context(self) -> int:
+        """Processes that share a row."""
+        return 1 if self.parts is None else self.parts["context"].size()
+
+    @property
+    def sharing(self) -> Any:
+        """The group of those that share the rows of this one, in the order of their parts; None: it is
+        alone."""
+        return None if self.parts is None else self.parts["context"].get_group()
+
     def rows(self, batch_size: int) -> range:
         """The rows of this process, divided as `torch.chunk` divides, and so as a sharded tensor's are.
         Raises ValueError if a process would have none."""
-        share = -(-batch_size // self.count)
-        if share * (self.count - 1) >= batch_size:
+        count, own = self.count // self.context, self.rank // self.context
+        share = -(-batch_size // count)
+        if share * (count - 1) >= batch_size:
+            who = "processes" if self.context == 1 else f"groups of {self.context} processes"
             raise ValueError(
-                f"train.batch_size is {batch_size}: {self.count} processes take {share} rows each, and some "
-                f"would have none; give a multiple of {self.count}, or start fewer processes"
+                f"train.batch_size is {batch_size}: {count} {who} take {share} rows each, and some "
+                f"would have none; give a multiple of {count}, or start fewer processes"
             )
-        return range(self.rank * share, min((self.rank + 1) * share, batch_size))
+        return range(own * share, min((own + 1) * share, batch_size))
 
     def total(self, *values: float) -> tuple[float, ...]:
         """Sums over all processes."""
@@ -65,6 +83,11 @@ class Processes:
         sums = torch.tensor(values, dtype=torch.float64, device="cpu")
         dist.all_reduce(sums)
         return tuple(sums.tolist())
+
+    def total_of_rows(self, *values: float) -> tuple[float, ...]:
+        """Sums over all rows, of values that those who share rows have alike."""
+        once = self.rank % self.context == 0
+        return self.total(*(value if once else 0.0 for value in values))
 
     def most(self, value: int) -> int:
         """The largest of all processes' values."""
@@ -107,7 +130,10 @@ class Processes:
             return x
         shape = torch.Size((rows, *x.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(x, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+        mesh, placed = (
+            (self.mesh, [Shard(0)]) if self.parts is None else (self.parts, [Shard(0), Replicate()])
+        )
+        return DTensor.from_local(x, mesh, placed, run_check=False, shape=shape, stride=stride)
 
 
 def restarted(out: str | None) -> bool:
@@ -121,12 +147,18 @@ def restarted(out: str | None) -> bool:
 @contextlib.contextmanager
 def joined(config: TrainConfig) -> Iterator[Processes]:
     """The processes of this run: those that torchrun started, or that the caller has joined already, else
-    this one alone. Raises ValueError where `train.parallel` cannot be."""
+    this one alone. Raises ValueError where `train.parallel` or `train.context_parallel` cannot be."""
     started = started_processes()
     count = dist.get_world_size() if dist.is_initialized() else started or 1
     if config.parallel == "none" and count > 1:
         raise ValueError(
             f"train.parallel is 'none' but {count} processes were started: give auto, ddp or fsdp"
+        )
+    context = config.context_parallel
+    if count % context:
+        raise ValueError(
+            f"train.context_parallel is {context} and the number of processes {count}: start a multiple of "
+            f"{context}, with torchrun --nproc-per-node {context}"
         )
     alone = started is None and not dist.is_initialized()
     if alone or (count == 1 and config.parallel in ("auto", "none")):
@@ -134,8 +166,29 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
         return
     with process_group(config.device):
         kind = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-        mesh = init_device_mesh(kind, (count,), mesh_dim_names=("rows",))
-        yield Processes(dist.get_rank(), count, mesh)
+        mesh, parts = init_device_mesh(kind, (count,)), None
+        if context > 1:
+            shape = (count // context, context)
+            parts = init_device_mesh(kind, shape, mesh_dim_names=("rows", "context"))
+        yield Processes(dist.get_rank(), count, mesh, parts)
+
+
+def refuse_sharing(model: ModelConfig, config: TrainConfig) -> None:
+    """Raise ValueError where processes cannot share rows as `train.context_parallel` wants."""
+    if config.context_parallel == 1:
+        return
+    refuse_parts(model)
+    if config.compile:
+        raise ValueError(
+            f"train.compile is true and train.context_parallel {config.context_parallel}: a compiled block "
+            "cannot hand over its state in the middle; leave one of them out"
+        )
+    if model.write_budget:
+        raise ValueError(
+            f"model.write_budget is {model.write_budget} and train.context_parallel "
+            f"{config.context_parallel}: the share of tokens written is that of a whole row; leave one of "
+            "them out"
+        )
 
 
 class Replica:
@@ -148,7 +201,8 @@ class Replica:
         processes: Processes = Processes(),
     ) -> None:
         self.processes, self.model = processes, model
-        self._window: nn.Module = Window(model, config)
+        self._used: set[str] = set()
+        self._window: nn.Module = Window(model, config, processes.sharing)
         if config.checkpoint_blocks:
             for block in model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -156,6 +210,7 @@ class Replica:
             return
         if config.parallel == "fsdp":
             _shard(self._window, model, config, processes.mesh)
+            _watch(self._window, self._used)
         else:
             # Where no segment closes the write gate has no gradient, and that may be so for some rows alone.
             self._window = DistributedDataParallel(self._window, find_unused_parameters=True)
@@ -179,6 +234,20 @@ class Replica:
             waiting = self._window.no_sync()
         with waiting:
             yield self._window(batch.tokens, batch.targets, batch.resets, state)
+
+    def used(self) -> list[float]:
+        """Of every weight whether this process had a gradient for it since `drop_unused`, 1 or 0. Empty where
+        that is seen from the gradients."""
+        names = [name for name, _ in self._window.named_parameters()] if self.sharded else []
+        return [float(name in self._used) for name in names]
+
+    def drop_unused(self, counts: Sequence[float]) -> None:
+        """Take away the gradients of weights that no process had one for: FSDP leaves zeros, by which an
+        optimiser would act. `counts`: `used`, summed over processes."""
+        for parameter, count in zip(self._window.parameters() if counts else (), counts, strict=True):
+            if not count:
+                parameter.grad = None
+        self._used.clear()
 
     def whole(self, everywhere: bool = True) -> LanguageModel | None:
         """The model with all its weights, for calls that processes make as they like; None in those that do
@@ -207,6 +276,22 @@ def _shard(window: nn.Module, model: LanguageModel, config: TrainConfig, mesh: D
             each.set_gradient_divide_factor(1.0)  # the loss is divided by what all processes score
             each.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
             each.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def _watch(window: nn.Module, used: set[str]) -> None:
+    """Note the names of weights in `used` as their gradients are computed in this process."""
+    seen: set[int] = set()
+
+    def look(prefix: str, unit: nn.Module, _: Any) -> None:
+        for name, whole in unit.named_parameters(prefix):  # what is gathered for this call stays one tensor
+            if not isinstance(whole, DTensor) and id(whole) not in seen:
+                seen.add(id(whole))
+                whole.register_post_accumulate_grad_hook(lambda _, name=name: used.add(name))
+
+    for name, unit in window.named_modules():
+        register = unit.register_forward_pre_hook
+        if isinstance(unit, FSDPModule):
+            register(partial(look, name))
 
 
 def _sum(

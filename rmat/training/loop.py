@@ -201,14 +201,18 @@ def _tell_arithmetic(run: Run) -> None:
 
 
 def _clock(run: Run, began: float) -> float:
-    """Seconds since `began` on the clock of the first process, which decides for all."""
-    (seconds,) = run.processes.total(time.perf_counter() - began if run.processes.first else 0.0)
+    """Seconds since `began`; where they decide on anything, on the clock of the first process for all."""
+    own = time.perf_counter() - began
+    if run.config.train.max_minutes is None:
+        return own
+    (seconds,) = run.processes.total(own if run.processes.first else 0.0)
     return seconds
 
 
 def _together(run: Run) -> str:
     count, kind = run.processes.count, "fsdp" if run.replica.sharded else "ddp"
-    return f"; {count} processes ({kind})" if run.processes.mesh is not None else ""
+    parts = f", {run.processes.context} a row" if run.processes.context > 1 else ""
+    return f"; {count} processes ({kind}{parts})" if run.processes.mesh is not None else ""
 
 
 def _is_over(run: Run) -> bool:
@@ -266,7 +270,7 @@ def _openness(run: Run) -> list[float]:
     config = run.model.config
     if not config.has_memory or run.state is None:
         return []
-    sums = run.processes.total(*run.state.openness().sum(1).tolist())
+    sums = run.processes.total_of_rows(*run.state.openness().sum(1).tolist())
     return [share / run.config.train.batch_size for share in sums]
 
 

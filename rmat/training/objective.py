@@ -1,22 +1,25 @@
 """What training minimises."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rmat.context_parallel import read_parallel
 from rmat.data.lanes import IGNORED
 from rmat.model import LanguageModel, StreamState
 from rmat.training.config import TrainConfig
 
 
 class Window(nn.Module):
-    """The loss of one window as one forward call, which is what DDP and FSDP act on."""
+    """The loss of one window as one forward call, which is what DDP and FSDP act on. With a `group` of
+    processes that share its rows: of this process's part."""
 
-    def __init__(self, model: LanguageModel, config: TrainConfig) -> None:
+    def __init__(self, model: LanguageModel, config: TrainConfig, group: Any = None) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.group = model, config, group
 
     def forward(
         self, tokens: Tensor, targets: Tensor, resets: Tensor, state: StreamState | None
@@ -25,7 +28,13 @@ class Window(nn.Module):
         narrow = self.config.dtype == "bfloat16"
         # Without its cache of weights, which inside another autocast outlives the update of the weights.
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False):
-            hidden, after = self.model.hidden(tokens, state, resets=resets)
+            if self.group is None:
+                hidden, after = self.model.hidden(tokens, state, resets=resets)
+            else:
+                part = read_parallel(self.model, tokens, state, resets=resets, group=self.group)
+                hidden, after = part.hidden, part.state
+                index, valid = part.index.to(tokens.device), part.valid.to(tokens.device)
+                targets = torch.where(valid, targets.gather(1, index), IGNORED)
             # The head only where something is scored: in most tasks that is a handful of places a row.
             asked = targets != IGNORED
             logits = self.model.logits(hidden[asked])

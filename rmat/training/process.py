@@ -29,8 +29,9 @@ def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Put back what `capture` gave."""
-    torch.set_rng_state(tensors["torch"])
+    """Put back what `capture` gave; a generator whose state is not among the tensors goes on as it is."""
+    if "torch" in tensors:
+        torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
     version, words, gauss = values["python"]

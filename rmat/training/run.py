@@ -56,7 +56,7 @@ from rmat.training.checkpoint import (
     newest_sound_checkpoint,
 )
 from rmat.training.config import RunConfig, check_resumable
-from rmat.training.distributed import Processes, Replica, joined, restarted
+from rmat.training.distributed import Processes, Replica, joined, refuse_sharing, restarted
 from rmat.training.optimizer import (
     build_optimizers,
     optimizer_places,
@@ -291,6 +291,7 @@ def _prepare(
 ) -> Run:
     corpus = processes.first_alone(lambda: _load_data(config.data, folder, processes.first))
     model_config = config.model_config(corpus.tokenizer.vocab_size)
+    refuse_sharing(model_config, config.train)
     checkpoint = processes.from_first(lambda: _claim(config, folder, corpus, device, resumed, reporter))
     process.seed_everything(config.train.seed)
     kind = torch.float64 if config.train.dtype == "float64" else torch.float32

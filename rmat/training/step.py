@@ -49,7 +49,8 @@ def training_step(
     none."""
     replica = Replica(model, config) if replica is None else replica
     processes = replica.processes
-    (scored,) = map(int, processes.total(sum(int((batch.targets != IGNORED).sum()) for batch in batches)))
+    own = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
+    (scored,) = map(int, processes.total_of_rows(own))
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     nats, broken = 0.0, 0.0
@@ -60,7 +61,8 @@ def training_step(
                 (total / scored).backward()
         nats += window_nats.item()
         broken += not bool(torch.isfinite(total))
-    nats, broken = processes.total(nats, broken)
+    nats, broken, *used = processes.total(nats, broken, *replica.used())
+    replica.drop_unused(used)
     norm = gradient_norm(model)
     if broken or not math.isfinite(norm):
         for optimizer in optimizers:

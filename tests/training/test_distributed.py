@@ -10,10 +10,11 @@ import torch
 
 from rmat import api
 from rmat.data.config import DataConfig
+from rmat.machine import process_group
 from rmat.storage import load_model
 from rmat.training.checkpoint import read_checkpoint
 from rmat.training.config import RunConfig
-from rmat.training.distributed import Processes, restarted
+from rmat.training.distributed import Processes, refuse_sharing, restarted
 from rmat.training.loop import train
 from rmat.training.progress import Silent
 from tests.makers.runs import assert_same_tensors, last_checkpoint, metrics
@@ -56,12 +57,79 @@ def assert_close(one: Path, many: Path, within: float) -> None:
                 assert b[name] == value
 
 
+def trained_each(configs: list[dict[str, Any]]) -> None:
+    with process_group("cpu"):
+        for config in configs:
+            trained(config)
+
+
 def test_two_processes_train_as_one(config: MakeConfig) -> None:
-    """With documents that begin anywhere, windows that are accumulated, and evaluations that are shared."""
-    one, two = (plain(config, name, accumulate=2, dtype="float64") for name in ("one", "two"))
+    """With documents that begin anywhere, windows that are accumulated, and evaluations that are shared: each
+    with rows of its own, and each with a part of every row."""
+    fields = {"steps": 25, "accumulate": 2, "dtype": "float64", "window": 40}
+    one, rows, parts = (
+        plain(config, name, **fields, **more)
+        for name, more in (("one", {}), ("rows", {}), ("parts", {"context_parallel": 2}))
+    )
     trained(one.to_dict())
-    together(2, trained, two.to_dict())
-    assert_close(Path(str(one.out)), Path(str(two.out)), 1e-12)
+    together(2, trained_each, [rows.to_dict(), parts.to_dict()])
+    for many in (rows, parts):
+        assert_close(Path(str(one.out)), Path(str(many.out)), 1e-12)
+
+
+SHARING = {
+    "muon": (4, 2, "fsdp", "recommended", {}, {"optimizer": "muon", "window": 100}),
+    "weakest": (
+        *(3, 3, "fsdp", "recommended", {"eviction": "weakest"}),
+        {"checkpoint_blocks": True, "window": 37, "accumulate": 2},
+    ),
+    "both gates": (
+        *(2, 2, "ddp", "recommended", {"gate": "both", "tie_embeddings": False}),
+        {"carry_state": False, "window": 21},
+    ),
+    "admitted": (4, 4, "fsdp", "admitted", {"write_cost": 1e-3}, {"window": 70}),
+    "weakest admitted": (
+        *(4, 2, "ddp", "admitted", {"eviction": "weakest", "memory_layers": None}),
+        {"window": 50, "z_loss": 1e-3, "checkpoint_blocks": True},
+    ),
+    "xl": (3, 3, "ddp", "xl", {}, {"window": 64}),
+    "few segments": (4, 4, "ddp", "local", {}, {"window": 5}),
+    "tasks": (
+        2,
+        2,
+        "fsdp",
+        "recommended",
+        {},
+        {"window": 40, "specs": ("recall:from=20", "mqar:pairs=2,vocabulary=32")},
+    ),
+}
+"""Processes, those that share a row, how weights are held; variant, model, training and data."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "context", "parallel", "variant", "model", "fields"), SHARING.values(), ids=SHARING
+)
+def test_processes_that_share_rows_train_as_one(
+    config: MakeConfig,
+    count: int,
+    context: int,
+    parallel: str,
+    variant: str,
+    model: dict[str, Any],
+    fields: dict[str, Any],
+) -> None:
+    fields = {"dtype": "float64", "steps": 12, **fields}
+    specs = fields.pop("specs", None)
+    one, many = (
+        dataclasses.replace(plain(config, name, model, **fields, **more), variant=variant)
+        for name, more in (("one", {}), ("many", {"context_parallel": context, "parallel": parallel}))
+    )
+    if specs:
+        one, many = (dataclasses.replace(each, data=DataConfig(specs=specs)) for each in (one, many))
+    trained(one.to_dict())
+    together(count, trained, many.to_dict(), timeout=300)
+    assert_same_end(Path(str(one.out)), Path(str(many.out)), 1e-12)
 
 
 def in_parts(config: MakeConfig, counts: tuple[int, int], name: str = "parts", **fields: Any) -> Path:
@@ -191,6 +259,23 @@ def test_a_process_without_rows_is_refused(config: MakeConfig) -> None:
     assert [len(Processes(rank, 4).rows(7)) for rank in range(4)] == [2, 2, 2, 1]
     with pytest.raises(ValueError, match=r"batch_size is 5: 4 processes take 2 rows each.*multiple of 4"):
         processes.rows(5)
+
+
+def test_processes_that_share_rows_are_those_that_can(config: MakeConfig) -> None:
+    def refused(match: str, **fields: Any) -> None:
+        model, variant = fields.pop("model", {}), fields.pop("variant", "recommended")
+        wanted = dataclasses.replace(config("refused", model=model, **fields), variant=variant)
+        with pytest.raises(ValueError, match=match):
+            refuse_sharing(wanted.model_config(300), wanted.train)
+
+    refused("write_from='output' cannot be read in parts", variant="paper", context_parallel=2)
+    refused("train.compile is true and train.context_parallel 2", compile=True, context_parallel=2)
+    budget = {"write_cost": 1e-3, "write_budget": 0.1}
+    refused("model.write_budget is 0.1 and train.context_parallel 2", model=budget, context_parallel=2)
+    wanted = config("alone", context_parallel=3)
+    with pytest.raises(ValueError, match=r"context_parallel is 3 and the number of processes 1: .* multiple"):
+        trained(wanted.to_dict())
+    assert not Path(str(wanted.out)).exists()
 
 
 def test_a_run_that_torchrun_may_start_anew_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ CHANGED: dict[str, Any] = {
 }
 ELSEWHERE = {
     *("max_minutes", "max_nonfinite", "compile", "device", "checkpoint_blocks", "parallel", "track"),
+    "context_parallel",
 }
 """Fields with a test of their own."""
 
