@@ -169,20 +169,39 @@ def test_two_processes_with_shares_of_the_weights_go_on_as_one(config: MakeConfi
     assert_same_end(one, in_parts(config, (2, 1), parallel="fsdp", **fields), 1e-12)
 
 
+DOUBLE: dict[str, Any] = {"dtype": "float64"}
+SPREAD = {
+    **{
+        f"muon, {count} {parallel}": (
+            count,
+            parallel,
+            1e-12,
+            {},
+            {**DOUBLE, "accumulate": 2, "optimizer": "muon"},
+        )
+        for count in (2, 4)
+        for parallel in ("ddp", "fsdp")
+    },
+    "blocks again": (
+        *(4, "ddp", 1e-12, {"write_cost": 1e-3}),
+        {**DOUBLE, "checkpoint_blocks": True, "window": 24, "clip": 0.05},
+    ),
+    "blocks again, fsdp": (2, "fsdp", 1e-12, {}, {**DOUBLE, "checkpoint_blocks": True, "window": 24}),
+    "uneven": (
+        *(4, "fsdp", 1e-12, {"tie_embeddings": False}),
+        {**DOUBLE, "carry_state": False, "batch_size": 7},
+    ),
+    "segments seldom close": (4, "fsdp", 1e-12, {}, {**DOUBLE, "window": 3}),
+    "segments seldom close, ddp": (2, "ddp", 1e-12, {}, {**DOUBLE, "window": 3}),
+    "float32": (4, "ddp", 1e-6, {}, {"accumulate": 2}),
+    "muon in float32": (2, "fsdp", 1e-6, {}, {"optimizer": "muon"}),
+    "bfloat16": (2, "fsdp", 1e-3, {}, {"dtype": "bfloat16", "steps": 10}),
+}
+"""Processes, how weights are held, how equal losses are; model and training."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize(
-    ("within", "model", "fields"),
-    [
-        (1e-12, {}, {"dtype": "float64", "accumulate": 2, "optimizer": "muon"}),
-        (1e-12, {"write_cost": 1e-3}, {"dtype": "float64", "checkpoint_blocks": True, "window": 24}),
-        (1e-12, {"tie_embeddings": False}, {"dtype": "float64", "carry_state": False, "batch_size": 7}),
-        (1e-6, {}, {"accumulate": 2}),
-        (1e-6, {}, {"optimizer": "muon"}),
-    ],
-    ids=["muon", "blocks again", "uneven", "float32", "muon in float32"],
-)
+@pytest.mark.parametrize(("count", "parallel", "within", "model", "fields"), SPREAD.values(), ids=SPREAD)
 def test_many_processes_train_as_one(
     config: MakeConfig,
     count: int,
