@@ -14,7 +14,8 @@ Every variant is the same model with a state of the same size; only what it admi
     full       the source itself, with everything in sight, within its trained context
 
 Bits per byte by position are measured on documents of a split, each read from its start. Pass keys are hidden
-in the same text and asked for in the chat format; all digits must be the most likely token. Facts, five in a
+in the same text and asked for in the chat format, as needles are (`rmat eval needle`); all digits must be the
+most likely token. Facts, five in a
 text, are asked for as by `rmat ask`, greedily: the value must occur in the answer. `--decode` times decoding
 beside transformers with its cache, in turns. The file is written after every step.
 """
@@ -29,7 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ from rmat.pretrained.gates import with_all_in_sight
 from rmat.sessions.conversation import Conversation
 from rmat.storage import assigned
 from rmat.tasks.haystack import hide, load_filler, without
+from rmat.tasks.needle import NeedleTask
 
 VARIANTS = ("window", "recent", "random", "norm", "fit", "weakest", "full")
 EDGES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0.1, 0.5, 0.8)
+NEEDLES = ("single_1", "single_2", "multikey_1")
 OPEN = 40.0
 SPAN = 1024
 """Tokens of one call: the logits of a large vocabulary are large."""
@@ -151,16 +154,34 @@ def passkeys(
             parts = hide([(depth, statement)], sentences, length, tokenizer)
             text = "".join(text for _, text in parts).strip()
             read = [*encode_lead(tokenizer, "nothing"), *tokenizer.encode(text)]
-            turns = [("user", "What is the pass key that the text above names?")]
-            begun = "The pass key is "
-            prompt, whole = (
-                [*read, *encode_turns(tokenizer, turns, "text", answer=True, begun=said)]
-                for said in (begun, begun + key)
-            )
-            common = next(
-                (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt)
-            )
-            yield depth, whole[:common], whole[common:]
+            question = "What is the pass key that the text above names?"
+            yield depth, *asked(tokenizer, read, question, "The pass key is ", key)
+
+
+def needles(
+    spec: str, split: Any, tokenizer: Tokenizer, task: str, length: int, samples: int, seed: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt, answer) of the needle task's examples, the question in the chat format, the answer begun."""
+    random = np.random.default_rng([seed, length])
+    source = NeedleTask(task=task, haystack=spec, split=split)
+    for _ in range(samples):
+        example = source.example(random, length, tokenizer)
+        pieces = [piece for piece in example.pieces if isinstance(piece, str)]
+        question, begun = pieces[-1].rsplit("?", 1)
+        read = [*encode_lead(tokenizer, "nothing"), *tokenizer.encode("".join(pieces[:-1]).strip())]
+        yield asked(tokenizer, read, f"{question.strip()}?", f"{begun.strip()} ", example.answer.strip())
+
+
+def asked(
+    tokenizer: Tokenizer, read: list[int], question: str, begun: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Tokens up to the begun answer, and those of the answer, of a question behind what was read."""
+    prompt, whole = (
+        [*read, *encode_turns(tokenizer, [("user", question)], "text", answer=True, begun=said)]
+        for said in (begun, begun + answer)
+    )
+    common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+    return whole[:common], whole[common:]
 
 
 @torch.no_grad()
@@ -242,11 +263,14 @@ def main() -> None:
     parser.add_argument("model", help="folder of an imported model with fitted gates, or smollm2")
     parser.add_argument("--data", required=True, metavar="SPEC")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=8192, help="of each document; 0 to leave them out")
     parser.add_argument("--passkey", type=int, nargs="*", default=[], metavar="TOKENS", help="lengths")
-    parser.add_argument("--samples", type=int, default=3, help="pass keys at each depth, texts of facts")
+    parser.add_argument("--needles", type=int, nargs="*", default=[], metavar="TOKENS", help="lengths")
+    parser.add_argument(
+        "--samples", type=int, default=3, help="pass keys at each depth, needles of each task, texts of facts"
+    )
     parser.add_argument("--facts", type=int, nargs="*", default=[], metavar="TOKENS", help="lengths")
     parser.add_argument("--decode", type=int, nargs="*", default=[], metavar="TOKENS", help="contexts")
     parser.add_argument("--seed", type=int, default=0)
@@ -262,6 +286,7 @@ def main() -> None:
         "state_bytes": model.initial_state(1).nbytes,
         "positions": [],
         "passkey": [],
+        "needles": [],
         "facts": [],
         "decoding": [],
         "seconds": {},
@@ -278,7 +303,7 @@ def main() -> None:
     rows = texts(args.data, args.split, tokenizer, args.documents, args.tokens) if args.tokens else []
     widths = np.stack([tokenizer.byte_counts(ids[1:]) for ids in rows]) if rows else np.zeros((0, 0))
     sample = texts(args.data, "train", tokenizer, 1, SPAN)[0].tolist()
-    most = max([args.tokens, *args.passkey, *args.facts], default=0) + 512
+    most = max([args.tokens, *args.passkey, *args.needles, *args.facts], default=0) + 512
     base: NDArray[Any] | None = None
     for name in args.variants:
         began = time.perf_counter()
@@ -319,6 +344,16 @@ def main() -> None:
                     {**cell, **share.to_dict("exact")},
                     f"{name:8} pass key at {depth} of {length}: {sum(right)} of {len(right)}",
                 )
+        for length, task in product(args.needles, NEEDLES):
+            examples = needles(args.data, args.split, tokenizer, task, length, args.samples, args.seed)
+            found = [recalls(changed, *example) for example in examples]
+            share = wilson(sum(found), len(found))
+            cell = {"variant": name, "length": length, "task": task, "samples": len(found)}
+            keep(
+                "needles",
+                {**cell, **share.to_dict("exact")},
+                f"{name:8} {task} in {length}: {sum(found)} of {len(found)}",
+            )
         result["seconds"][name] = time.perf_counter() - began
         print(f"{name}: {result['seconds'][name]:.0f} s", file=sys.stderr, flush=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -107,7 +107,8 @@ def _horizon(config: ModelConfig) -> tuple[int | None, str]:
     if not config.has_memory:
         return reach, f"{reach} tokens: local attention only"
     if config.eviction == "weakest":
-        return None, "depends on content: a slot stays until n_slots stronger ones have been written"
+        fading = f", less {config.fade:g} of every score in 1,024 tokens" if config.fade else ""
+        return None, f"depends on content: a slot stays until n_slots stronger ones have been written{fading}"
     if config.refuses_writes:
         return None, "depends on content: a slot stays until n_slots later writes pass the gate"
     segments = config.n_slots // config.writes_per_segment

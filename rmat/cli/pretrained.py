@@ -89,9 +89,22 @@ def add(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of an imported model")
     add = parser.add_argument
     add("--out", metavar="FOLDER", help="folder to write (default: MODEL itself)")
-    add("--data", metavar="SPEC", default="python-stdlib", help="text to read (default: python-stdlib)")
+    add(
+        "--data",
+        nargs="+",
+        metavar="SPEC",
+        default=["python-stdlib"],
+        help="texts to read, a passage of each in turn (default: python-stdlib)",
+    )
     add("--share", type=float, default=0.5, metavar="X", help="share of tokens to admit (default: 0.5)")
     add("--eviction", choices=("oldest", "weakest"), help="what a full bank gives up (default: as it is)")
+    add(
+        "--fade",
+        type=float,
+        metavar="X",
+        help="what a slot's score, whose standard deviation is 16, loses in 1,024 tokens where the weakest "
+        "leave (default: as it is)",
+    )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the passages (default: 0)")
@@ -194,8 +207,7 @@ def run_gates(args: argparse.Namespace) -> int:
     total = args.prose * PROSE_TOKENS + args.asking * ASKING_TOKENS
     with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:
         model = fit(model, passages, share=args.share, advance=advance)
-    if args.eviction:
-        model = model.with_slots(eviction=args.eviction)
+    model = model.with_slots(eviction=args.eviction, fade=args.fade)
     if is_first_process():
         model.save(out, tokenizer=tokenizer)
     done = {
@@ -203,6 +215,7 @@ def run_gates(args: argparse.Namespace) -> int:
         "data": args.data,
         "share": args.share,
         "eviction": model.config.eviction,
+        "fade": model.config.fade,
         **chosen,
     }
     print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
@@ -217,9 +230,8 @@ def _distil(
 
     given: dict[str, Any] = {name: getattr(args, name) for name in DISTIL_ONLY}
     given = {name: value for name, value in given.items() if value is not None}
-    config = DistilConfig(data=args.data, share=args.share, **chosen, **given)
-    if args.eviction:
-        model = model.with_slots(eviction=args.eviction)
+    config = DistilConfig(data=tuple(args.data), share=args.share, **chosen, **given)
+    model = model.with_slots(eviction=args.eviction, fade=args.fade)
     if distil(model, tokenizer, config, out) is None:
         return 130
     done = {"folder": out, "eviction": model.config.eviction, **dataclasses.asdict(config)}

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from rmat.model.config import ModelConfig
 from rmat.model.layout import Layout
 from rmat.model.slots import MemoryMode, Slots
-from rmat.model.writers import price_of_writes, ranked
+from rmat.model.writers import RANK_STEPS, price_of_writes, ranked
 from rmat.ops.fifo import ABSENT, fifo_windows, strongest_windows, take_rows
+
+FADE_TOKENS = 1024
+"""Tokens of age in which a slot's score loses `fade`."""
 
 
 def admit(
@@ -78,7 +81,7 @@ def push(
     Returns: the banks that the segments read (B, N, M), the bank (B, M) after the call, and what entered it.
     """
     held = held.older(-layout.base[:, :1])  # ages count from the call's start until it is known who reads
-    index_BNM = _windows(config, entered_BNW, new.log_gate.detach(), held, layout)
+    index_BNM = _windows(config, entered_BNW, new, held, layout)
     last_document = layout.at.document.gather(1, layout.at.last[:, None])
     reader = torch.cat([layout.at.document, last_document], dim=1)
     base = torch.cat([layout.base, layout.open_base[:, None]], dim=1)
@@ -96,7 +99,7 @@ def push(
 
 
 def _windows(
-    config: ModelConfig, entered_BNW: Tensor, log_gate: Tensor, held: Slots, layout: Layout
+    config: ModelConfig, entered_BNW: Tensor, new: Slots, held: Slots, layout: Layout
 ) -> Tensor:
     """Where the slots before every segment and after the call come from, (B, N + 1, M): see
     `rmat.ops.fifo`."""
@@ -105,16 +108,22 @@ def _windows(
     document = layout.at.document
     before = torch.cat([torch.zeros_like(document[:, :1]), document[:, :-1]], dim=1)
     return strongest_windows(
-        torch.where(entered_BNW, strength(log_gate).view(entered_BNW.shape), ABSENT),
-        torch.where(held.filled, strength(held.log_gate), ABSENT),
+        torch.where(entered_BNW, strength(config, new).view(entered_BNW.shape), ABSENT),
+        torch.where(held.filled, strength(config, held), ABSENT),
         document != before,
     )
 
 
-def strength(log_gate: Tensor) -> Tensor:
-    """The score behind log g, int64 in ranked steps: rounding must not decide what is given up."""
+def strength(config: ModelConfig, slots: Slots) -> Tensor:
+    """The score behind log g less what age takes of it, int64: rounding must not decide what is given up.
+
+    All lose as much in the same time, so that the order is the same from whichever token ages count.
+    """
+    log_gate = slots.log_gate.detach()
     log_gate = log_gate.clamp(max=-torch.finfo(log_gate.dtype).tiny)
-    return ranked(log_gate - (-torch.expm1(log_gate)).log())
+    score = ranked(log_gate - (-torch.expm1(log_gate)).log()).clamp(-(2**24), 2**24)
+    faded = score * FADE_TOKENS - round(config.fade * RANK_STEPS) * slots.age
+    return faded.clamp(min=ABSENT + 1)
 
 
 def until_full(entered_BNW: Tensor, pushed: Tensor, document: Tensor, n_slots: int) -> Tensor:

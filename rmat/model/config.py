@@ -19,6 +19,7 @@ _LATER = {
     "memory_layers": None,
     "memory_read": "softmax",
     "eviction": "oldest",
+    "fade": 0.0,
     "memory_projections": "own",
     "write_when": "closed",
     "slots_per": "layer",
@@ -116,6 +117,9 @@ class ModelConfig:
     eviction: Eviction = "oldest"
     """Which slot a full bank drops: the oldest (first in, first out), or the oldest of those with the least
     g."""
+    fade: float = 0.0
+    """What a slot's score loses per 1,024 tokens of age where the weakest leave, 0 to 64: what was strong
+    long ago gives way to what is less strong and new."""
     null_slot: bool = False
     """Whether there is a learned slot beside the bank, which takes the weight of a query that finds
     nothing."""
@@ -179,6 +183,7 @@ class ModelConfig:
         check(self, "ModelConfig", ("gate_noise", "write_cost", "write_budget"), number, 0)
         if self.write_budget and not self.write_cost:
             self._refuse("write_budget", "it says where write_cost begins: set that too, such as 0.001")
+        check(self, "ModelConfig", "fade", number, 0, most=64)
         check(self, "ModelConfig", "gate_bias", number)
         check(self, "ModelConfig", "dropout", number, 0, below=1)
 
@@ -241,6 +246,8 @@ class ModelConfig:
             self._refuse("memory_read", "one softmax over all keys (fusion='joint') reads with 'softmax'")
         if self.eviction == "weakest" and not self.scores_writes:
             self._refuse("eviction", "it needs a score for every write: set writer='select' or gate='push'")
+        if self.fade and self.eviction != "weakest":
+            self._refuse("fade", "strength decides only with eviction='weakest'")
         if self.writer == "mean" and self.writes_per_segment != 1:
             self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
         if self.writer == "all" and self.writes_per_segment != self.segment_len:

@@ -175,16 +175,21 @@ class LanguageModel(nn.Module):
             self.config, batch_size, torch.device(device or weight.device), dtype or weight.dtype
         )
 
-    def with_slots(self, n_slots: int | None = None, eviction: Eviction | None = None) -> LanguageModel:
+    def with_slots(
+        self, n_slots: int | None = None, eviction: Eviction | None = None, fade: float | None = None
+    ) -> LanguageModel:
         """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in
-        training; `eviction` says what they give up when they are full. None leaves a choice as it is.
+        training; `eviction` and `fade` say what they give up when they are full. None leaves a choice as it
+        is; where the oldest leave nothing fades.
 
         Raises `ValueError` if the configuration refuses the number, or if slots have learned places
         (memory_position="rank").
         """
         n_slots = self.config.n_slots if n_slots is None else n_slots
         eviction = self.config.eviction if eviction is None else eviction
-        config = dataclasses.replace(self.config, n_slots=n_slots, eviction=eviction)
+        if fade is None:
+            fade = self.config.fade if eviction == "weakest" else 0.0
+        config = dataclasses.replace(self.config, n_slots=n_slots, eviction=eviction, fade=fade)
         if n_slots != self.config.n_slots and config.has_memory and config.memory_position == "rank":
             raise ValueError(
                 f"n_slots={n_slots} is not possible: memory_position='rank' has learned "

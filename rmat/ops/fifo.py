@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ABSENT = -(2**32)
+ABSENT = -(2**37)
 """Strength of what is not there, below every other."""
 
 

@@ -106,8 +106,8 @@ RUN_FOLDER, RESULT_FILE = "distil", "result.json"
 class DistilConfig:
     """How gates are distilled. Raises ValueError."""
 
-    data: str = "python-stdlib"
-    """SPEC of the text of the passages."""
+    data: tuple[str, ...] = ("python-stdlib",)
+    """SPECs of the text of the passages, a passage of each in turn."""
     share: float = 0.5
     """Share of all tokens that a key head may admit, above 0 and below 1."""
     n_prose: int = 8
@@ -481,7 +481,7 @@ class _Run:
         """Write down what the run is; of one that goes on the checkpoint to go on from."""
         read = hashlib.sha256(b"".join(passage.ids.tobytes() for passage in self.scaling)).hexdigest()
         given = {"model": weights_fingerprint(self.model), "passages": read}
-        config = dataclasses.asdict(self.config)
+        config = json.loads(json.dumps(dataclasses.asdict(self.config)))
         path, place = self.folder / CONFIG_FILE, self.folder / "checkpoints"
         found = None
         if path.is_file() and not (self.folder / RESULT_FILE).exists():

@@ -72,8 +72,8 @@ def export_model(folder: str | Path, out: str | Path) -> None:
 
 def gates_state(config: ModelConfig) -> dict[str, Any]:
     """What stands beside gates in their file: the state that they are for."""
-    state: dict[str, Any] = {name: getattr(config, name) for name in ("n_slots", "n_sinks", "eviction")}
-    return {"window": 2 * config.chunk_len, **state}
+    names = ("n_slots", "n_sinks", "eviction", "fade")
+    return {"window": 2 * config.chunk_len, **{name: getattr(config, name) for name in names}}
 
 
 def cached(name: str | Path) -> str | Path:

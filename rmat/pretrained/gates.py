@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -291,8 +291,10 @@ def _targets(local: Local, passage: Passage) -> Tensor:
 
 
 def mixed(
-    spec: str, tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
+    specs: Sequence[str], tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
 ) -> Iterator[Passage]:
-    """So many passages of prose, then of text that asks about itself."""
-    yield from islice(prose(spec, tokenizer, length=PROSE_TOKENS, reach=reach, seed=seed), n_prose)
-    yield from islice(asking(spec, tokenizer, length=ASKING_TOKENS, seed=seed + 1), n_asking)
+    """So many passages of prose, then of text that asks about itself, of each SPEC in turn."""
+    plain = [prose(spec, tokenizer, length=PROSE_TOKENS, reach=reach, seed=seed) for spec in specs]
+    asked = [asking(spec, tokenizer, length=ASKING_TOKENS, seed=seed + 1) for spec in specs]
+    for sources, count in ((plain, n_prose), (asked, n_asking)):
+        yield from (next(sources[k % len(sources)]) for k in range(count))

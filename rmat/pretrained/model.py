@@ -63,19 +63,19 @@ def from_pretrained(
 
 def _model(source: Source, window: Window, dtype: torch.dtype, fitted: bool) -> LanguageModel:
     gates: dict[str, Tensor] = {}
-    eviction: Any = "oldest"
+    leaves: dict[str, Any] = {}
     if source.gates is not None:
         metadata, gates = read_tensors(source.gates)
         given = json.loads(metadata["rmat"])
         if window == Window():
             window = Window(given["window"], given["n_slots"], given["n_sinks"])
         if fitted:
-            eviction = given.get("eviction", eviction)
+            leaves = {name: given[name] for name in ("eviction", "fade") if name in given}
         else:
             gates = {}
     config = configuration(source.config, window)
     if config.has_memory:
-        config = dataclasses.replace(config, eviction=eviction)
+        config = dataclasses.replace(config, **leaves)
     if source.tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source.name}: the tokenizer has {source.tokenizer.vocab_size} tokens, the weights are for "

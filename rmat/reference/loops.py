@@ -380,10 +380,18 @@ def strength(slot: Slot) -> int:
     return math.floor((log_gate - math.log(-math.expm1(log_gate))) * SELECT_STEPS_PER_UNIT)
 
 
-def push(bank: Sequence[Slot], slot: Slot, n_slots: int, weakest: bool = False) -> list[Slot]:
+def push(
+    bank: Sequence[Slot], slot: Slot, n_slots: int, weakest: bool = False, fade: float = 0.0
+) -> list[Slot]:
     """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out, or
-    (`weakest`) the oldest of those whose gate is weakest, which may be the one that came."""
+    (`weakest`) the oldest of those whose gate is weakest, which may be the one that came. Scores have lost
+    `fade`, in whole steps of 1/256, in 1,024 tokens."""
     longer = [*bank, slot]
+
+    def remaining(i: int) -> int:
+        age = slot.position - longer[i].position
+        return strength(longer[i]) * 1024 - round(fade * SELECT_STEPS_PER_UNIT) * age
+
     if len(longer) > n_slots:
-        longer.pop(min(range(len(longer)), key=lambda i: strength(longer[i])) if weakest else 0)
+        longer.pop(min(range(len(longer)), key=remaining) if weakest else 0)
     return longer

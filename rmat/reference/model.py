@@ -276,7 +276,7 @@ def _admit(
             slot = ref.Slot(key=keys[at], value=values[at], log_gate=ref.log_gate(candidate), position=at)
             if config.gate_gradient == "value":
                 slot = ref.learn_through_value(slot)
-            bank.slots = ref.push(bank.slots, slot, config.n_slots, config.eviction == "weakest")
+            bank.slots = ref.push(bank.slots, slot, config.n_slots, config.eviction == "weakest", config.fade)
             bank.pushed.append(at)
 
 
@@ -316,5 +316,5 @@ def _write(config: ModelConfig, own: Parameters, memory: LayerMemory, left: Tens
         )
         if config.gate_gradient == "value":
             slot = ref.learn_through_value(slot)
-        memory.slots = ref.push(memory.slots, slot, config.n_slots, config.eviction == "weakest")
+        memory.slots = ref.push(memory.slots, slot, config.n_slots, config.eviction == "weakest", config.fade)
         memory.pushed.append(candidate.position)

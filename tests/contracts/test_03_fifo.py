@@ -4,6 +4,7 @@ Identity is carried in the values: the model below writes token t as the number 
 projection reads off the number, its write score is a table by token), and the expectation is a list of numbers.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -88,14 +89,28 @@ WRITERS = {
     "weakest_all": {"writer": "all", "gate": "push", "n_slots": 8, "eviction": "weakest"},
     "weakest_select": {"writer": "select", "gate": "push", "n_slots": 5, "eviction": "weakest"},
     "weakest_never_refusing": {"writer": "select", "gate": "none", "n_slots": 7, "eviction": "weakest"},
+    "weakest_fading": {"writer": "all", "gate": "push", "n_slots": 8, "eviction": "weakest", "fade": 30.0},
+    "weakest_fading_slowly": {
+        "writer": "select",
+        "gate": "none",
+        "n_slots": 7,
+        "eviction": "weakest",
+        "fade": 0.7,
+    },
 }
 
 
 def expected_bank(config: ModelConfig, writes: list[tuple[float, int]]) -> list[tuple[float, int]]:
-    """What is left of these writes: the last ones, or those with the best scores, of equals the later ones."""
+    """What is left of these writes: the last ones, or those whose scores, less what age takes of them, are
+    best; of equals the later ones."""
     if config.eviction == "oldest":
         return writes[-config.n_slots :]
-    best = sorted(writes, key=lambda each: (SCORES[int(each[0])], each[1]))[-config.n_slots :]
+
+    def remaining(write: tuple[float, int]) -> tuple[float, int]:
+        number, position = write
+        return math.floor(SCORES[int(number)] * 256) / 256 + config.fade * position / 1024, position
+
+    best = sorted(writes, key=remaining)[-config.n_slots :]
     return sorted(best, key=lambda each: each[1])
 
 

@@ -39,6 +39,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "n_sinks": {"n_sinks": 2},
     "memory_read": {"memory_read": "stick_breaking"},
     "eviction": {"eviction": "weakest"},
+    "fade": {"fade": 64.0},
     "null_slot": {"null_slot": False},
     "fusion": {"fusion": "token"},
     "rope_theta": {"rope_theta": 50.0},
@@ -57,6 +58,7 @@ OTHER: dict[str, dict[str, Any]] = {
 LOCAL_KEYS: dict[str, Any] = {**ADMITTED, "chunk_len": TINY["segment_len"], "write_when": "closed"}
 BASE: dict[str, dict[str, Any]] = {
     "write_budget": {"write_cost": 0.5},
+    "fade": {"eviction": "weakest"},
     "memory_projections": {"fusion": "joint"},
     **dict.fromkeys(("write_when", "slots_per", "n_sinks"), LOCAL_KEYS),
 }

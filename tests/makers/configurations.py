@@ -55,6 +55,8 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
         cases[f"sample{number}"]["eviction"] = rng.choice(evictions if scored else evictions[:1])
         if chosen != ("memory",) and "memory" in chosen and other.random() < 0.4:
             cases[f"sample{number}"] |= of_local_keys(cases[f"sample{number}"], other)
+        if cases[f"sample{number}"]["eviction"] == "weakest":
+            cases[f"sample{number}"]["fade"] = rng.choice([0.0, 5.0, 40.0])
     return cases
 
 

@@ -95,6 +95,7 @@ CASES: dict[str, Overrides] = {
     "weakest_leaves": {"eviction": "weakest", "n_slots": 5},
     "weakest_leaves_newest_first": {
         "eviction": "weakest",
+        "fade": 40.0,
         "memory_read": "stick_breaking",
         "write_from": "output",
         "gate": "both",
@@ -129,6 +130,7 @@ CASES: dict[str, Overrides] = {
         "chunk_lookback": 0,
         "slots_per": "key_head",
         "eviction": "weakest",
+        "fade": 20.0,
         "n_sinks": 2,
         "n_slots": 4,
         "memory_layers": (1,),

@@ -127,6 +127,15 @@ def test_what_a_full_bank_gives_up_is_changed_alone() -> None:
         build().with_slots(eviction="weakest")
 
 
+def test_fading_is_chosen_with_the_eviction() -> None:
+    faded = build(gate="push").with_slots(eviction="weakest", fade=3)
+    assert (faded.config.eviction, faded.config.fade) == ("weakest", 3)
+    assert faded.with_slots(9).config.fade == 3
+    assert faded.with_slots(eviction="oldest").config.fade == 0
+    with pytest.raises(ValueError, match="fade=3.0 is not possible: strength decides only with"):
+        build().with_slots(fade=3.0)
+
+
 def test_a_model_without_memory_stays_what_it_is() -> None:
     model = build("local", memory_position="rank")
     read = tokens(20)

@@ -36,7 +36,7 @@ from rmat.training.progress import Silent
 from tests.makers.pretrained import source_folder
 
 TEXT = "python-stdlib"
-FEW = DistilConfig(data=TEXT, n_prose=2, n_asking=1, steps=4, lr=0.01)
+FEW = DistilConfig(data=(TEXT,), n_prose=2, n_asking=1, steps=4, lr=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +282,7 @@ def test_what_cannot_be_distilled_is_refused(
     with pytest.raises(ValueError, match="leave nothing to read"):
         DistilConfig(n_prose=0, n_asking=0)
     with pytest.raises((ValueError, OSError), match="nowhere"):
-        distil(*given, dataclasses.replace(FEW, data=str(tmp_path / "nowhere")), tmp_path)
+        distil(*given, dataclasses.replace(FEW, data=(str(tmp_path / "nowhere"),)), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -134,9 +134,11 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     folder, out = tmp_path / "model", tmp_path / "fitted"
     assert main(["import", str(source), str(folder), "--window", "32", "--slots", "48"]) == 0
     few = ["--prose", "1", "--asking", "1"]
-    assert main(["gates", str(folder), "--out", str(out), *few, "--eviction", "weakest"]) == 0
+    leaves = ["--eviction", "weakest", "--fade", "4"]
+    assert main(["gates", str(folder), "--out", str(out), *few, *leaves, "--data", TEXT, "noise"]) == 0
     before, after = load(folder)[0], load(out)[0]
     assert after.config.eviction == "weakest" and before.config.eviction == "oldest"
+    assert (before.config.fade, after.config.fade) == (0, 4)
     name = "blocks.1.memory.writer.score.weight"
     assert not before.state_dict()[name].any() and after.state_dict()[name].any()
     assert main(["gates", str(folder), "--prose", "0", "--asking", "0"]) == 2
