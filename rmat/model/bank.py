@@ -98,9 +98,7 @@ def push(
     return bank.map(lambda x: x[:, :-1]), after, pushed
 
 
-def _windows(
-    config: ModelConfig, entered_BNW: Tensor, new: Slots, held: Slots, layout: Layout
-) -> Tensor:
+def _windows(config: ModelConfig, entered_BNW: Tensor, new: Slots, held: Slots, layout: Layout) -> Tensor:
     """Where the slots before every segment and after the call come from, (B, N + 1, M): see
     `rmat.ops.fifo`."""
     if config.eviction == "oldest":

@@ -56,7 +56,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def given(source: Path) -> tuple[LanguageModel, Tokenizer]:
     """A small model with fitted gates."""
     model, tokenizer = from_pretrained(source, window=64, n_slots=48, n_sinks=2)
-    return fit(model, mixed(TEXT, tokenizer, n_prose=1, n_asking=0, reach=64)), tokenizer
+    return fit(model, mixed([TEXT], tokenizer, n_prose=1, n_asking=0, reach=64)), tokenizer
 
 
 def scored(model: LanguageModel) -> LanguageModel:
