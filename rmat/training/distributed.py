@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,6 +47,8 @@ class Processes:
     parts: DeviceMesh | None = None
     """The same as groups of rows ("rows") times parts of each row ("context"); None where each row is read
     by one process."""
+    patient: Any = None
+    """Their group for what the first may do for hours, such as to tokenise."""
 
     @property
     def first(self) -> bool:
@@ -107,7 +110,7 @@ class Processes:
             if self.first:
                 told = [True, make()]
         finally:
-            dist.broadcast_object_list(told, src=0)
+            dist.broadcast_object_list(told, src=0, group=self.patient)
         if not told[0]:
             raise SystemExit(2)
         made: T = told[1]
@@ -170,7 +173,8 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
         if context > 1:
             shape = (count // context, context)
             parts = init_device_mesh(kind, shape, mesh_dim_names=("rows", "context"))
-        yield Processes(dist.get_rank(), count, mesh, parts)
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        yield Processes(dist.get_rank(), count, mesh, parts, patient)
 
 
 def refuse_sharing(model: ModelConfig, config: TrainConfig) -> None:
