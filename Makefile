@@ -81,6 +81,11 @@ lm-eval-check: $(STAMP) ## our models in lm-eval, which it installs (740 MB)
 	@$(PIP) --no-build-isolation -e '.[eval]'
 	$(BIN)/python -m pytest -q tests/integrations/test_lm_eval.py
 
+.PHONY: docs
+docs: $(STAMP) ## the documentation as a site in build/site; installs MkDocs (60 MB)
+	@$(PIP) --no-build-isolation -e '.[docs]'
+	$(BIN)/python scripts/docs_site.py
+
 .PHONY: slow
 slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

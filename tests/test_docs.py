@@ -6,9 +6,11 @@ import inspect
 import re
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
+import rmat
 from rmat.data.config import DataConfig
 from rmat.generation.stream import generate
 from rmat.model.state import TENSORS
@@ -118,3 +120,16 @@ def test_the_table_of_generation_is_that_of_the_code() -> None:
 def test_the_table_of_the_state_is_that_of_the_code() -> None:
     listed = table("formats.md", "Stream state file", r"^\| `layers\.N\.(\w+)` \| ([^|]+) \|")
     assert list(listed) == list(TENSORS)
+
+
+def test_the_site_has_every_page_and_every_name() -> None:
+    """`make docs` takes its navigation from mkdocs.yml, and the documentation of what api.md names."""
+    listed = re.findall(r"docs/[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+    names = re.findall(
+        r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    found = {resolve_name(name) for name in names}
+    assert len(found) == len(names)
+    assert found >= {getattr(rmat, name) for name in rmat.__all__ if name != "__version__"}

@@ -16,10 +16,10 @@ from rmat.data.tokenizer import Tokenizer
 from rmat.engine.engine import Engine
 from rmat.model import LanguageModel
 from rmat.model.state import state_bytes
-from rmat.serving import chat, completions, openai_types, session_routes, tokens
+from rmat.serving import chat, completions, editors, openai_types, session_routes, tokens
 from rmat.serving.auth import Keys
 from rmat.serving.bodies import Bodies
-from rmat.serving.errors import install_handlers
+from rmat.serving.errors import ApiError, install_handlers
 from rmat.serving.limits import Guard, Limits
 from rmat.serving.metrics import CONTENT_TYPE, Metrics
 from rmat.serving.openai_types import ERRORS, Health, Model, ModelLimits, ModelList
@@ -68,12 +68,15 @@ def create_app(
     )
     app = FastAPI(title="rmat", version=rmat.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    field_names = openai_types.FIELD_NAMES | session_routes.FIELD_NAMES | tokens.FIELD_NAMES
+    parts = (completions, chat, editors, tokens, session_routes)
+    field_names = openai_types.FIELD_NAMES.union(
+        editors.FIELD_NAMES, session_routes.FIELD_NAMES, tokens.FIELD_NAMES
+    )
     app.state.bodies = Bodies(limits, field_names)
     app.state.metrics = metrics = Metrics(engine.stats)
     with_key = [Depends(HTTPBearer(auto_error=False))] if keys else []
-    for part in (completions.router, chat.router, tokens.router, session_routes.router, router):
-        app.include_router(part, dependencies=with_key)
+    for routes in (*(part.router for part in parts), router):
+        app.include_router(routes, dependencies=with_key)
     app.include_router(open_router)
     app.include_router(page_routes())
     install_handlers(app, field_names)
@@ -108,6 +111,22 @@ async def model(model: Annotated[str, Path(max_length=256)], request: HttpReques
     service = service_of(request)
     service.check_model(model)
     return _model(service)
+
+
+@router.post("/v1/embeddings", include_in_schema=False)
+async def embeddings() -> None:
+    """Refused, with what to do."""
+    message = "this server makes no embeddings, its model writes text: ask the server of an embedding model"
+    raise ApiError(404, message, code="not_supported")
+
+
+@router.post("/v1/responses", include_in_schema=False)
+async def responses() -> None:
+    """Refused, with what to use."""
+    message = (
+        "this server has no Responses API: use /v1/chat/completions, and `session` to go on in a conversation"
+    )
+    raise ApiError(404, message, code="not_supported")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {CONTENT_TYPE: {}}}})

@@ -51,7 +51,7 @@ async def chat_completions(body: ChatBody, request: HttpRequest) -> Response:
     return await respond(
         request,
         body,
-        _Form(service, chat if tools else None, body.n or 1),
+        ChatForm(service, chat if tools else None, body.n or 1),
         encode,
         turns=[message.turn() for message in messages],
         grammar=grammar,
@@ -116,7 +116,9 @@ def _length(body: ChatBody, service: Service) -> int:
     return service.length(body, old if new is None else new, DEFAULT_TOKENS, param)
 
 
-class _Form(Form):
+class ChatForm(Form):
+    """Of /v1/chat/completions."""
+
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"

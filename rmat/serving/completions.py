@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ DEFAULT_TOKENS = 16
 
 MAX_LISTED = 2**17
 """Most log-probabilities of prompts in one answer."""
+
+_MARKED = re.compile(r"<(\|?)fim_prefix\1>(.*)<\1fim_suffix\1>(.*)<\1fim_middle\1>", re.DOTALL)
+"""A gap whose marks are spelled in the prompt, as Zed and Continue send it."""
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
@@ -70,7 +74,10 @@ def prompt_ids(
     tokenizer: Tokenizer, prompt: str | Sequence[int], suffix: str | None, begins: bool
 ) -> list[int]:
     """Ids of a prompt. Text that `begins` a document has the document token first; ids are taken as they are.
-    A gap is told as in training: what follows it, what precedes it, and then what fills it."""
+    A gap is told as in training: what follows it, what precedes it, and then what fills it. Without `suffix`,
+    a prompt that marks one as StarCoder or Qwen does has that gap."""
+    if suffix is None and isinstance(prompt, str) and (marked := _MARKED.fullmatch(prompt)):
+        prompt, suffix = marked[2], marked[3]
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if suffix is not None:
         after, before, middle = (

@@ -130,6 +130,7 @@ class WritingBody(Body):
     stream_options: StreamOptions | None = None
 
     # Accepted and ignored: they do not change an answer.
+    cache_prompt: bool | None = None
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
