@@ -1,7 +1,10 @@
 """The examples run, on the small model that the tests of the command line have trained."""
 
+import json
+import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,30 @@ def test_make_facts_dialogues(
         capsys.readouterr().out == f"facts.jsonl: 200 dialogues, {turns:,} turns\n" and len(documents) == 200
     )
     assert all(document.parts[-3] == Special("assistant") for document in documents)
+
+
+def test_the_notebook(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cells run, in order, with another model and another text; what it shows of its own run is small."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    source = EXAMPLES / "memory.ipynb"
+    assert source.stat().st_size < 300_000
+    (tmp_path / "book.txt").write_text("The dog is called Biscuit. " * 12, "utf-8")
+    monkeypatch.setenv("MODEL", str(run_folder))
+    monkeypatch.setenv("BOOK", str(tmp_path / "book.txt"))
+    matplotlib.use("agg")
+    namespace: dict[str, object] = {}
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+        for cell in json.loads(source.read_text("utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+    titles = [[axes.get_title(loc="left") for axes in pyplot.figure(k).axes] for k in pyplot.get_fignums()]
+    pyplot.close("all")
+    assert [shown[0] for shown in titles] == ["Gate of what is read", "Entries held"]
+    said = capsys.readouterr().out
+    assert "324 characters, 325 tokens" in said and "with the memory the text costs" in said
+    assert re.search(r"token +\d+  \.\.\..*\[.+\]", said), "words stand around the token that was looked at"
