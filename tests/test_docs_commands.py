@@ -123,6 +123,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(source * 2)
     for name in ("notes.md", "long.txt"):
         (folder / name).write_text("A segment closes, and the gate keeps what is worth keeping.\n" * 40)
+    (folder / "schema.json").write_text('{"type": "object", "properties": {"legs": {"type": "integer"}}}')
     (folder / "keys.txt").write_text("a-key\n")
     (folder / "keys.txt").chmod(0o600)
     turn = '{"role": "user", "text": "Where is the key?"}, {"role": "assistant", "text": "On the table."}'

@@ -23,8 +23,8 @@ DEFAULT_TOKENS = 1024
 """Length of an answer if nothing is said."""
 
 NO_TOOLS = (
-    "tools are not supported by this model: its chat template does not know them; leave them out, or ask for "
-    "JSON with response_format"
+    "tools are not supported by this model: its chat template does not know them, or writes calls in another "
+    "form than JSON; leave them out, or ask for JSON with response_format"
 )
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)

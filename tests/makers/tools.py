@@ -44,6 +44,12 @@ TEMPLATES = {
 }
 """Jinja texts by what their calls look like."""
 
+# As "tags", behind thoughts of which an answer in the past has none (Qwen 3).
+TEMPLATES["thoughts"] = TEMPLATES["tags"].replace(
+    "{{ message['content'] }}",
+    "{% if message.tool_calls %}<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}",
+)
+
 
 @functools.cache
 def tool_tokenizer(kind: str | None) -> Codec:

@@ -77,9 +77,12 @@ def test_the_form_of_calls_is_found_out_from_the_template() -> None:
     )
     assert form_of("object") == CallForm("", '{"name": "', '", "parameters": ', "}", None, "")
     assert form_of("list") == CallForm("[TOOL_CALLS][", '{"name": "', '", "arguments": ', "}", ", ", "]")
-    for kind in (None, "no template"):
-        chat = tool_tokenizer(None).chat
-        assert chat is not None and chat.call_form is None, kind
+    begin = '\n<tool_call>\n{"name": "'
+    assert form_of("thoughts") == CallForm(
+        "<think>\n\n</think>\n", begin, '", "arguments": ', "}\n</tool_call>", "", ""
+    )
+    chat = tool_tokenizer(None).chat
+    assert chat is not None and chat.call_form is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +117,7 @@ def test_what_may_call_writes_text_or_calls(kind: str) -> None:
     sampling = SamplingConfig(grammar=grammar, temperature=1.0, seed=1)
     row = Row(tokenizer, max_new_tokens=400, sampling=sampling, stop=())
     forced = [*tokenizer.encode("Let me see.\n")]
-    begins = {"tags": "<tool_call>", "object": '{"name": "', "list": "[TOOL_CALLS]"}[kind]
+    begins = {"object": '{"name": "', "list": "[TOOL_CALLS]"}.get(kind, "<tool_call>")
     forced += [tokenizer.token_id(begins)] if kind == "list" else tokenizer.encode(begins)
     text, noise = "", torch.Generator().manual_seed(1)
     for place in range(400):
@@ -150,7 +153,7 @@ def test_json_or_a_call(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_that_only_looks_like_a_call_is_not_lost(kind: str) -> None:
-    opening = {"tags": '<tool_call>\n{"name": "', "object": '{"name": "', "list": '[{"name": "'}[kind]
+    opening = {"object": '{"name": "', "list": '[{"name": "'}.get(kind, '<tool_call>\n{"name": "')
     for text in ("a < b, a [1] {2} ", "see " + opening[:-3], f"see {opening}wea"):
         said, calls = read(kind, text, 1)
         assert (said.replace(" ", ""), calls) == (text.replace(" ", ""), [])
