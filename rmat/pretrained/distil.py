@@ -93,6 +93,9 @@ LEAST_REACH = 4
 SCALING_PASSAGES = 8
 """Passages by which scores are scaled and thresholds set."""
 
+HELD_OUT_PASSAGES = 4
+"""Passages, of a round that no run reaches, by which the model is measured before and after."""
+
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""
 
@@ -336,22 +339,45 @@ def attend_gated(local: Local, log_gate: Tensor, chunk: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def divergence(
+def divergence(model: LanguageModel, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """The sum over tokens of weight (N,) times KL(teacher || student), in nats, of hidden vectors (N, E)."""
+    log_p, log_q = (at_least_float32(model.logits(x)).log_softmax(-1) for x in (teacher, student))
+    return (F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1) * weight).sum()
+
+
+def divergence_and_gradient(
     model: LanguageModel, student: Tensor, teacher: Tensor, weight: Tensor
 ) -> tuple[float, Tensor]:
-    """The sum over tokens of weight (N,) times KL(teacher || student), in nats, of hidden vectors (N, E), and
-    its gradient to the student's (N, E). At once, and few tokens at a time: logits are large."""
+    """`divergence` and its gradient to the student's vectors (N, E), few tokens after few: logits are
+    large."""
     total, gradients = 0.0, []
     pieces = (x.detach().split(HEAD_TOKENS) for x in (student, teacher, weight))
     for own, theirs, each in zip(*pieces, strict=True):
-        with torch.no_grad():
-            log_p = at_least_float32(model.logits(theirs)).log_softmax(-1)
-        own = own.requires_grad_()
-        log_q = at_least_float32(model.logits(own)).log_softmax(-1)
-        loss = (F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1) * each).sum()
+        loss = divergence(model, own.requires_grad_(), theirs, each)
         gradients += torch.autograd.grad(loss, own)
         total += loss.item()
     return total, torch.cat(gradients)
+
+
+@torch.no_grad()
+def behind(model: LanguageModel, teacher: LanguageModel, some: Sequence[Passage]) -> float:
+    """Nats per token, those that ask weighted, by which a model with its bank is behind `teacher` with
+    everything in sight, where something is out of reach of local attention."""
+    near, found, total = 2 * model.config.chunk_len, 0.0, 0.0
+    for passage in some:
+        tokens = torch.from_numpy(passage.ids)[None].to(model.embedding.weight.device)
+        full = with_all_in_sight(teacher, tokens.shape[1])
+        read = [each.hidden(tokens)[0][0, near:] for each in (model, full)]
+        weight = weights(passage, near).to(read[0])
+        for own, theirs, each in zip(*(x.split(HEAD_TOKENS) for x in (*read, weight)), strict=True):
+            found += divergence(teacher, own, theirs, each).item()
+        total += weight.sum().item()
+    return found / total if total else 0.0
+
+
+def weights(passage: Passage, start: int) -> Tensor:
+    """Weights in the loss of the tokens of a passage from `start` on."""
+    return torch.where(torch.from_numpy(passage.asks)[start:], ASKED, 1.0)
 
 
 def price(lately: Tensor, share: float) -> Tensor:
@@ -394,9 +420,8 @@ def update(
         teacher = full.hidden(tokens[None])[0][0]
     student, opened = learned.read(full, tokens, chunk, sharpness)
     near = 2 * chunk  # what sees everything is the same in both
-    asks = torch.from_numpy(passage.asks).to(device)[near:]
-    weight = torch.where(asks, ASKED, 1.0).to(opened.dtype)
-    kl, gradient = divergence(model, student[near:], teacher[near:], weight / weight.sum())
+    weight = weights(passage, near).to(opened)
+    kl, gradient = divergence_and_gradient(model, student[near:], teacher[near:], weight / weight.sum())
     cost = price(learned.lately(opened), share)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -470,6 +495,8 @@ class _Run:
         found = self._claim()
         self.began = time.perf_counter()
         if found is None:
+            self.metrics.cut_after(-1)
+            self._measure(model)
             self.learned.start(model, sampled(model, self.scaling), config.share)
         else:
             self._restore(found)
@@ -591,23 +618,27 @@ class _Run:
         self.reporter.stepped(self.step)
         self.reporter.logged(row)
 
+    def _measure(self, model: LanguageModel) -> None:
+        """A row of how far a model with its bank is behind."""
+        config = self.config
+        far = (config.n_prose + config.n_asking) << 32
+        some = list(islice(passages(config, self.tokenizer, far), HELD_OUT_PASSAGES))
+        row = {"kind": "eval", "step": self.step, "kl": behind(model, self.model, some)}
+        self.metrics.append(row)
+        self.reporter.logged(row)
+
     def distilled(self) -> LanguageModel:
         """The model with what was learned, its thresholds set as those of fitted gates are."""
         model = self.learned.added_to(self.model)
         samples = sampled(model, self.scaling)
         share, scores = self.config.share, self.learned.scores()
-        return with_scores(
-            model, [admitting(share, *score, x) for score, x in zip(scores, samples, strict=True)]
-        )
+        found = [admitting(share, *score, x) for score, x in zip(scores, samples, strict=True)]
+        distilled = with_scores(model, found)
+        self._measure(distilled)
+        return distilled
 
     def result(self) -> dict[str, Any]:
         """What is said of a complete run."""
-        losses = [row["loss"] for row in self.metrics.rows()]
-        some = max(len(losses) // 10, 1)
-        return {
-            "steps": self.step,
-            "tokens": self.tokens,
-            "seconds": self.elapsed,
-            "kl_first_tenth": sum(losses[:some]) / some,
-            "kl_last_tenth": sum(losses[-some:]) / some,
-        }
+        before, *_, after = [row["kl"] for row in self.metrics.rows() if row["kind"] == "eval"]
+        counted = {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed}
+        return {**counted, "kl_before": before, "kl_after": after}

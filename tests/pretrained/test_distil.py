@@ -24,6 +24,7 @@ from rmat.pretrained.distil import (
     PRICE,
     DistilConfig,
     Learned,
+    behind,
     distil,
     passages,
     price,
@@ -45,6 +46,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "PROSE_TOKENS", 150)
     monkeypatch.setattr(gates, "ASKING_TOKENS", 300)
     monkeypatch.setattr(distilling, "SCALING_PASSAGES", 3)
+    monkeypatch.setattr(distilling, "HELD_OUT_PASSAGES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,23 @@ def test_the_divergence_falls_where_a_passage_is_read_again(given: tuple[Languag
     assert all(step.gradient_norm > 0 for step in steps)
 
 
+def test_a_bank_that_holds_all_is_not_behind(given: tuple[LanguageModel, Tokenizer]) -> None:
+    model, many = given[0].float(), [random_passage(150, 100), random_passage(60, 0)]
+    opened = [
+        (torch.zeros(2, model.config.d_model), torch.full((2,), 40.0)) for _ in range(model.config.n_layers)
+    ]
+    assert abs(behind(with_scores(model.with_slots(150), opened), model, many)) < 1e-5
+    some = scored(model)
+    tokens = torch.from_numpy(many[0].ids)[None]
+    with torch.no_grad():
+        log_p, log_q = (
+            each(tokens)[0][0, 64:].log_softmax(1) for each in (with_all_in_sight(model, 150), some)
+        )
+    kl = (log_p.exp() * (log_p - log_q)).sum(1)
+    expected = (kl[:36].sum() + ASKED * kl[36:].sum()) / (36 + 50 * ASKED)
+    assert behind(some, model, many) == pytest.approx(expected.item(), rel=1e-3) and expected > 1e-4
+
+
 def test_a_price_is_paid_beyond_the_share_alone() -> None:
     lately = torch.tensor([[0.0, 0.3, 0.45], [0.6, 0.9, 0.2999]])
     assert torch.allclose(price(lately, 0.3), PRICE * torch.tensor([[0.0, 0.0, 0.5], [1.0, 1.0, 0.0]]))
@@ -229,9 +248,15 @@ def test_interrupted_is_not_interrupted(given: tuple[LanguageModel, Tokenizer], 
         for each in ("whole", "parts")
     ]
     for name in ("step", "tokens", "loss", "price", "openness", "gradient_norm", "lr", "sharpness", "chunk"):
-        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
-    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
-    assert json.loads((tmp_path / "whole" / "distil" / "result.json").read_text())["steps"] == 4
+        assert [row.get(name) for row in rows[0]] == [row.get(name) for row in rows[1]], name
+    assert [(row["kind"], row["step"]) for row in rows[0]] == [
+        ("eval", 0),
+        *(("train", step) for step in (1, 2, 3, 4)),
+        ("eval", 4),
+    ]
+    result = json.loads((tmp_path / "whole" / "distil" / "result.json").read_text())
+    assert result["steps"] == 4
+    assert (result["kl_before"], result["kl_after"]) == (rows[1][0]["kl"], rows[1][-1]["kl"])
     environment = json.loads((tmp_path / "whole" / "distil" / "environment.json").read_text())
     assert environment["seed"] == 0 and environment["versions"]["torch"]
     assert json.loads((tmp_path / "whole" / "distil" / "config.json").read_text())["lora"] == 2
@@ -301,4 +326,4 @@ def test_the_command(
     assert after.config.eviction == "weakest"
     name = "blocks.1.memory.writer.score.weight"
     assert not torch.equal(after.state_dict()[name], given[0].state_dict()[name])
-    assert len((folder / "distil" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((folder / "distil" / "metrics.jsonl").read_text().splitlines()) == 4
