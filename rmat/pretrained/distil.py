@@ -8,6 +8,8 @@
 
 Nothing is refused while gates learn, so that refused tokens have a gradient (as in WG-KV). Local reach is
 drawn anew for every passage, up to the model's own: gates learn for every distance (as in AHN and SWAX).
+Where a full bank gives up the weakest, the threshold is drawn too: of a long text the bank holds a small part
+of what was admitted, and scores must rank all of it.
 
 A gate's score has standard deviation 1 here, times a sharpness that rises from 2 to that of a fitted gate,
 where nearly all gates are 0 or 1 and hardly any token has a gradient. At the beginning soft gates let the
@@ -89,6 +91,9 @@ ASKED = 8.0
 
 LEAST_REACH = 4
 """The smallest reach that is drawn is the model's own divided by this."""
+
+LEAST_SHARE = 8
+"""The smallest share that is drawn where the weakest leave is the one to admit divided by this."""
 
 SCALING_PASSAGES = 8
 """Passages by which scores are scaled and thresholds set."""
@@ -202,9 +207,9 @@ class Gate(nn.Module):
         self.register_buffer("scale", torch.ones(config.d_model, dtype=dtype))
         self.register_buffer("opened", torch.zeros(config.n_kv_heads, dtype=dtype))
 
-    def forward(self, x: Tensor, sharpness: float) -> Tensor:
-        """log g (T, K) in at least float32."""
-        return F.logsigmoid(sharpness * F.linear(at_least_float32(x) / self.scale, self.weight, self.bias))
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (T, K) in at least float32."""
+        return F.linear(at_least_float32(x) / self.scale, self.weight, self.bias)
 
 
 class LowRank(nn.Module):
@@ -263,21 +268,30 @@ class Learned(nn.Module):
             gate.opened.fill_(share)
 
     def read(
-        self, full: LanguageModel, tokens: Tensor, chunk: int, sharpness: float
+        self,
+        full: LanguageModel,
+        tokens: Tensor,
+        *,
+        chunk: int,
+        sharpness: float,
+        share: float,
+        kept: float,
     ) -> tuple[Tensor, Tensor]:
         """Read tokens (T,) as the student does: hidden vectors (T, E), and the mean g of every layer's key
-        heads (L, K).
+        heads (L, K) before thresholds are raised.
 
         Args:
             full: the model with everything in sight, whose maps are changed where there are additions.
             chunk: a token sees its own chunk of so many tokens, and the one before, as they are.
+            sharpness: g = sigmoid(sharpness * score).
+            kept: thresholds are raised so that of a `share` of the tokens this share is left.
         """
         config, device = full.config, tokens.device
         position = torch.zeros(1, dtype=torch.int64, device="cpu")
         layout = Layout.of(config, position, len(tokens), device)
         call = Call.of(config, layout, full.embedding.weight.dtype, "on", False)
         state = full.initial_state(1)
-        h_BTE, opened = full.embedding(tokens[None]), []
+        h_BTE, opened, n_sinks = full.embedding(tokens[None]), [], config.n_sinks
         parts: Any = zip(full.blocks, self.blocks, state.layers, strict=True)
         for block, own, layer in parts:
             projection = block.local["full"]
@@ -286,12 +300,15 @@ class Learned(nn.Module):
 
             def read(h_BTE: Tensor, block: Any = block, own: Any = own, layer: Any = layer) -> Any:
                 x_BTE = block.norm(h_BTE)
-                log_gate = own["gate"](x_BTE[0], sharpness)
                 local, _ = block.local["full"](x_BTE, layer.full, call.ranges["full"])
-                reached = F.pad(log_gate[config.n_sinks :], (0, 0, config.n_sinks, 0))
-                h_BTE = h_BTE + block.output(attend_gated(local, reached, chunk).flatten(2))
+                score = own["gate"](x_BTE[0])[n_sinks:]
+                levels = torch.tensor([1 - share, 1 - kept], dtype=score.dtype, device=device)
+                low, high = score.detach().quantile(levels, dim=0)
+                log_gate = F.logsigmoid(sharpness * (score - (high - low)))
+                log_gate = F.pad(log_gate, (0, 0, n_sinks, 0))  # sinks stay
+                h_BTE = h_BTE + block.output(attend_gated(local, log_gate, chunk).flatten(2))
                 h_BTE = h_BTE + block.feedforward(block.feedforward_norm(h_BTE))
-                return h_BTE, log_gate[config.n_sinks :].exp().mean(0)
+                return h_BTE, (sharpness * score).sigmoid().mean(0)
 
             h_BTE, mean = checkpoint(read, h_BTE, use_reentrant=False)
             opened.append(mean)
@@ -409,16 +426,17 @@ def update(
     chunk: int,
     sharpness: float,
     share: float,
+    kept: float,
     clip: float = 1.0,
 ) -> Step:
-    """Read a passage of more than 2 chunks and update what is learned once. Raises FloatingPointError if a
-    number is not finite, and then nothing is changed."""
+    """Read a passage of more than 2 chunks and update what is learned once; arguments as in `Learned.read`.
+    Raises FloatingPointError if a number is not finite, and then nothing is changed."""
     device = model.embedding.weight.device
     tokens = torch.from_numpy(passage.ids).to(device)
     full = with_all_in_sight(model, len(tokens)).requires_grad_(False)
     with torch.no_grad():
         teacher = full.hidden(tokens[None])[0][0]
-    student, opened = learned.read(full, tokens, chunk, sharpness)
+    student, opened = learned.read(full, tokens, chunk=chunk, sharpness=sharpness, share=share, kept=kept)
     near = 2 * chunk  # what sees everything is the same in both
     weight = weights(passage, near).to(opened)
     kl, gradient = divergence_and_gradient(model, student[near:], teacher[near:], weight / weight.sum())
@@ -583,6 +601,8 @@ class _Run:
         random = np.random.default_rng([config.seed, self.step, most])
         chunk = int(random.integers(max(most // LEAST_REACH, 1), most + 1))
         sharpness = SOFT * (SHARPNESS / SOFT) ** share
+        ranks = self.model.config.eviction == "weakest"
+        kept = config.share * (LEAST_SHARE ** -float(random.random()) if ranks else 1.0)
         result = update(
             self.learned,
             self.optimizers,
@@ -591,6 +611,7 @@ class _Run:
             chunk=chunk,
             sharpness=sharpness,
             share=config.share,
+            kept=kept,
             clip=self.settings.clip,
         )
         self.step += 1
@@ -610,6 +631,7 @@ class _Run:
             "lr": lr,
             "sharpness": sharpness,
             "chunk": chunk,
+            "kept": kept,
             "tokens_per_second": len(passage.ids) / (now - started),
             "elapsed": self.elapsed,
             "seconds_left": self.elapsed / share * (1 - share),

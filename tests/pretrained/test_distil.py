@@ -81,8 +81,11 @@ def random_passage(n_tokens: int, asks_from: int) -> Passage:
     return Passage(ids=ids, asks=at >= asks_from, weight=np.ones(n_tokens, np.float32), reach=0)
 
 
-def looped(learned: Learned, model: LanguageModel, tokens: torch.Tensor, chunk: int, sharpness: float) -> Any:
-    """Logits (T, V) and mean g (L, K) of the student, token by token; with no `learned` the teacher's."""
+def looped(
+    learned: Any, model: LanguageModel, tokens: torch.Tensor, chunk: int = 1, sharpness: float = 1
+) -> Any:
+    """Logits (T, V) and mean g (L, K) of the student, token by token; with no `learned` the teacher's.
+    Thresholds are raised from the fifth best of twelve scores to the second best."""
     config, state = model.config, model.state_dict()
     n_tokens, width, groups = len(tokens), config.head_dim, config.n_heads // config.n_kv_heads
     frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -103,9 +106,10 @@ def looped(learned: Learned, model: LanguageModel, tokens: torch.Tensor, chunk: 
             own = learned.blocks[index]
             query = query + x @ own["query"].down.weight.T @ own["query"].up.weight.T
             key = key + x @ own["key"].down.weight.T @ own["key"].up.weight.T
-            score = sharpness * ((x / own["gate"].scale) @ own["gate"].weight.T + own["gate"].bias)
-            gate = -torch.log1p(torch.exp(-score))
-            opened.append(gate[config.n_sinks :].exp().mean(0))
+            score = (x / own["gate"].scale) @ own["gate"].weight.T + own["gate"].bias
+            opened.append((1 / (1 + torch.exp(-sharpness * score)))[config.n_sinks :].mean(0))
+            best = score[config.n_sinks :].sort(dim=0, descending=True).values.detach()
+            gate = -torch.log1p(torch.exp(-sharpness * (score - best[1] + best[4])))
         query, key, value = (part.view(n_tokens, -1, width) for part in (query, key, value))
         rows = []
         for t in range(n_tokens):
@@ -125,7 +129,7 @@ def looped(learned: Learned, model: LanguageModel, tokens: torch.Tensor, chunk: 
 
 def test_the_gradient_is_that_of_plain_loops(given: tuple[LanguageModel, Tokenizer]) -> None:
     model, passage = scored(given[0]).double(), random_passage(14, asks_from=11)
-    tokens, chunk, sharpness, share = torch.from_numpy(passage.ids), 3, 1.5, 0.25
+    tokens, chunk, sharpness, share, kept = torch.from_numpy(passage.ids), 3, 1.5, 4 / 11, 1 / 11
     torch.manual_seed(2)
     learned = Learned(model, 2)
     learned.start(model, sampled(model, [passage]), 0.4)
@@ -134,11 +138,13 @@ def test_the_gradient_is_that_of_plain_loops(given: tuple[LanguageModel, Tokeniz
             own["query"].up.weight.normal_(0, 0.1)
             own["key"].up.weight.normal_(0, 0.1)
             own["gate"].opened.copy_(torch.tensor([0.9, 0.0]))  # one key head beyond its share
-    done = update(learned, [], model, passage, chunk=chunk, sharpness=sharpness, share=share, clip=math.inf)
+    done = update(
+        learned, [], model, passage, chunk=chunk, sharpness=sharpness, share=share, kept=kept, clip=math.inf
+    )
     found = {name: x.grad.clone() for name, x in learned.named_parameters() if x.grad is not None}
     learned.zero_grad()
     with torch.no_grad():
-        teacher, _ = looped(None, model, tokens, chunk, sharpness)  # type: ignore[arg-type]
+        teacher, _ = looped(None, model, tokens)
     student, opened = looped(learned, model, tokens, chunk, sharpness)
     weight = torch.ones(8, dtype=torch.float64)
     weight[5:] = ASKED
@@ -163,7 +169,7 @@ def test_with_all_gates_open_the_student_is_the_teacher(given: tuple[LanguageMod
     full = with_all_in_sight(model, 90)
     with torch.no_grad():
         teacher = full.hidden(tokens[None])[0][0]
-        student, opened = learned.read(full, tokens, 8, 1.0)
+        student, opened = learned.read(full, tokens, chunk=8, sharpness=1.0, share=0.5, kept=0.5)
     assert torch.allclose(student, teacher, atol=1e-4) and opened.min() > 0.999
 
 
@@ -173,7 +179,8 @@ def test_the_divergence_falls_where_a_passage_is_read_again(given: tuple[Languag
     learned.start(model, sampled(model, [passage]), 0.3)
     optimizers = [torch.optim.AdamW(learned.parameters(), lr=0.02, weight_decay=0.0)]
     steps = [
-        update(learned, optimizers, model, passage, chunk=16, sharpness=2.0, share=0.3) for _ in range(12)
+        update(learned, optimizers, model, passage, chunk=16, sharpness=2.0, share=0.3, kept=0.3)
+        for _ in range(12)
     ]
     assert steps[-1].kl < 0.7 * steps[0].kl
     assert all(step.gradient_norm > 0 for step in steps)
@@ -224,7 +231,7 @@ class Stopping(Silent):
 
 
 def test_interrupted_is_not_interrupted(given: tuple[LanguageModel, Tokenizer], tmp_path: Path) -> None:
-    model, tokenizer = given[0].float(), given[1]
+    model, tokenizer = given[0].float().with_slots(eviction="weakest"), given[1]
     config = dataclasses.replace(FEW, lora=2)
     whole = distil(model, tokenizer, config, tmp_path / "whole", reporter=Silent())
     assert whole is not None
@@ -247,13 +254,14 @@ def test_interrupted_is_not_interrupted(given: tuple[LanguageModel, Tokenizer], 
         [json.loads(line) for line in (tmp_path / each / "distil" / "metrics.jsonl").open()]
         for each in ("whole", "parts")
     ]
-    for name in ("step", "tokens", "loss", "price", "openness", "gradient_norm", "lr", "sharpness", "chunk"):
+    for name in ("step", "tokens", "loss", "price", "openness", "gradient_norm", "lr", "chunk", "kept"):
         assert [row.get(name) for row in rows[0]] == [row.get(name) for row in rows[1]], name
     assert [(row["kind"], row["step"]) for row in rows[0]] == [
         ("eval", 0),
         *(("train", step) for step in (1, 2, 3, 4)),
         ("eval", 4),
     ]
+    assert all(0.5 / 8 < row["kept"] < 0.5 for row in rows[0][1:-1])
     result = json.loads((tmp_path / "whole" / "distil" / "result.json").read_text())
     assert result["steps"] == 4
     assert (result["kl_before"], result["kl_after"]) == (rows[1][0]["kl"], rows[1][-1]["kl"])
@@ -288,9 +296,8 @@ def test_attention_to_few_tokens_is_causal(given: tuple[LanguageModel, Tokenizer
     for own in learned.blocks:
         own["gate"].bias.data.fill_(-40.0)
     with torch.no_grad():
-        assert torch.allclose(
-            learned.read(full, tokens, 5, 1.0)[0], full.hidden(tokens[None])[0][0], atol=1e-5
-        )
+        student, _ = learned.read(full, tokens, chunk=5, sharpness=1.0, share=0.5, kept=0.5)
+        assert torch.allclose(student, full.hidden(tokens[None])[0][0], atol=1e-5)
 
 
 def test_what_cannot_be_distilled_is_refused(
