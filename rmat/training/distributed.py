@@ -161,7 +161,7 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
     if count % context:
         raise ValueError(
             f"train.context_parallel is {context} and the number of processes {count}: start a multiple of "
-            f"{context}, with torchrun --nproc-per-node {context}"
+            f"{context}, with torchrun --nproc-per-node {context}, or give train.context_parallel=1"
         )
     alone = started is None and not dist.is_initialized()
     if alone or (count == 1 and config.parallel in ("auto", "none")):
