@@ -56,7 +56,7 @@ from rmat.pretrained.gates import (
     with_all_in_sight,
     with_scores,
 )
-from rmat.settings import check, number, whole
+from rmat.settings import check, coerce, field_types, number, whole
 from rmat.storage import CONFIG_FILE, assigned, weights_fingerprint, write_json
 from rmat.training.checkpoint import Checkpoint, Saver, model_tensors, newest_sound_checkpoint
 from rmat.training.config import TrainConfig
@@ -136,7 +136,9 @@ class DistilConfig:
     """Where to train; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check(self, "distil", ("share",), number, above=0, below=1)
+        for name, kind in field_types(DistilConfig).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), kind, f"distil.{name}"))
+        check(self, "distil", "share", number, above=0, below=1)
         check(self, "distil", ("n_prose", "n_asking", "lora"), whole, 0)
         check(self, "distil", "seed", whole, 0, 2**32 - 1)
         check(self, "distil", "steps", whole, 1)
@@ -172,8 +174,8 @@ def distil(
     Args:
         model: imported, with fitted gates.
 
-    Raises ValueError for a model without such gates, and where the run in `folder` was started with other
-    settings, text or weights; FloatingPointError if the numbers break down.
+    Raises ValueError for a model without such gates, and where the run there was started with other settings,
+    text or weights; FloatingPointError if the numbers break down.
     """
     require_gates(model.config)
     if not any(x.any() for name, x in model.state_dict().items() if name.endswith("score.weight")):
@@ -430,7 +432,7 @@ def update(
     clip: float = 1.0,
 ) -> Step:
     """Read a passage of more than 2 chunks and update what is learned once; arguments as in `Learned.read`.
-    Raises FloatingPointError if a number is not finite, and then nothing is changed."""
+    Raises FloatingPointError if a number is not finite, and then no parameter is changed."""
     device = model.embedding.weight.device
     tokens = torch.from_numpy(passage.ids).to(device)
     full = with_all_in_sight(model, len(tokens)).requires_grad_(False)

@@ -311,6 +311,7 @@ def test_what_cannot_be_distilled_is_refused(
     for wrong in ({"share": 1.0}, {"steps": 0}, {"minutes": 0.0}, {"lr": -1.0}, {"lora": -1}):
         with pytest.raises(ValueError, match=f"distil.{next(iter(wrong))}="):
             DistilConfig(**wrong)  # type: ignore[arg-type]
+    assert DistilConfig(data="one").data == ("one",)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="leave nothing to read"):
         DistilConfig(n_prose=0, n_asking=0)
     with pytest.raises((ValueError, OSError), match="nowhere"):
