@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,20 @@ def _setting_names() -> list[str]:
 
 
 @known_keywords(_setting_names)
-def train(config: RunConfig | None = None, *, resume: str | Path | None = None, reporter: Any = None) -> Path:
+def train(
+    config: RunConfig | None = None,
+    *,
+    data: Any = None,
+    resume: str | Path | None = None,
+    reporter: Any = None,
+) -> Path:
     """Train a model: the folder of the run, with the model in its folder `model`.
 
     Args:
         config: what to train; with `resume` it may be left out and otherwise may differ only in how long and
             how closely watched the run is.
+        data: what to read, in the place of `config.data.specs`: a SPEC, or what a program has in memory, which
+            is kept in the cache folder (`rmat.data.memory.keep`).
         resume: folder of an interrupted run, which goes on where it was saved.
         reporter: told of the progress; None prints it to standard error.
 
@@ -71,14 +80,21 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
     that cannot be used, or where another process trains in the same folder; MemoryError where there is not
     enough memory.
     """
+    from rmat.data.memory import keep
     from rmat.training.config import RunConfig
     from rmat.training.loop import train as run
 
     resume = None if resume is None else Path(resume)
     if config is None:
-        if resume is None:
-            raise ValueError("nothing to train: give a RunConfig, or the folder of a run as resume")
-        config = RunConfig.load(resume)
+        if resume is not None:
+            config = RunConfig.load(resume)
+        elif data is not None:
+            config = RunConfig()
+        else:
+            raise ValueError("nothing to train: give a RunConfig, data, or the folder of a run as resume")
+    if data is not None and isinstance(config, RunConfig):
+        kept = keep(data, config.data.cache_dir)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, specs=(kept,)))
     if not isinstance(config, RunConfig):
         raise ValueError(
             f"config is {type(config).__name__}: give a RunConfig, or the folder of a run as resume"

@@ -531,6 +531,7 @@ def _load(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
 def _load_text(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, TokenStore | JoinedStores]:
     from rmat.data.config import DataConfig
     from rmat.data.corpus import load_corpus
+    from rmat.data.streaming import load_stream
     from rmat.storage import run_folder
     from rmat.training.config import RunConfig
 
@@ -538,7 +539,15 @@ def _load_text(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, Toke
     run = run_folder(args.model)
     data = DataConfig() if run is None else RunConfig.load(run).data
     if args.data:
-        data = replace(data, specs=tuple(args.data), weights=None)
+        data = replace(data, specs=tuple(args.data), weights=None, streaming=False)
+    if data.streaming:
+        if args.split not in ("valid", "test"):
+            raise ValueError(
+                f"the run's data is a stream, of which only valid and test are kept, not {args.split!r}: give "
+                "--split valid or test, or other --data"
+            )
+        held_out: TokenStore = getattr(load_stream(data, tokenizer=tokenizer), args.split)
+        return model, tokenizer, held_out
     if args.split == "all":
         data = replace(data, valid_share=0.0)
     return model, tokenizer, _part(load_corpus(data, tokenizer=tokenizer), args.split)

@@ -126,7 +126,7 @@ def _reading(args: argparse.Namespace, tokenizer: Tokenizer) -> Reading:
     run = run_folder(args.model)
     data = DataConfig() if run is None else RunConfig.load(run).data
     if args.data:
-        data = replace(data, specs=tuple(args.data), weights=None)
+        data = replace(data, specs=tuple(args.data), weights=None, streaming=False)
     return read_data(data, args.split, tokenizer, args.max_tokens)
 
 

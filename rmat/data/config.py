@@ -35,6 +35,10 @@ class DataConfig:
     """Whether training scores of a dialogue only what the assistant says, with its turn-end token. Documents
     without turns are scored whole."""
 
+    streaming: bool = False
+    """Read `hf:` data sets while training needs them, in their own order, and keep nothing of them: for those
+    larger than the disk. What is held out comes from their first 32 MiB."""
+
     cache_dir: str | None = None
     """Folder of tokenised data; None takes $RMAT_CACHE, else `rmat` in the user's cache folder."""
 
@@ -53,8 +57,15 @@ class DataConfig:
         check(self, "data", ("tokenizer", "cache_dir", "column"), _text)
         check(self, "data", ("fim_rate", "context_rate"), number, 0, 1, remedy=_SHARE)
         check(self, "data", "valid_share", number, 0, 0.4, remedy="give a share from 0 to 0.4; 0.05 is 5 %")
-        if not isinstance(self.assistant_only_loss, bool):
-            refuse("data.assistant_only_loss", self.assistant_only_loss, "choose true or false")
+        for name in ("assistant_only_loss", "streaming"):
+            if not isinstance(getattr(self, name), bool):
+                refuse(f"data.{name}", getattr(self, name), "choose true or false")
+        if self.streaming:
+            for spec in self.specs:
+                if not spec.startswith("hf:"):
+                    refuse("data.specs", spec, "data.streaming reads hf:owner/name:split:column alone")
+            if self.context_rate:
+                refuse("data.context_rate", self.context_rate, "streams have no folders: leave it out")
         if self.weights is not None:
             self._check_weights()
         if self.tokenizer.startswith("bpe:") and self.bpe_size is None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmat.data.config import DataConfig
-from rmat.data.documents import Document, encode_documents
+from rmat.data.documents import Document, EncodedDocument, encode_documents
 from rmat.data.lanes import Batch, Lanes
 from rmat.data.progress import Progress
 from rmat.data.sources import LISTED_FILES, SPLITS, Scan, Source, scan_source
@@ -292,6 +292,11 @@ def _cache_name(data: DataConfig, scans: Sequence[Scan], tokenizer: str) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def tokenizer_of(data: DataConfig, texts: Iterable[str]) -> Tokenizer:
+    """The one that a configuration names, trained on `texts` where it says so. Raises ValueError."""
+    return train_bpe(iter(texts), data.bpe_size) if data.bpe_size else load_tokenizer(data.tokenizer)
+
+
 def _train_tokenizer(scans: Sequence[Scan], size: int, progress: Progress) -> Tokenizer:
     total = sum(scan.train_bytes for scan in scans)
     share = TOKENIZER_TRAINING_BYTES / max(1, total)
@@ -319,19 +324,11 @@ def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, pro
             for batch in _batched(scan.split()):
                 encoded = encode_documents(tokenizer, [document for _, document in batch])
                 for (split, document), result in zip(batch, encoded, strict=True):
-                    n_bytes = int(tokenizer.byte_counts(result.tokens).sum())
-                    # Some tokenizers put a blank in front of each part, or take one off.
-                    changed = max(0, abs(n_bytes - document.n_bytes) - len(document.parts))
+                    n_bytes, changed = spelled_bytes(tokenizer, document, result)
                     lost, first = lost + changed, first or document.name * bool(changed)
                     writers[split].add(document.name, result, n_bytes, part)
                     advance(document.n_bytes)
-    if lost > MOST_LOST * total:
-        raise ValueError(
-            f"this tokenizer gives back other text than it is given ({lost:,} of {total:,} bytes differ, "
-            f"first in {first}), "
-            "so that bits per byte would be those of another text; use 'bytes', 'bpe:N' or a byte-level "
-            "tokenizer.json"
-        )
+    refuse_lossy(lost, total, first)
     stores = {split: writer.close() for split, writer in writers.items()}
     if not len(stores["train"]):
         raise ValueError(
@@ -342,6 +339,25 @@ def _write_splits(folder: Path, scans: Sequence[Scan], tokenizer: Tokenizer, pro
             f"no document left for validation in {[scan.source.spec for scan in scans]}; give more text or a "
             "larger "
             "data.valid_share"
+        )
+
+
+def spelled_bytes(tokenizer: Tokenizer, document: Document, encoded: EncodedDocument) -> tuple[int, int]:
+    """Bytes of text that the tokens of a document spell, and how many of its own are lost or added."""
+    n_bytes = int(tokenizer.byte_counts(encoded.tokens).sum())
+    # Some tokenizers put a blank in front of each part, or take one off.
+    return n_bytes, max(0, abs(n_bytes - document.n_bytes) - len(document.parts))
+
+
+def refuse_lossy(lost: int, total: int, first: str) -> None:
+    """Raises ValueError where a tokenizer changes too many of `total` bytes, `first` in the document of that
+    name."""
+    if lost > MOST_LOST * total:
+        raise ValueError(
+            f"this tokenizer gives back other text than it is given ({lost:,} of {total:,} bytes differ, "
+            f"first in {first}), "
+            "so that bits per byte would be those of another text; use 'bytes', 'bpe:N' or a byte-level "
+            "tokenizer.json"
         )
 
 

@@ -8,10 +8,11 @@ Every iterator yields (item, state), and from that state the same items follow a
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,12 @@ from rmat.data.documents import said_by_assistant
 from rmat.data.fim import rearrange
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import Tokenizer
+
+Supply = TypeVar("Supply")
+"""What documents are dealt from, and how far."""
+
+State = TypeVar("State")
+"""Where rows and documents stand; JSON-able through `to_dict`."""
 
 IGNORED = -100
 """Target of a position that is not scored."""
@@ -79,7 +86,127 @@ class LaneState:
             ) from None
 
 
-class Lanes:
+class ContinuingRows(ABC, Generic[Supply, State]):
+    """Endless windows of rows, each of which goes on where it stopped; which document a row takes next is for
+    the subclass to say.
+
+    Args:
+        batch_size: rows, B.
+        window: tokens of a row in a batch, T.
+        assistant_only_loss: whether of a dialogue only the assistant's turns are scored.
+        tokenizer: needed with `assistant_only_loss` and `fim_rate`.
+        fim_rate: share of documents rearranged for fill-in-the-middle.
+        rows: the rows that are made, as where processes share a batch; None for all. Of the others only their
+            places are kept.
+
+    Raises ValueError for sizes below 1, and where the tokenizer does not do.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        window: int,
+        assistant_only_loss: bool,
+        tokenizer: Tokenizer | None,
+        fim_rate: float,
+        rows: range | None,
+    ) -> None:
+        for field, value in (("batch_size", batch_size), ("window", window)):
+            if value < 1:
+                raise ValueError(f"lanes: {field} must be at least 1, got {value}")
+        if fim_rate > 0 and tokenizer is None:
+            raise ValueError(
+                f"lanes: fim_rate {fim_rate} needs the tokenizer, for its special tokens; pass tokenizer="
+            )
+        if fim_rate > 0 and tokenizer is not None and not tokenizer.concatenates:
+            raise ValueError(
+                f"lanes: fim_rate {fim_rate} cuts texts, which this tokenizer cannot join: it puts a blank "
+                "in front of each; "
+                "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
+            )
+        if assistant_only_loss and tokenizer is None:
+            raise ValueError(
+                "lanes: assistant_only_loss needs the tokenizer; set data.assistant_only_loss=false"
+            )
+        if assistant_only_loss and tokenizer is not None:
+            _ = tokenizer.answer_opening  # raises where nothing tells who speaks
+        self.batch_size, self.window = batch_size, window
+        self._rows = range(batch_size) if rows is None else rows
+        self._fim_rate, self._tokenizer = fim_rate, tokenizer
+        self._assistant_only = assistant_only_loss
+        self._document_token = 0
+        """Opens every document."""
+
+    @abstractmethod
+    def _deal(self, supply: Supply, own: bool) -> Row:
+        """A row at the start of the next document, which is counted in `supply`."""
+
+    @abstractmethod
+    def _state(self, supply: Supply, rows: Sequence[Row]) -> State:
+        """Where all of it stands."""
+
+    def _batches(self, supply: Supply, rows: list[Row]) -> Iterator[tuple[Batch, State]]:
+        while True:
+            tokens = np.empty((len(self._rows), self.window + 1), dtype=np.int64)
+            scored = np.ones(tokens.shape, dtype=np.bool_)
+            resets = np.zeros((len(self._rows), self.window), dtype=np.bool_)
+            for index in range(self.batch_size):
+                own = index in self._rows
+                if index == len(rows):
+                    rows.append(self._deal(supply, own))
+                place = index - self._rows.start
+                window = (tokens[place], scored[place], resets[place]) if own else None
+                rows[index] = self._fill(rows[index], supply, window)
+            yield (
+                Batch(
+                    tokens=torch.from_numpy(tokens[:, :-1].copy()),
+                    targets=torch.from_numpy(np.where(scored, tokens, IGNORED)[:, 1:]),
+                    resets=torch.from_numpy(resets),
+                ),
+                self._state(supply, rows),
+            )
+
+    def _fill(
+        self,
+        row: Row,
+        supply: Supply,
+        window: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]] | None,
+    ) -> Row:
+        """Writes the row's next tokens and the one behind them, whether they are scored, and resets into
+        `window`; None: another process does. Returns the row as it then stands."""
+        filled = 0
+        while True:
+            ended = row
+            if row.offset == row.length:
+                row = self._deal(supply, window is not None)
+            start, taken = row.offset, min(self.window - filled, row.length - row.offset)
+            if window is not None:
+                tokens, scored, resets = window
+                resets[filled] = start == 0
+                tokens[filled : filled + taken] = row.tokens[start : start + taken]
+                if self._assistant_only:
+                    scored[filled : filled + taken] = row.scored[start : start + taken]
+                    scored[filled] = ended.ends_scored if start == 0 else scored[filled]
+            filled += taken
+            row = replace(row, offset=start + taken)
+            if filled == self.window:
+                if window is not None:
+                    # Every document opens with the same token: known before the next one is dealt.
+                    done = row.offset == row.length
+                    tokens[filled] = self._document_token if done else row.tokens[row.offset]
+                    if self._assistant_only:
+                        scored[filled] = row.ends_scored if done else row.scored[row.offset]
+                return row
+
+    def _scored(self, tokens: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which tokens of a document are scored; nothing where all are."""
+        if not self._assistant_only:
+            return NOTHING
+        assert self._tokenizer is not None
+        return said_by_assistant(self._tokenizer, tokens)
+
+
+class Lanes(ContinuingRows[list[list[int]], "LaneState"]):
     """Endless batches over one or several stores.
 
     Documents are shuffled anew every epoch. A row that finishes its document takes the next one that no row
@@ -117,26 +244,8 @@ class Lanes:
         tokenizer: Tokenizer | None = None,
         rows: range | None = None,
     ) -> None:
+        super().__init__(batch_size, window, assistant_only_loss, tokenizer, fim_rate, rows)
         self._stores = [stores] if isinstance(stores, TokenStore) else list(stores)
-        for field, value in (("batch_size", batch_size), ("window", window)):
-            if value < 1:
-                raise ValueError(f"lanes: {field} must be at least 1, got {value}")
-        if fim_rate > 0 and tokenizer is None:
-            raise ValueError(
-                f"lanes: fim_rate {fim_rate} needs the tokenizer, for its special tokens; pass tokenizer="
-            )
-        if fim_rate > 0 and tokenizer is not None and not tokenizer.concatenates:
-            raise ValueError(
-                f"lanes: fim_rate {fim_rate} cuts texts, which this tokenizer cannot join: it puts a blank "
-                "in front of each; "
-                "use 'bytes' or 'bpe:N', or set data.fim_rate=0"
-            )
-        if assistant_only_loss and tokenizer is None:
-            raise ValueError(
-                "lanes: assistant_only_loss needs the tokenizer; set data.assistant_only_loss=false"
-            )
-        if assistant_only_loss and tokenizer is not None:
-            _ = tokenizer.answer_opening  # raises where nothing tells who speaks
         if not any(len(store) for store in self._stores):
             raise ValueError("lanes: the stores hold no document; check the data's split")
         if len({store.tokenizer_fingerprint for store in self._stores}) > 1:
@@ -144,11 +253,7 @@ class Lanes:
         if tokenizer is not None:
             for store in self._stores:
                 store.require_tokenizer(tokenizer)
-        self.batch_size, self.window, self.seed = batch_size, window, seed
-        self._rows = range(batch_size) if rows is None else rows
-        self._fim_rate, self._tokenizer = fim_rate, tokenizer
-        self._context_rate = context_rate
-        self._assistant_only = assistant_only_loss
+        self.seed, self._context_rate = seed, context_rate
         self._neighbours = [Neighbours(store) for store in self._stores] if context_rate > 0 else []
         self._groups = _grouped(self._stores, weights)
         self._weights = [1.0] if weights is None else [float(weight) for weight in weights]
@@ -182,90 +287,35 @@ class Lanes:
                 "seed, batch size, weights, fim_rate, context_rate or assistant_only_loss have changed; "
                 "resume with those of the run"
             )
-        return self._batches(state)
-
-    def _batches(self, state: LaneState | None) -> Iterator[tuple[Batch, LaneState]]:
         dealt = [list(counts) for counts in state.dealt] if state else [[0, 0] for _ in self._groups]
         rows = [
             self._row(*row, own=index in self._rows) for index, row in enumerate(state.rows if state else ())
         ]
-        while True:
-            tokens = np.empty((len(self._rows), self.window + 1), dtype=np.int64)
-            scored = np.ones(tokens.shape, dtype=np.bool_)
-            resets = np.zeros((len(self._rows), self.window), dtype=np.bool_)
-            for index in range(self.batch_size):
-                own = index in self._rows
-                if index == len(rows):
-                    rows.append(self._deal(dealt, own))
-                place = index - self._rows.start
-                window = (tokens[place], scored[place], resets[place]) if own else None
-                rows[index] = self._fill(rows[index], dealt, window)
-            yield (
-                Batch(
-                    tokens=torch.from_numpy(tokens[:, :-1].copy()),
-                    targets=torch.from_numpy(np.where(scored, tokens, IGNORED)[:, 1:]),
-                    resets=torch.from_numpy(resets),
-                ),
-                LaneState(
-                    lanes=self._fingerprint,
-                    rows=tuple((row.group, row.ordinal, row.offset) for row in rows),
-                    dealt=tuple((documents, count) for documents, count in dealt),
-                ),
-            )
+        return self._batches(dealt, rows)
 
-    def _fill(
-        self,
-        row: _Row,
-        dealt: list[list[int]],
-        window: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]] | None,
-    ) -> _Row:
-        """Writes the row's next tokens and the one behind them, whether they are scored, and resets into
-        `window`; None: another process does. Returns the row as it then stands."""
-        filled = 0
-        while True:
-            ended = row
-            if row.offset == row.length:
-                row = self._deal(dealt, window is not None)
-            start, taken = row.offset, min(self.window - filled, row.length - row.offset)
-            if window is not None:
-                tokens, scored, resets = window
-                resets[filled] = start == 0
-                tokens[filled : filled + taken] = row.tokens[start : start + taken]
-                if self._assistant_only:
-                    scored[filled : filled + taken] = row.scored[start : start + taken]
-                    scored[filled] = ended.ends_scored if start == 0 else scored[filled]
-            filled += taken
-            row = replace(row, offset=start + taken)
-            if filled == self.window:
-                if window is not None:
-                    # Every document opens with the same token: known before the next one is dealt.
-                    done = row.offset == row.length
-                    tokens[filled] = self._document_token if done else row.tokens[row.offset]
-                    if self._assistant_only:
-                        scored[filled] = row.ends_scored if done else row.scored[row.offset]
-                return row
+    def _state(self, supply: list[list[int]], rows: Sequence[Row]) -> LaneState:
+        return LaneState(
+            lanes=self._fingerprint,
+            rows=tuple((row.group, row.ordinal, row.offset) for row in rows),
+            dealt=tuple((documents, count) for documents, count in supply),
+        )
 
-    def _deal(self, dealt: list[list[int]], own: bool) -> _Row:
-        """A row at the start of the next document; counts it in `dealt`."""
-        group = min(range(len(dealt)), key=lambda number: dealt[number][1] / self._weights[number])
-        ordinal = dealt[group][0]
+    def _deal(self, supply: list[list[int]], own: bool) -> Row:
+        group = min(range(len(supply)), key=lambda number: supply[number][1] / self._weights[number])
+        ordinal = supply[group][0]
         store, index = self._locate(group, ordinal)
-        dealt[group][0] += 1
-        dealt[group][1] += int(self._stores[store].lengths[index])
+        supply[group][0] += 1
+        supply[group][1] += int(self._stores[store].lengths[index])
         return self._row(group, ordinal, 0, own)
 
-    def _row(self, group: int, ordinal: int, offset: int, own: bool) -> _Row:
+    def _row(self, group: int, ordinal: int, offset: int, own: bool) -> Row:
         """A row at a place of a document, with its tokens if the row is made here."""
         if not own and self._fim_rate == 0 and self._context_rate == 0:
             store, index = self._locate(group, ordinal)
             length = int(self._stores[store].lengths[index])
-            return _Row(group, ordinal, offset, length, _NOTHING, _NOTHING)
+            return Row(group, ordinal, offset, length, NOTHING, NOTHING)
         tokens = self._document(group, ordinal)
-        scored = _NOTHING
-        if own and self._assistant_only:
-            assert self._tokenizer is not None
-            scored = said_by_assistant(self._tokenizer, tokens)
-        return _Row(group, ordinal, offset, len(tokens), tokens, scored)
+        return Row(group, ordinal, offset, len(tokens), tokens, self._scored(tokens) if own else NOTHING)
 
     def _locate(self, group: int, ordinal: int) -> tuple[int, int]:
         """The number of the store and the number in it of the `ordinal`-th document that a group deals."""
@@ -299,12 +349,12 @@ class Lanes:
         return tokens
 
 
-_NOTHING: NDArray[Any] = np.empty(0, dtype=np.bool_)
+NOTHING: NDArray[Any] = np.empty(0, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row and the document it is in."""
+class Row:
+    """A row and the document it is in: the `ordinal`-th that was dealt from its group."""
 
     group: int
     ordinal: int
@@ -314,6 +364,8 @@ class _Row:
     """Nothing where only the place of the row is kept."""
     scored: NDArray[np.bool_]
     """(tokens,) with `assistant_only_loss`: whether a token is scored."""
+    place: Mapping[str, Any] | None = None
+    """Of a stream: the place before the document."""
 
     @property
     def ends_scored(self) -> bool:

@@ -6,6 +6,7 @@ is refused.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import itertools
@@ -132,16 +133,13 @@ def _documents(records: Iterable[_Record], name: str, column: str, skipped: Skip
     for record in records:
         called = f"{name}:{record.number}"
         try:
-            if isinstance(record.fields, Unusable):
-                raise record.fields
-            document = _document(record.fields, called, record.where, column)
-            if document is None:
-                skipped.add("empty record", called)
-                continue
-            _require_characters(document, record.where)
+            document = _document(record, called, column)
         except Unusable as error:
             first = first or error
             refused.add(error.reason, called)
+            continue
+        if document is None:
+            skipped.add("empty record", called)
             continue
         any_good = True
         yield document
@@ -150,8 +148,18 @@ def _documents(records: Iterable[_Record], name: str, column: str, skipped: Skip
     skipped.merge(refused)
 
 
-def _document(record: Mapping[str, Any], name: str, where: str, column: str) -> Document | None:
-    """The document of one record; None for one that says nothing.
+def _document(record: _Record, name: str, column: str) -> Document | None:
+    """The document of one record; None for one that says nothing. Raises Unusable."""
+    if isinstance(record.fields, Unusable):
+        raise record.fields
+    document = _said(record.fields, name, record.where, column)
+    if document is not None:
+        _require_characters(document, record.where)
+    return document
+
+
+def _said(record: Mapping[str, Any], name: str, where: str, column: str) -> Document | None:
+    """The document of the fields of a record; None if they say nothing.
 
     Dialogues go before the text field, unless that one was named; it may hold the turns itself.
     """
@@ -218,6 +226,8 @@ def _messages(items: Any, field: str, where: str) -> tuple[tuple[str, str], ...]
     turns = []
     for item in items:
         role, content = _first(item, ("role", "from")), _first(item, ("content", "value", "text"))
+        if item.get("tool_calls") and content is None:
+            raise _malformed(where, f"a message in {field!r} is a tool call, which training does not read")
         if role is None or not isinstance(item[role], str) or content is None:
             raise _malformed(where, f"every message in {field!r} needs a 'role' and a 'content' of text")
         named = item[role].strip().lower()
@@ -239,7 +249,7 @@ def _text(content: Any, field: str, where: str) -> str:
 
 
 def _malformed(where: str, why: str) -> Unusable:
-    return Unusable("malformed dialogue", f"{where}: {why}; correct the record")
+    return Unusable("malformed dialogue", f"{where}: {why}; correct the record, or leave it out")
 
 
 def _require_characters(document: Document, where: str) -> None:
@@ -512,7 +522,68 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
 
     Raises ValueError when the `datasets` package is absent or cannot load the data.
     """
-    datasets = _datasets(spec)
+    name, split, column = _of_hub(spec, column)
+    yield from read_table(_loaded(spec, name, split), spec, f"{name}/{split}", column, skipped)
+
+
+class HubStream:
+    """The documents of `hf:...`, read as they are needed: nothing is kept, and reading goes on from any place.
+
+    Args:
+        spec: as for `read_hub`.
+        column: as for `read_hub`.
+
+    Raises ValueError as `read_hub` does.
+    """
+
+    def __init__(self, spec: str, column: str) -> None:
+        self.spec = spec
+        name, split, self._column = _of_hub(spec, column)
+        self._name = f"{name}/{split}"
+        self._rows = _loaded(spec, name, split, streaming=True)
+        if (names := self._rows.column_names) is not None:
+            self._rows = self._rows.select_columns(_columns(spec, names, self._column))
+        self.skipped = Skipped()
+        """What was left out."""
+        self.refused: Unusable | None = None
+        """The first record that could not be used."""
+
+    def read(self, place: Mapping[str, Any] | None = None) -> Iterator[tuple[Document, dict[str, Any]]]:
+        """(document, JSON-able place behind it) from a place on, or from the start, to the end.
+
+        Raises OSError where the data can no longer be reached.
+        """
+        rows, number = copy.deepcopy(self._rows), 0
+        if place is not None:
+            number = place["row"]
+            rows.load_state_dict(copy.deepcopy(place["stream"]))
+        coming = iter(rows)
+        while True:
+            try:
+                row = next(coming, None)
+            except Exception as error:  # as in `_loaded`
+                raise OSError(
+                    f"{self.spec} cannot be read on behind row {number} ({type(error).__name__}: {error}); "
+                    "resume the run when it can be reached"
+                ) from None
+            if row is None:
+                return
+            number += 1
+            called = f"{self._name}:{number}"
+            try:
+                document = _document(_Record(number, f"{self.spec} row {number}", row), called, self._column)
+            except Unusable as error:
+                self.refused = self.refused or error
+                self.skipped.add(error.reason, called)
+                continue
+            if document is None:
+                self.skipped.add("empty record", called)
+                continue
+            yield document, {"row": number, "stream": rows.state_dict()}
+
+
+def _of_hub(spec: str, column: str) -> tuple[str, str, str]:
+    """Name, split and column of a SPEC of the hub. Raises ValueError."""
     fields = spec.split(":")[1:]
     if not 1 <= len(fields) <= 3 or not all(fields):
         raise ValueError(
@@ -520,14 +591,18 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
             "hf:owner/name:train:text"
         )
     name, split, column = [*fields, *("train", column)[len(fields) - 1 :]]
+    return name, split, column
+
+
+def _loaded(spec: str, name: str, split: str, **options: Any) -> Any:
+    datasets = _datasets(spec)
     try:
-        rows = datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, split=split, **options)
     except Exception as error:  # the package and its many back ends share no base class of errors
         raise ValueError(
             f"{spec} cannot be loaded ({type(error).__name__}: {error}); check its name, split and your "
             "connection"
         ) from None
-    yield from read_table(rows, spec, f"{name}/{split}", column, skipped)
 
 
 def is_saved(folder: Path) -> bool:
@@ -545,7 +620,7 @@ def open_saved(folder: Path) -> dict[str, Any]:
     datasets = _datasets(str(folder))
     try:
         saved = datasets.load_from_disk(str(folder))
-    except Exception as error:  # as in `read_hub`
+    except Exception as error:  # as in `_loaded`
         raise ValueError(
             f"{folder} cannot be loaded ({type(error).__name__}: {error}); save the data set again"
         ) from None

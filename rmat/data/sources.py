@@ -205,7 +205,7 @@ class Scan:
         content = hashlib.sha256()
         shares = (1 - 2 * self.valid_share, self.valid_share, self.valid_share)
         for own, document in self.source:
-            split = own or _split_by_hash(document, self.valid_share)
+            split = own or split_by_hash(document, self.valid_share)
             content.update(split.encode() + document.digest)
             if self.rule == "position":
                 pieces = zip(SPLITS, cut_document(document, shares), strict=True)
@@ -225,7 +225,7 @@ def scan_source(source: Source, valid_share: float, progress: Progress) -> Scan:
     found = dict.fromkeys(SPLITS, 0)
     with progress.task(f"reading {source.spec}") as advance:
         for own, document in source:
-            split = own or _split_by_hash(document, valid_share)
+            split = own or split_by_hash(document, valid_share)
             if own is None:
                 scan.rule = "hash"
             content.update(split.encode() + document.digest)
@@ -259,7 +259,7 @@ def split_documents(spec: str) -> Iterator[tuple[str, Document]]:
     return scan_source(Source(spec), DataConfig.valid_share, Progress(False)).split()
 
 
-def _split_by_hash(document: Document, valid_share: float) -> str:
+def split_by_hash(document: Document, valid_share: float) -> str:
     """`test`, `valid` or `train` by where the document's hash falls in 0..1."""
     place = int.from_bytes(document.digest[:8], "big") / 2**64
     return "test" if place < valid_share else "valid" if place < 2 * valid_share else "train"

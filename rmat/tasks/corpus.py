@@ -14,6 +14,7 @@ import numpy as np
 from rmat.data.config import DataConfig
 from rmat.data.corpus import Corpus, Reading, Scorer, load_corpus
 from rmat.data.lanes import Batch
+from rmat.data.streaming import load_stream
 from rmat.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from rmat.tasks.haystack import Split
 from rmat.tasks.lanes import TaskLanes
@@ -132,6 +133,8 @@ def load_data(data: DataConfig, progress: bool = True, *, tokenizer: Tokenizer |
     """
     if any(map(is_task, data.specs)):
         return load_tasks(data, tokenizer)
+    if data.streaming:
+        return load_stream(data, progress, tokenizer=tokenizer)
     return load_corpus(data, progress, tokenizer=tokenizer)
 
 

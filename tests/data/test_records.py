@@ -509,3 +509,10 @@ def test_a_named_file_that_is_binary_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes("text\nhello\n".encode("utf-16-le"))
     with pytest.raises(ValueError, match=f"{name} is binary"):
         read(tmp_path / name)
+
+
+def test_a_tool_call_is_called_by_its_name(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "?"}, call]}])
+    with pytest.raises(ValueError, match=r"line 1: a message in 'messages' is a tool call.*or leave it out"):
+        read(path)
