@@ -71,8 +71,8 @@ def train(
     Args:
         config: what to train; with `resume` it may be left out and otherwise may differ only in how long and
             how closely watched the run is.
-        data: what to read, in the place of `config.data.specs`: a SPEC, or what a program has in memory, which
-            is kept in the cache folder (`rmat.data.memory.keep`).
+        data: what to read, in the place of `config.data.specs`: a SPEC, or what a program has in memory,
+            which is kept in the cache folder (`rmat.data.memory.keep`).
         resume: folder of an interrupted run, which goes on where it was saved.
         reporter: told of the progress; None prints it to standard error.
 

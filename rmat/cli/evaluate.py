@@ -543,8 +543,8 @@ def _load_text(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer, Toke
     if data.streaming:
         if args.split not in ("valid", "test"):
             raise ValueError(
-                f"the run's data is a stream, of which only valid and test are kept, not {args.split!r}: give "
-                "--split valid or test, or other --data"
+                f"the run's data is a stream, of which only valid and test are kept, not {args.split!r}: "
+                "give --split valid or test, or other --data"
             )
         held_out: TokenStore = getattr(load_stream(data, tokenizer=tokenizer), args.split)
         return model, tokenizer, held_out

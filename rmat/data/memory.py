@@ -1,5 +1,5 @@
-"""Data that a program has in memory, as a SPEC: it is written into the cache folder, so that a run on it can be
-resumed and evaluated as any other."""
+"""Data that a program has in memory, as a SPEC: it is written into the cache folder, so that a run on it can
+be resumed and evaluated as any other."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _write(data: Any, folder: Path) -> None:
     elif isinstance(data, Mapping):
         if odd := [name for name in data if name not in SPLIT_NAMES]:
             raise ValueError(
-                f"data has a part {odd[0]!r}: give its splits by their names ({', '.join(SPLIT_NAMES)}), or a "
-                "list of records"
+                f"data has a part {odd[0]!r}: give its splits by their names ({', '.join(SPLIT_NAMES)}), or "
+                "a list of records"
             )
         for name, rows in data.items():
             _write_records(rows, folder / f"{name}.jsonl")

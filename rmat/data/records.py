@@ -527,7 +527,8 @@ def read_hub(spec: str, column: str, skipped: Skipped) -> Iterator[Document]:
 
 
 class HubStream:
-    """The documents of `hf:...`, read as they are needed: nothing is kept, and reading goes on from any place.
+    """The documents of `hf:...`, read as they are needed: nothing is kept, and reading goes on from any
+    place.
 
     Args:
         spec: as for `read_hub`.

@@ -1,11 +1,11 @@
-"""Text that is read as training needs it: `hf:` data sets larger than the disk. The counterpart of `corpus` and
-`lanes`.
+"""Text that is read as training needs it: `hf:` data sets larger than the disk. The counterpart of `corpus`
+and `lanes`.
 
     head of each stream -> tokenizer, held-out documents, a hash by which a resumed run knows its data
     stream -> documents in their order, dealt to rows -> windows of T tokens
 
-Nothing is kept but the held-out part of the head. A run goes on at the documents that its rows are in: the place
-before the oldest of them is in its checkpoint, and what lies before that is not read again.
+Nothing is kept but the held-out part of the head. A run goes on at the documents that its rows are in: the
+place before the oldest of them is in its checkpoint, and what lies before that is not read again.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class StreamPosition:
     """Of each row (stream, ordinal of the document among those dealt from it, tokens read of it, its
     tokens)."""
     feeds: tuple[dict[str, Any], ...]
-    """Of each stream `dealt` and `tokens`, and the place before the oldest document that a row is in, with its
-    `ordinal`."""
+    """Of each stream `dealt` and `tokens`, and the place before the oldest document that a row is in, with
+    its `ordinal`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The position as JSON-able values."""

@@ -1,4 +1,5 @@
-"""Streams of `hf:`: read through the package datasets from local files, resumed at the documents that rows are in."""
+"""Streams of `hf:`: read through the package datasets from local files, resumed at the documents that rows are
+in."""
 
 import itertools
 import json
