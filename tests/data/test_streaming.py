@@ -1,5 +1,4 @@
-"""Streams of `hf:`: read through the package datasets from local files, resumed at the documents that rows are
-in."""
+"""Streams of `hf:`: read through the package datasets from local files, resumed where they were."""
 
 import itertools
 import json

@@ -1,6 +1,7 @@
 """lm-eval with our models: tasks over local files, scores beside our own evaluation. `make lm-eval-check` installs
 lm-eval (740 MB) and runs this."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -16,8 +17,11 @@ import rmat
 from rmat.data.documents import encode_turns
 from rmat.data.store import TokenStore
 from rmat.data.tokenizer import Tokenizer
+from rmat.evaluation.asking import answers
 from rmat.evaluation.perplexity import perplexity
 from rmat.model import LanguageModel
+from rmat.tasks.passkey import PasskeyQuestions
+from rmat.tasks.task import texts_of
 from tests.makers.models import make_model
 from tests.makers.pretrained import source_folder
 from tests.makers.texts import make_store, write_jsonl
@@ -59,7 +63,17 @@ TASKS = {
         "generation_kwargs": {"until": ["\n", "e"], "max_gen_toks": 12},
         "metric_list": [{"metric": "exact_match"}],
     },
+    "passkey": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{key}}",
+        "generation_kwargs": {"until": [], "max_gen_toks": 13},
+        "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}]}],
+        "metric_list": [{"metric": "exact_match"}],
+    },
 }
+DATA = {"rolling": "documents", "passkey": "keys"}
+"""Files of the tasks that ask other than QUESTIONS."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +93,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "questions.jsonl", QUESTIONS)
     write_jsonl(folder / "documents.jsonl", [{"text": text} for text in DOCUMENTS])
     for name, task in TASKS.items():
-        data = "documents" if name == "rolling" else "questions"
+        data = DATA.get(name, "questions")
         whole = {
             "task": name,
             "dataset_path": "json",
@@ -189,6 +203,24 @@ def test_texts_are_those_of_generate(model: LanguageModel, tokenizer: Tokenizer,
     assert first[0] != first[1]
     with pytest.raises(ValueError, match="'num_beams' is not known"):
         lm.generate_until([type("R", (), {"args": ("a", {"num_beams": 2})})()])
+
+
+def test_pass_keys_are_scored_as_by_our_evaluation(
+    model: LanguageModel, tokenizer: Tokenizer, tasks: Path
+) -> None:
+    """Half of the keys are what the model says, so that both answers are scored."""
+    questions = PasskeyQuestions(length=(300,), depth=(0.5,))
+    (cell,) = questions.cells(tokenizer, 4, 3)
+    ours = list(answers(model, tokenizer, cell.examples, max_new_tokens=questions.max_new_tokens))
+    rows, scores = [], []
+    for number, (example, said) in enumerate(zip(cell.examples, ours, strict=True)):
+        known = dataclasses.replace(example, references=(said.strip(),) if number % 2 else example.references)
+        rows.append({"context": "".join(texts_of(example.pieces)), "key": known.references[0]})
+        scores.append(questions.score(said, known))
+    write_jsonl(tasks / "keys.jsonl", rows)
+    found = evaluated(RmatLM(model, tokenizer), tasks, "passkey")
+    assert [sample["resps"][0][0] for sample in found["samples"]] == ours
+    assert found["exact_match,none"] == np.mean(scores) == 0.5
 
 
 def test_chats_are_written_as_in_training(
