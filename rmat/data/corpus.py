@@ -175,20 +175,11 @@ class TextCorpus:
     @property
     def record(self) -> dict[str, Any]:
         """JSON-able; equal for equal data."""
-
-        def split(store: TokenStore) -> dict[str, Any]:
-            return {
-                "documents": len(store),
-                "tokens": store.n_tokens,
-                "bytes": store.n_bytes,
-                "fingerprint": store.fingerprint,
-            }
-
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "train": split(self.train),
-            "valid": split(self.valid),
-            "test": split(self.test),
+            "train": store_record(self.train),
+            "valid": store_record(self.valid),
+            "test": store_record(self.test),
             "description": json.loads(json.dumps(self.description)),
         }
 
@@ -216,6 +207,16 @@ class TextCorpus:
             f"{len(store):,} documents, {store.n_tokens:,} tokens of {per_token:.2f} bytes",
             f"{tokens / max(store.n_tokens, 1):.2f} epochs",
         )
+
+
+def store_record(store: TokenStore) -> dict[str, Any]:
+    """JSON-able; equal for equal stores."""
+    return {
+        "documents": len(store),
+        "tokens": store.n_tokens,
+        "bytes": store.n_bytes,
+        "fingerprint": store.fingerprint,
+    }
 
 
 def first_documents(name: str, documents: Iterable[tuple[str, Ids]], max_tokens: int) -> Reading:

@@ -23,7 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmat.data.config import DataConfig
-from rmat.data.corpus import Reading, first_documents, refuse_lossy, spelled_bytes, tokenizer_of
+from rmat.data.corpus import (
+    Reading,
+    first_documents,
+    refuse_lossy,
+    spelled_bytes,
+    store_record,
+    tokenizer_of,
+)
 from rmat.data.documents import Document, encode_documents
 from rmat.data.fim import rearrange
 from rmat.data.lanes import NOTHING, Batch, ContinuingRows, Row
@@ -114,8 +121,8 @@ class StreamCorpus:
         """JSON-able; equal for equal data, as far as the heads tell."""
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "valid": self.valid.fingerprint,
-            "test": self.test.fingerprint,
+            "valid": store_record(self.valid),
+            "test": store_record(self.test),
             "streams": [
                 {"spec": spec, "head_rows": head.rows, "head_sha256": head.content}
                 for spec, head in zip(self.data.specs, self.heads, strict=True)

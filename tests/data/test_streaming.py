@@ -26,7 +26,7 @@ def records(count, seed, longest=60):
     """Texts of unlike lengths, one of them far longer than the others, and a few that cannot be used."""
     chance = random.Random(seed)
     made = [{"text": "".join(chance.choices("abcdef ", k=chance.randint(1, longest)))} for _ in range(count)]
-    made[3] = {"text": "x" * 20 * longest}
+    made[3] = {"text": f"{seed}" * 20 * longest}
     made[5], made[11] = {"text": None}, {"text": ""}
     return made
 
@@ -120,6 +120,7 @@ def test_every_document_is_read_once_an_epoch_and_none_that_is_held_out(folder, 
     data = config(folder, tmp_path)
     corpus = load_stream(data, progress=False)
     assert len(corpus.valid) and len(corpus.test)
+    assert corpus.record["valid"]["documents"] == len(corpus.valid)
     tokenizer = corpus.tokenizer
     held = {tuple(ids.tolist()) for store in (corpus.valid, corpus.test) for ids in store}
     texts = [row["text"] for part in range(2) for row in records(40, part) if row["text"]]
