@@ -1,11 +1,14 @@
 """The machine: its devices, its user's folders, and what a result depends on besides the configuration."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from itertools import zip_longest
@@ -59,11 +62,48 @@ def process_group(device: str = "auto") -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    store, rank, count = _meeting()
+    kind = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(kind, store=store, rank=rank, world_size=count)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def _first_store() -> tuple[Any, int, int]:
+    """The store that torchrun names, kept for good, this process's rank and how many they are."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, count = next(rendezvous("env://"))
+    return store, rank, count
+
+
+def _meeting() -> tuple[Any, int, int]:
+    """A store that the processes which torchrun started together have for themselves and for one group; rank
+    and number of processes.
+
+    torchrun keeps one store for all its attempts (torch 2.13), and who finds there what a process that died
+    has left waits for that one in vain. So they agree on a name first: the first process proposes one, and
+    others go by it once they are welcomed by a word that they made up themselves."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    store, rank, count = _first_store()
+    own = uuid.uuid4().hex
+    if rank == 0:
+        name = own
+        store.set("rmat", name)
+        for other in range(1, count):
+            store.set(f"{name}/{other}/welcome", store.get(f"{name}/{other}"))
+        return PrefixStore(name, store), rank, count
+    while True:
+        name = store.get("rmat").decode()
+        store.set(f"{name}/{rank}", own)
+        welcome = f"{name}/{rank}/welcome"
+        if store.check([welcome]) and store.get(welcome).decode() == own:
+            return PrefixStore(name, store), rank, count
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
