@@ -86,6 +86,12 @@ docs: $(STAMP) ## the documentation as a site in build/site; installs MkDocs (60
 	@$(PIP) --no-build-isolation -e '.[docs]'
 	$(BIN)/python scripts/docs_site.py
 
+# EXTRAS="serve hf": only those.
+EXTRAS ?=
+.PHONY: extras-check
+extras-check: $(STAMP) ## the wheel alone, then with one extra at a time, each in a new environment; 10 minutes
+	$(BIN)/python scripts/extras_check.py $(EXTRAS)
+
 .PHONY: slow
 slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
