@@ -50,7 +50,9 @@ def assert_close(one: Path, many: Path, within: float) -> None:
     assert [(row["kind"], row["step"]) for row in left] == [(row["kind"], row["step"]) for row in right]
     for a, b in zip(left, right, strict=True):
         for name, value in a.items():
-            if name in ("loss", "bits_per_byte", "nats", "openness"):
+            if value is None:
+                assert b[name] is None
+            elif name in ("loss", "bits_per_byte", "nats", "openness"):
                 assert b[name] == pytest.approx(value, rel=within, abs=within), (a["step"], name)
             elif name == "tokens":
                 assert b[name] == value
