@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rmat.data.corpus import Rows
 from rmat.data.lanes import IGNORED
 from rmat.evaluation.intervals import bootstrap_ratio, wilson
+from rmat.evaluation.perplexity import token_nats
 from rmat.evaluation.shuffling import behind, front_rows
 from rmat.generation.reader import Advance, NotFiniteError, Piece, scan
 from rmat.machine import shared, team
@@ -95,7 +95,7 @@ def read_rows(
             predicted = torch.full_like(targets, IGNORED)
             if bool(asked.any()):
                 logits = piece.model.logits(hidden_BTE[asked])
-                counts.nats.append(float(F.cross_entropy(logits.float(), targets[asked], reduction="sum")))
+                counts.nats.append(float(token_nats(logits, targets[asked]).double().sum()))
                 predicted[asked] = logits.argmax(-1)
             counts.count(predicted.cpu(), part)
 
