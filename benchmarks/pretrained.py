@@ -9,8 +9,9 @@ Every variant is the same model with a state of the same size; only what it admi
     recent     all are admitted: the newest tokens behind the window; a longer window for most of its tokens
     random     a random half; oldest leaves
     norm       the half whose keys have the smallest norm (arXiv 2406.11430); oldest leaves
-    fit        what the fitted gates admit; oldest leaves
-    weakest    the same; the weakest leaves
+    oldest     the half that the fitted gates like best; oldest leaves
+    weakest    as the gates admit; the weakest leaves, however old
+    given      as the model is: for smollm2 the weakest leaves, and strength fades with age
     full       the source itself, with everything in sight, within its trained context
 
 Bits per byte by position are measured on documents of a split, each read from its start. Pass keys are hidden
@@ -53,7 +54,7 @@ from rmat.storage import assigned
 from rmat.tasks.haystack import hide, load_filler, without
 from rmat.tasks.needle import NeedleTask
 
-VARIANTS = ("window", "recent", "random", "norm", "fit", "weakest", "full")
+VARIANTS = ("window", "recent", "random", "norm", "oldest", "weakest", "given", "full")
 EDGES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0.1, 0.5, 0.8)
 NEEDLES = ("single_1", "single_2", "multikey_1")
@@ -80,6 +81,8 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
     config = model.config
     if name == "full":
         return with_all_in_sight(model, n_tokens)
+    if name == "given":
+        return model
     tensors = dict(model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     for key in [key for key in tensors if ".writer.score." in key]:
@@ -88,6 +91,8 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
         elif name == "random":
             drawn = torch.randn(tensors[key].shape, generator=generator).to(tensors[key].dtype)
             tensors[key] = torch.zeros_like(drawn) if key.endswith("bias") else 100 * drawn
+        else:
+            tensors[key] = tensors[key].clone()  # _admit_half changes it
     if name == "window":
         chunk = (2 * config.chunk_len + config.n_slots) // 2
         fields: dict[str, Any] = {
@@ -99,21 +104,38 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
         config = dataclasses.replace(config, **fields, writer="select", eviction="oldest")
         return assigned(config, tensors)
     eviction: Any = "weakest" if name == "weakest" else "oldest"
-    changed = assigned(dataclasses.replace(config, eviction=eviction), tensors)
+    changed = assigned(dataclasses.replace(config, eviction=eviction, fade=0.0), tensors)
     if name == "norm":
         _score_by_norm(changed, sample)
+    elif name == "oldest":
+        _admit_half(changed, sample)
     return changed
 
 
-def _score_by_norm(model: LanguageModel, sample: list[int]) -> None:
-    """Let a token's score be how much smaller its key is than that of half of the sample's tokens."""
+def _inputs(model: LanguageModel, sample: list[int]) -> list[torch.Tensor]:
+    """What the gates of every block see of the sample: its inputs (1, T, E)."""
     found: list[torch.Tensor] = []
     blocks: Any = model.blocks
     hooks = [block.norm.register_forward_hook(lambda _, __, x_BTE: found.append(x_BTE)) for block in blocks]
     scan(model, [sample], size=len(sample))
     for hook in hooks:
         hook.remove()
-    for block, x_BTE in zip(blocks, found, strict=True):
+    return found
+
+
+@torch.no_grad()
+def _admit_half(model: LanguageModel, sample: list[int]) -> None:
+    """Let the gates admit the half of the sample's tokens that they like best."""
+    blocks: Any = model.blocks
+    for block, x_BTE in zip(blocks, _inputs(model, sample), strict=True):
+        score = block.memory.writer.score
+        score.bias -= score(x_BTE)[0].median(0).values
+
+
+def _score_by_norm(model: LanguageModel, sample: list[int]) -> None:
+    """Let a token's score be how much smaller its key is than that of half of the sample's tokens."""
+    blocks: Any = model.blocks
+    for block, x_BTE in zip(blocks, _inputs(model, sample), strict=True):
         key = block.local["chunked"].key
 
         def norms(x: torch.Tensor, key: Any = key) -> torch.Tensor:
