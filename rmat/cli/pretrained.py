@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
 """Options of --method distil alone."""
 
+UNREFUSED, FADE = 0.97, 2.0
+"""Share and fade of fitted gates where the weakest leave: chosen on valid books (docs/results/pretrained.md)."""
+
 IMPORT = """\
 Make a model folder of a pretrained model: a Llama, Mistral, SmolLM2, Qwen2 or Qwen3. SOURCE is a folder of
 Hugging Face (safetensors), a hub id (owner/name), a .gguf file, or smollm2. The model then reads texts of any
@@ -96,14 +99,25 @@ def add(commands: Any) -> None:
         default=["python-stdlib"],
         help="texts to read, a passage of each in turn (default: python-stdlib)",
     )
-    add("--share", type=float, default=0.5, metavar="X", help="share of tokens to admit (default: 0.5)")
-    add("--eviction", choices=("oldest", "weakest"), help="what a full bank gives up (default: as it is)")
+    add(
+        "--share",
+        type=float,
+        metavar="X",
+        help="share of tokens to admit (default: 0.97 of fitted gates where the weakest leave, which need no "
+        "refusal, else 0.5)",
+    )
+    add(
+        "--eviction",
+        choices=("oldest", "weakest"),
+        default="weakest",
+        help="what a full bank gives up (default: weakest)",
+    )
     add(
         "--fade",
         type=float,
         metavar="X",
         help="what a slot's score, whose standard deviation is 16, loses in 1,024 tokens where the weakest "
-        "leave (default: as it is)",
+        "leave (default: 2)",
     )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
@@ -198,22 +212,25 @@ def run_gates(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--method distil works in one process, and {team()} were started: leave torchrun out"
         )
+    weakest = args.eviction == "weakest"
+    fade = args.fade if args.fade is not None else FADE if weakest else 0.0
+    model = model.with_slots(eviction=args.eviction, fade=fade)
     if args.method == "distil":
         return _distil(args, model, tokenizer, out, chosen)
+    share = args.share if args.share is not None else UNREFUSED if weakest else 0.5
     if given := [name for name in DISTIL_ONLY if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback)
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
     total = args.prose * PROSE_TOKENS + args.asking * ASKING_TOKENS
     with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:
-        model = fit(model, passages, share=args.share, advance=advance)
-    model = model.with_slots(eviction=args.eviction, fade=args.fade)
+        model = fit(model, passages, share=share, advance=advance)
     if is_first_process():
         model.save(out, tokenizer=tokenizer)
     done = {
         "folder": out,
         "data": args.data,
-        "share": args.share,
+        "share": share,
         "eviction": model.config.eviction,
         "fade": model.config.fade,
         **chosen,
@@ -228,10 +245,9 @@ def _distil(
     """Distil and write; 130 if it was told to stop."""
     from rmat.pretrained.distil import DistilConfig, distil
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in DISTIL_ONLY}
+    given: dict[str, Any] = {name: getattr(args, name) for name in ("share", *DISTIL_ONLY)}
     given = {name: value for name, value in given.items() if value is not None}
-    config = DistilConfig(data=tuple(args.data), share=args.share, **chosen, **given)
-    model = model.with_slots(eviction=args.eviction, fade=args.fade)
+    config = DistilConfig(data=tuple(args.data), **chosen, **given)
     if distil(model, tokenizer, config, out) is None:
         return 130
     done = {"folder": out, "eviction": model.config.eviction, **dataclasses.asdict(config)}

@@ -1,5 +1,6 @@
 """Fitted gates: what they are fitted on, the targets, the share that they admit, the command."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -134,13 +135,21 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     folder, out = tmp_path / "model", tmp_path / "fitted"
     assert main(["import", str(source), str(folder), "--window", "32", "--slots", "48"]) == 0
     few = ["--prose", "1", "--asking", "1"]
-    leaves = ["--eviction", "weakest", "--fade", "4"]
-    assert main(["gates", str(folder), "--out", str(out), *few, *leaves, "--data", TEXT, "noise"]) == 0
+    assert main(["gates", str(folder), "--out", str(out), *few, "--data", TEXT, "noise", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["data"], told["share"], told["eviction"], told["fade"]) == (
+        [TEXT, "noise"],
+        0.97,
+        "weakest",
+        2,
+    )
     before, after = load(folder)[0], load(out)[0]
     assert after.config.eviction == "weakest" and before.config.eviction == "oldest"
-    assert (before.config.fade, after.config.fade) == (0, 4)
+    assert (before.config.fade, after.config.fade) == (0, 2)
     name = "blocks.1.memory.writer.score.weight"
     assert not before.state_dict()[name].any() and after.state_dict()[name].any()
+    assert main(["gates", str(folder), *few, "--eviction", "oldest", "--fade", "1"]) == 2
+    assert "fade=1.0 is not possible" in capsys.readouterr().err
     assert main(["gates", str(folder), "--prose", "0", "--asking", "0"]) == 2
     assert "leave nothing to fit on" in capsys.readouterr().err
     assert main(["gates", "starter", *few]) == 2
