@@ -101,7 +101,7 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
             "n_slots": 1,
             "writes_per_segment": 1,
         }
-        config = dataclasses.replace(config, **fields, writer="select", eviction="oldest")
+        config = dataclasses.replace(config, **fields, writer="select", eviction="oldest", fade=0.0)
         return assigned(config, tensors)
     eviction: Any = "weakest" if name == "weakest" else "oldest"
     changed = assigned(dataclasses.replace(config, eviction=eviction, fade=0.0), tensors)
@@ -128,8 +128,8 @@ def _admit_half(model: LanguageModel, sample: list[int]) -> None:
     """Let the gates admit the half of the sample's tokens that they like best."""
     blocks: Any = model.blocks
     for block, x_BTE in zip(blocks, _inputs(model, sample), strict=True):
-        score = block.memory.writer.score
-        score.bias -= score(x_BTE)[0].median(0).values
+        writer = block.memory.writer
+        writer.score.bias -= writer.scores(x_BTE)[0].median(0).values
 
 
 def _score_by_norm(model: LanguageModel, sample: list[int]) -> None:

@@ -19,7 +19,7 @@ DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
 """Options of --method distil alone."""
 
 UNREFUSED, FADE = 0.97, 2.0
-"""Share and fade of fitted gates where the weakest leave: chosen on valid books (docs/results/pretrained.md)."""
+"""Share and fade of fitted gates where the weakest leave, chosen on valid books (docs/pretrained.md)."""
 
 IMPORT = """\
 Make a model folder of a pretrained model: a Llama, Mistral, SmolLM2, Qwen2 or Qwen3. SOURCE is a folder of
