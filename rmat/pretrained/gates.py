@@ -40,6 +40,12 @@ SHARPNESS = 16.0
 """Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1,
 and what is admitted is read as it was."""
 
+FLEETING = 2.0
+"""The same of a key head that does not attend stated facts: what it holds fades the faster."""
+
+LASTING = 0.27
+"""Share of the key heads that count as attending them: those that do it most."""
+
 RIDGE = 1e-3
 """Penalty on the weights, as a share of the mean square of the block's input."""
 
@@ -141,6 +147,8 @@ class _Regression:
         width = config.d_model + 1
         self.gram = torch.zeros(width, width, dtype=torch.float64)
         self.moment = torch.zeros(width, config.n_kv_heads, dtype=torch.float64)
+        self.stated = torch.zeros(config.n_kv_heads + 1, dtype=torch.float64)
+        """Sum of the targets of tokens of stated facts, and the number of these tokens."""
         self.sample: list[Tensor] = []
         """Inputs of some tokens of each passage, for the threshold."""
 
@@ -150,28 +158,33 @@ class _Regression:
         weighted = x * weight[:, None]
         self.gram += (x.T @ weighted).double()
         self.moment += (weighted.T @ target).double()
+        stated = target[weight == STATED].double()
+        self.stated += torch.cat([stated.sum(0), stated.new_tensor([len(stated)])])
         self.sample.append(x[:: -(-len(x) // SAMPLED_TOKENS)].half())
 
     def join(self) -> None:
         """Take up what the other processes of `rmat.machine.spread` have added."""
         summed(self.gram)
         summed(self.moment)
+        summed(self.stated)
         self.sample = list(chain.from_iterable(shared(range(team()), lambda _: self.sample)))
 
-    def solve(self, share: float) -> tuple[Tensor, Tensor]:
+    def solve(self, share: float, sharpness: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (K, E) and biases (K,) of scores that a `share` of the tokens has above 0."""
         width = len(self.gram) - 1
         penalty = RIDGE * self.gram.diagonal()[:width].mean()
         ridge = torch.diag(torch.cat([penalty.expand(width), penalty.new_zeros(1)]))
         solved = torch.linalg.solve(self.gram + ridge, self.moment)  # (E + 1, K)
-        return admitting(share, solved[:-1].T, solved[-1], torch.cat(self.sample)[:, :-1])
+        return admitting(share, solved[:-1].T, solved[-1], torch.cat(self.sample)[:, :-1], sharpness)
 
 
-def admitting(share: float, weight: Tensor, bias: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+def admitting(
+    share: float, weight: Tensor, bias: Tensor, sample: Tensor, sharpness: Tensor | float = SHARPNESS
+) -> tuple[Tensor, Tensor]:
     """Weights (K, E) and biases (K,) of scores w . x + b with threshold and scale such that a `share` of the
-    inputs `sample` (N, E) has them above 0 and nearly all gates are 0 or 1."""
+    inputs `sample` (N, E) has them above 0, and their standard deviation is `sharpness`, one or (K,)."""
     score = sample.to(weight.dtype) @ weight.T + bias
-    scale = SHARPNESS / score.std(0).clamp(min=1e-12)
+    scale = sharpness / score.std(0).clamp(min=1e-12)
     threshold = score.quantile(1 - share, dim=0)
     return weight * scale[:, None], (bias - threshold) * scale
 
@@ -222,7 +235,25 @@ def fit(
         pass
     for regression in regressions:
         regression.join()
-    return with_scores(model, [regression.solve(share) for regression in regressions])
+    sharpness = _sharpness(torch.stack([regression.stated for regression in regressions]))
+    if not model.config.fade:
+        sharpness = torch.full_like(sharpness, SHARPNESS)
+    return with_scores(
+        model, [each.solve(share, sharp) for each, sharp in zip(regressions, sharpness, strict=True)]
+    )
+
+
+def _sharpness(stated: Tensor) -> Tensor:
+    """Standard deviation of the scores of every key head (L, K), from the sums (L, K + 1) of its targets.
+
+    What fades loses as much in every head. Where strength should last scores are far apart: in the heads that
+    find stated facts when they are asked for. The others, which read on, need the recent: theirs are near.
+    """
+    found, count = stated[:, :-1], stated[0, -1]
+    if not count:
+        return torch.full_like(found, SHARPNESS)
+    lasting = found >= found.flatten().quantile(1 - LASTING)
+    return torch.where(lasting, SHARPNESS, FLEETING)
 
 
 @torch.no_grad()
@@ -298,7 +329,12 @@ def _targets(local: Local, passage: Passage) -> Tensor:
 def mixed(
     specs: Sequence[str], tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
 ) -> Iterator[Passage]:
-    """So many passages of prose, then of text that asks about itself, of each SPEC in turn."""
+    """So many passages of prose, then of text that asks about itself, of each SPEC in turn.
+
+    Raises TypeError for a string, whose letters would be taken for SPECs.
+    """
+    if isinstance(specs, str):
+        raise TypeError(f"specs={specs!r} is one SPEC: give a list, [{specs!r}]")
     plain = [prose(spec, tokenizer, length=PROSE_TOKENS, reach=reach, seed=seed) for spec in specs]
     asked = [asking(spec, tokenizer, length=ASKING_TOKENS, seed=seed + 1) for spec in specs]
     for sources, count in ((plain, n_prose), (asked, n_asking)):

@@ -12,7 +12,7 @@ from rmat.api import load
 from rmat.cli.main import main
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
-from rmat.pretrained.gates import STATED, Passage, asking, fit, prose, with_all_in_sight
+from rmat.pretrained.gates import STATED, Passage, asking, fit, mixed, prose, with_all_in_sight
 from rmat.pretrained.model import from_pretrained
 from tests.makers.pretrained import source_folder
 
@@ -121,6 +121,25 @@ def test_the_share_is_admitted(given: tuple[LanguageModel, Tokenizer]) -> None:
         assert abs(memory.pushed.float().mean().item() / offered - share) < 0.06
     others = {k: v for k, v in model.state_dict().items() if ".score." not in k}
     assert all(torch.equal(fitted.state_dict()[k], v) for k, v in others.items())
+
+
+def test_strength_lasts_in_heads_that_attend_stated_facts(given: tuple[LanguageModel, Tokenizer]) -> None:
+    """Where it fades: scores of one head of four are as far apart as without fading, the others an eighth."""
+    model, tokenizer = given[0].float(), given[1]
+    fading = model.with_slots(eviction="weakest", fade=2)
+    passages = list(islice(asking(TEXT, tokenizer, length=600, seed=3), 2))
+    keys = [f"blocks.{layer}.memory.writer.score.weight" for layer in range(model.config.n_layers)]
+
+    def ratios(passages: list[Passage]) -> list[float]:
+        plain, other = (fit(each, passages).state_dict() for each in (model, fading))
+        return torch.cat([(other[key] / plain[key]).median(1).values for key in keys]).tolist()
+
+    assert sorted(ratios(passages)) == pytest.approx([0.125, 0.125, 0.125, 1], rel=1e-4)
+    assert ratios(list(islice(prose(TEXT, tokenizer, length=200, reach=0, seed=0), 1))) == pytest.approx(
+        [1] * 4
+    )
+    with pytest.raises(TypeError, match="give a list"):
+        next(mixed(TEXT, tokenizer, n_prose=1, n_asking=0, reach=0))
 
 
 def test_what_cannot_be_fitted_is_refused(source: Path, given: tuple[LanguageModel, Tokenizer]) -> None:
