@@ -3,6 +3,7 @@ name."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from rmat.model import LanguageModel, ModelConfig
 from rmat.pretrained import SHORT_NAMES
 from rmat.pretrained.architecture import source_config, source_names
 from rmat.pretrained.model import GATES_FILE, from_pretrained
-from rmat.storage import WEIGHTS_FILE, load_model, model_folder, replacing_folder, write_tensors
+from rmat.storage import ASSETS, WEIGHTS_FILE, load_model, model_folder, replacing_folder, write_tensors
 
 
 def import_model(source: str | Path, out: str | Path, **options: Any) -> tuple[LanguageModel, Tokenizer]:
@@ -81,7 +82,9 @@ def cached(name: str | Path) -> str | Path:
     `name` itself if it is none, or a folder that is there. Raises OSError where it cannot be brought."""
     if str(name) not in SHORT_NAMES or Path(name).exists():
         return name
-    folder = cache_folder() / "pretrained" / rmat.__version__ / str(name)
+    # Other gates make another model, also between two releases.
+    gates = hashlib.sha256((ASSETS / SHORT_NAMES[str(name)].gates).read_bytes()).hexdigest()[:8]
+    folder = cache_folder() / "pretrained" / f"{rmat.__version__}-{gates}" / str(name)
     if not (folder / WEIGHTS_FILE).is_file():
         print(f"rmat: importing {name} into {folder} (once)", file=sys.stderr)
         import_model(name, folder)

@@ -137,3 +137,16 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "is there already" in capsys.readouterr().err
     assert main(["import", "nobody", str(tmp_path / "x")]) == 2
     assert "there is no model 'nobody'" in capsys.readouterr().err
+
+
+def test_other_gates_are_another_folder_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two releases too: an import with the gates of yesterday must not be taken for today's."""
+    monkeypatch.setenv("RMAT_CACHE", str(tmp_path / "cache"))
+    made: list[Path] = []
+    monkeypatch.setattr(folders, "import_model", lambda name, out: made.append(out))
+    folders.cached("smollm2")
+    monkeypatch.setattr(folders, "ASSETS", tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "gates.safetensors").write_bytes(b"others")
+    folders.cached("smollm2")
+    assert len(set(made)) == 2 and all(each.name == "smollm2" for each in made)
