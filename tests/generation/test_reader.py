@@ -140,9 +140,10 @@ READERS = (
     "engine/job.py",
     "training/objective.py",
     "pretrained/gates.py",
+    "pretrained/distil.py",
     "integrations/hf/modeling.py",
 )
-"""Who may call a model: the reader; the engine's job; training; fitting gates, which reads a passage at once; the
+"""Who may call a model: the reader; the engine's job; training; fitting and distilling gates, which read a passage at once; the
 model of transformers, whose callers bring their own masks."""
 
 

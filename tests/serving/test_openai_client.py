@@ -145,7 +145,7 @@ def test_errors_are_those_of_the_client(client: OpenAI, base: str) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature") as refused:
         client.completions.create(model=NAME, prompt="x", temperature=-1)
     assert refused.value.param == "temperature" and refused.value.type == "invalid_request_error"
-    with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+    with pytest.raises(openai.BadRequestError, match="tools are not supported by this model"):
         tools = [{"type": "function", "function": {"name": "f"}}]
         client.chat.completions.create(model=NAME, messages=[USER], tools=tools)  # type: ignore[call-overload]
     with pytest.raises(openai.AuthenticationError):
