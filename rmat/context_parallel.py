@@ -171,9 +171,7 @@ class _Link:
         whole = [name for name in wanted if name not in names]
         like, floats = [wanted[name] for name in names], []
         if like:
-            anchor = torch.zeros((), dtype=_widest(like), device=like[0].device)
-            anchor.requires_grad_(torch.is_grad_enabled())
-            tie, *floats = _Receive.apply(self, number, like, anchor)
+            tie, *floats = _Receive.apply(self, number, like, _anchor(like))
             self._ties.append(tie)
         integers = self._get(4 * number + 1, [named[name] for name in whole], left=True)
         came = {**dict(zip(names, floats, strict=True)), **dict(zip(whole, integers, strict=True))}
@@ -193,7 +191,7 @@ class _Link:
         floats = [x for x in message.values() if x.is_floating_point()]
         self._put(4 * number + 1, [x for x in message.values() if not x.is_floating_point()], left=False)
         if floats:
-            self._ties.append(_Send.apply(self, number, *floats))
+            self._ties.append(_Send.apply(self, number, _anchor(floats), *floats))
 
     def ties(self, like: Tensor) -> Tensor:
         """Zero, on which the gradients of all that was handed over hang."""
@@ -269,17 +267,17 @@ class _Send(torch.autograd.Function):
     """Hands tensors to the next part; gives a zero that brings back their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, link: _Link, number: int, *tensors: Tensor) -> Tensor:
-        wide = _widest(list(tensors))
+    def forward(ctx: Any, link: _Link, number: int, anchor: Tensor, *tensors: Tensor) -> Tensor:
         ctx.link, ctx.number, ctx.like = link, number, [torch.empty_like(x) for x in tensors]
-        link._put(4 * number, [x.to(wide) for x in tensors], left=False)
-        return torch.zeros((), dtype=wide, device=tensors[0].device)
+        link._put(4 * number, [x.to(anchor.dtype) for x in tensors], left=False)
+        return anchor.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradient: Any) -> Any:
-        wide = _widest(ctx.like)
-        found = ctx.link._get(4 * ctx.number + 2, [x.to(wide) for x in ctx.like], left=False)
-        return None, None, *(x.to(y.dtype) for x, y in zip(found, ctx.like, strict=True))
+        (tie,) = gradient
+        found = ctx.link._get(4 * ctx.number + 2, [x.to(tie.dtype) for x in ctx.like], left=False)
+        zero = torch.zeros_like(tie)
+        return None, None, zero, *(x.to(y.dtype) for x, y in zip(found, ctx.like, strict=True))
 
 
 class _Receive(torch.autograd.Function):
@@ -296,6 +294,13 @@ class _Receive(torch.autograd.Function):
         wide = tie.dtype
         ctx.link._put(4 * ctx.number + 2, [x.to(wide) for x in gradients], left=True)
         return None, None, None, torch.zeros_like(tie)
+
+
+def _anchor(tensors: list[Tensor]) -> Tensor:
+    """A zero that takes the backward pass to both sides of a message, also where what is handed on hangs on
+    no weight: gradients that nobody takes would be taken for those of the next message."""
+    anchor = torch.zeros((), dtype=_widest(tensors), device=tensors[0].device)
+    return anchor.requires_grad_(torch.is_grad_enabled())
 
 
 def _widest(tensors: list[Tensor]) -> torch.dtype:
