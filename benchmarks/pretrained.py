@@ -16,9 +16,9 @@ Every variant is the same model with a state of the same size; only what it admi
 
 Bits per byte by position are measured on documents of a split, each read from its start. Pass keys are hidden
 in the same text and asked for in the chat format, as needles are (`rmat eval needle`); all digits must be the
-most likely token. Facts, five in a
-text, are asked for as by `rmat ask`, greedily: the value must occur in the answer. `--decode` times decoding
-beside transformers with its cache, in turns. The file is written after every step.
+most likely token. Facts, five in a text, are asked for as by `rmat ask`, greedily: the value must occur in
+the answer. `--decode` times decoding beside transformers with its cache, in turns. The file is written after
+every step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ from rmat.evaluation.intervals import bootstrap_ratio, paired_bootstrap_ratio, w
 from rmat.generation.reader import Piece, read_row, scan
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel
-from rmat.pretrained.gates import with_all_in_sight
+from rmat.pretrained.gates import admitting, with_all_in_sight, with_scores
+from rmat.pretrained.model import OPEN
 from rmat.sessions.conversation import Conversation
 from rmat.storage import assigned
 from rmat.tasks.haystack import hide, load_filler, without
@@ -58,7 +59,6 @@ VARIANTS = ("window", "recent", "random", "norm", "oldest", "weakest", "given", 
 EDGES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0.1, 0.5, 0.8)
 NEEDLES = ("single_1", "single_2", "multikey_1")
-OPEN = 40.0
 SPAN = 1024
 """Tokens of one call: the logits of a large vocabulary are large."""
 
@@ -91,8 +91,6 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
         elif name == "random":
             drawn = torch.randn(tensors[key].shape, generator=generator).to(tensors[key].dtype)
             tensors[key] = torch.zeros_like(drawn) if key.endswith("bias") else 100 * drawn
-        else:
-            tensors[key] = tensors[key].clone()  # _admit_half changes it
     if name == "window":
         chunk = (2 * config.chunk_len + config.n_slots) // 2
         fields: dict[str, Any] = {
@@ -108,7 +106,7 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
     if name == "norm":
         _score_by_norm(changed, sample)
     elif name == "oldest":
-        _admit_half(changed, sample)
+        changed = _admitting_half(changed, sample)
     return changed
 
 
@@ -124,12 +122,13 @@ def _inputs(model: LanguageModel, sample: list[int]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def _admit_half(model: LanguageModel, sample: list[int]) -> None:
-    """Let the gates admit the half of the sample's tokens that they like best."""
+def _admitting_half(model: LanguageModel, sample: list[int]) -> LanguageModel:
+    """The model whose gates admit the half of the sample's tokens that they like best."""
     blocks: Any = model.blocks
-    for block, x_BTE in zip(blocks, _inputs(model, sample), strict=True):
-        writer = block.memory.writer
-        writer.score.bias -= writer.scores(x_BTE)[0].median(0).values
+    scores = [block.memory.writer.score for block in blocks]
+    inputs = _inputs(model, sample)
+    found = [admitting(0.5, s.weight, s.bias, x_BTE[0]) for s, x_BTE in zip(scores, inputs, strict=True)]
+    return with_scores(model, found)
 
 
 def _score_by_norm(model: LanguageModel, sample: list[int]) -> None:
@@ -320,6 +319,11 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(told, file=sys.stderr, flush=True)
 
+    def keep_share(part: str, name: str, of: dict[str, Any], right: list[bool]) -> None:
+        share = wilson(sum(right), len(right))
+        cell = {"variant": name, **of, "samples": len(right), **share.to_dict("exact")}
+        keep(part, cell, f"{name:8} {part} {of}: {sum(right)} of {len(right)}")
+
     for cell in decoding(model, args.decode, 7, 24) if args.decode else ():
         keep("decoding", cell, str(cell))
     rows = texts(args.data, args.split, tokenizer, args.documents, args.tokens) if args.tokens else []
@@ -359,23 +363,11 @@ def main() -> None:
             ):
                 cells.setdefault(depth, []).append(recalls(changed, prompt, answer))
             for depth, right in cells.items():
-                share = wilson(sum(right), len(right))
-                cell = {"variant": name, "length": length, "depth": depth, "samples": len(right)}
-                keep(
-                    "passkey",
-                    {**cell, **share.to_dict("exact")},
-                    f"{name:8} pass key at {depth} of {length}: {sum(right)} of {len(right)}",
-                )
+                keep_share("passkey", name, {"length": length, "depth": depth}, right)
         for length, task in product(args.needles, NEEDLES):
             examples = needles(args.data, args.split, tokenizer, task, length, args.samples, args.seed)
-            found = [recalls(changed, *example) for example in examples]
-            share = wilson(sum(found), len(found))
-            cell = {"variant": name, "length": length, "task": task, "samples": len(found)}
-            keep(
-                "needles",
-                {**cell, **share.to_dict("exact")},
-                f"{name:8} {task} in {length}: {sum(found)} of {len(found)}",
-            )
+            right = [recalls(changed, *example) for example in examples]
+            keep_share("needles", name, {"length": length, "task": task}, right)
         result["seconds"][name] = time.perf_counter() - began
         print(f"{name}: {result['seconds'][name]:.0f} s", file=sys.stderr, flush=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -130,8 +130,36 @@ class Corpus(Protocol):
         ValueError if there is nothing."""
 
 
+class HeldOutText:
+    """What corpora of text have alike: rows that are full, and stores of documents that are held out."""
+
+    valid: TokenStore
+    data: DataConfig
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether text is held out for validation."""
+        return self.valid.n_bytes > 0
+
+    def held_out(self, batch_size: int, window: int) -> TokenStore:
+        """The documents to validate on."""
+        del batch_size, window  # each is read as a whole
+        return self.valid
+
+    def row_tokens(self, window: int, updates: int) -> float:
+        """The window: every row is full."""
+        del updates
+        return window
+
+    def reading(self, split: str, max_tokens: int) -> Reading:
+        """The first documents of a split, the last one cut at `max_tokens` in all."""
+        store: TokenStore = getattr(self, split)
+        name = f"{', '.join(self.data.specs)}, {split} split"
+        return first_documents(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
+
+
 @dataclass(frozen=True)
-class TextCorpus:
+class TextCorpus(HeldOutText):
     """Tokenised splits and how they came about."""
 
     tokenizer: Tokenizer
@@ -143,11 +171,6 @@ class TextCorpus:
     every split documents, tokens, bytes and bytes per token; the tokenizer."""
     data: DataConfig
     """What it was made from."""
-
-    @property
-    def has_valid(self) -> bool:
-        """Whether text is held out for validation."""
-        return self.valid.n_bytes > 0
 
     def lanes(
         self, batch_size: int, window: int, seed: int, accumulate: int = 1, rows: range | None = None
@@ -167,11 +190,6 @@ class TextCorpus:
             rows=rows,
         )
 
-    def held_out(self, batch_size: int, window: int) -> TokenStore:
-        """The documents to validate on."""
-        del batch_size, window  # each is read as a whole
-        return self.valid
-
     @property
     def record(self) -> dict[str, Any]:
         """JSON-able; equal for equal data."""
@@ -182,17 +200,6 @@ class TextCorpus:
             "test": store_record(self.test),
             "description": json.loads(json.dumps(self.description)),
         }
-
-    def reading(self, split: str, max_tokens: int) -> Reading:
-        """The first documents of a split, the last one cut at `max_tokens` in all."""
-        store: TokenStore = getattr(self, split)
-        name = f"{', '.join(self.data.specs)}, {split} split"
-        return first_documents(name, ((store.name(i), store[i]) for i in range(len(store))), max_tokens)
-
-    def row_tokens(self, window: int, updates: int) -> float:
-        """The window: every row is full."""
-        del updates
-        return window
 
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """Nats per token as bits per byte, by the bytes that a token of the training split stands for on

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from rmat.data.config import DataConfig
 from rmat.data.corpus import (
+    HeldOutText,
     Reading,
     first_documents,
     refuse_lossy,
@@ -89,7 +90,7 @@ class StreamPosition:
 
 
 @dataclass(frozen=True)
-class StreamCorpus:
+class StreamCorpus(HeldOutText):
     """Streams to train on, and documents held out of their heads."""
 
     tokenizer: Tokenizer
@@ -99,22 +100,12 @@ class StreamCorpus:
     heads: tuple[Head, ...]
     data: DataConfig
 
-    @property
-    def has_valid(self) -> bool:
-        """Whether text is held out for validation."""
-        return self.valid.n_bytes > 0
-
     def lanes(
         self, batch_size: int, window: int, seed: int, accumulate: int = 1, rows: range | None = None
     ) -> StreamLanes:
         """Training windows without end."""
         del accumulate  # windows are alike from the first to the last
         return StreamLanes(self, batch_size, window, seed, rows)
-
-    def held_out(self, batch_size: int, window: int) -> TokenStore:
-        """The documents to validate on."""
-        del batch_size, window  # each is read as a whole
-        return self.valid
 
     @property
     def record(self) -> dict[str, Any]:
@@ -131,11 +122,8 @@ class StreamCorpus:
 
     def reading(self, split: str, max_tokens: int) -> Reading:
         """The first documents of a split, the last one cut at `max_tokens` in all."""
-        name = f"{', '.join(self.data.specs)}, {split} split"
         if split != "train":
-            store: TokenStore = getattr(self, split)
-            named = ((store.name(i), store[i]) for i in range(len(store)))
-            return first_documents(name, named, max_tokens)
+            return super().reading(split, max_tokens)
         documents = (
             document
             for head in self.heads
@@ -146,12 +134,7 @@ class StreamCorpus:
             (document.name, encode_documents(self.tokenizer, [document])[0].tokens.astype(np.int64))
             for document in documents
         )
-        return first_documents(name, read, max_tokens)
-
-    def row_tokens(self, window: int, updates: int) -> float:
-        """The window: every row is full."""
-        del updates
-        return window
+        return first_documents(f"{', '.join(self.data.specs)}, train split", read, max_tokens)
 
     def bits_per_byte(self, nats_per_token: float) -> float | None:
         """Nats per token as bits per byte, by the bytes that a held-out token stands for on average."""

@@ -235,22 +235,21 @@ def fit(
         pass
     for regression in regressions:
         regression.join()
-    sharpness = _sharpness(torch.stack([regression.stated for regression in regressions]))
-    if not model.config.fade:
-        sharpness = torch.full_like(sharpness, SHARPNESS)
+    stated = torch.stack([regression.stated for regression in regressions])
+    sharpness = _sharpness(stated, model.config.fade > 0)
     return with_scores(
         model, [each.solve(share, sharp) for each, sharp in zip(regressions, sharpness, strict=True)]
     )
 
 
-def _sharpness(stated: Tensor) -> Tensor:
+def _sharpness(stated: Tensor, fades: bool) -> Tensor:
     """Standard deviation of the scores of every key head (L, K), from the sums (L, K + 1) of its targets.
 
     What fades loses as much in every head. Where strength should last scores are far apart: in the heads that
     find stated facts when they are asked for. The others, which read on, need the recent: theirs are near.
     """
     found, count = stated[:, :-1], stated[0, -1]
-    if not count:
+    if not (fades and count):
         return torch.full_like(found, SHARPNESS)
     lasting = found >= found.flatten().quantile(1 - LASTING)
     return torch.where(lasting, SHARPNESS, FLEETING)

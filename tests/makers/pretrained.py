@@ -1,13 +1,14 @@
 """Tiny random models of transformers in folders of Hugging Face, with tokenizers that were trained on a few lines."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+
+from tests.makers.tokenizers import trained_byte_level
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -92,22 +93,10 @@ def source_folder(
     return folder
 
 
-@functools.cache
 def byte_level() -> Tokenizer:
-    """A byte-level BPE of 320 entries whose first ids are the special tokens."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(
-        ["the user and the assistant say hello", "What is the name of the thing?"] * 9, trainer
-    )
-    return backend
+    """That of the sources here: 320 entries, the special tokens first."""
+    said = "the user and the assistant say hello", "What is the name of the thing?"
+    return trained_byte_level(SPECIAL, *said)
 
 
 def sentencepiece() -> tuple[list[str], list[float]]:

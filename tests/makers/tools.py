@@ -2,10 +2,9 @@
 
 import functools
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
 from rmat.data.template import ChatTemplate
-from rmat.data.tokenizer import Tokenizer as Codec
+from rmat.data.tokenizer import Tokenizer
+from tests.makers.tokenizers import trained_byte_level
 
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>", "[TOOL_CALLS]")
 
@@ -52,18 +51,8 @@ TEMPLATES["thoughts"] = TEMPLATES["tags"].replace(
 
 
 @functools.cache
-def tool_tokenizer(kind: str | None) -> Codec:
+def tool_tokenizer(kind: str | None) -> Tokenizer:
     """A byte-level BPE with the template of this kind; with None, one that knows no tools."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(['<tool_call>\n{"name": "weather", "arguments": {"city": '] * 9, trainer)
     template = ChatTemplate(
         template=_SAID if kind is None else TEMPLATES[kind],
         tokens={"eos_token": "<|im_end|>"},
@@ -72,4 +61,5 @@ def tool_tokenizer(kind: str | None) -> Codec:
         special=SPECIAL,
         context=2048,
     )
-    return Codec(backend, template)
+    text = '<tool_call>\n{"name": "weather", "arguments": {"city": '
+    return Tokenizer(trained_byte_level(SPECIAL, text), template)
