@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from tests.makers.tokenizers import trained_byte_level
+from tests.makers.byte_level import trained_byte_level
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

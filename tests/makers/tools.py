@@ -4,7 +4,7 @@ import functools
 
 from rmat.data.template import ChatTemplate
 from rmat.data.tokenizer import Tokenizer
-from tests.makers.tokenizers import trained_byte_level
+from tests.makers.byte_level import trained_byte_level
 
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>", "[TOOL_CALLS]")
 
