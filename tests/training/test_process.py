@@ -18,7 +18,7 @@ from rmat.storage import load_model
 from rmat.training.config import RunConfig
 from rmat.training.loop import train
 from rmat.training.progress import Silent, Terminal
-from tests.makers.runs import MODEL, assert_same_run
+from tests.makers.runs import MODEL, assert_same_run, make_config
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -42,10 +42,15 @@ def test_the_callers_random_numbers_go_on_as_without_the_run(config: MakeConfig)
     assert draws() == expected
 
 
+@pytest.fixture(scope="module")
+def plain(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing is set around."""
+    return rmat.api.train(make_config(texts, tmp_path_factory.mktemp("run") / "plain"), reporter=Silent())
+
+
 @pytest.mark.parametrize("around", ["float64", "device", "no_grad", "inference_mode", "autocast", "bfloat16"])
-def test_what_is_set_around_a_run_does_not_shape_it(config: MakeConfig, around: str) -> None:
+def test_what_is_set_around_a_run_does_not_shape_it(config: MakeConfig, plain: Path, around: str) -> None:
     """ "meta" stands in for any other device."""
-    plain = rmat.api.train(config("plain"), reporter=Silent())
     contexts: dict[str, Any] = {
         "device": lambda: torch.device("meta"),
         "no_grad": torch.no_grad,
