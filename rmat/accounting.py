@@ -108,7 +108,11 @@ def _horizon(config: ModelConfig) -> tuple[int | None, str]:
         return reach, f"{reach} tokens: local attention only"
     if config.eviction == "weakest":
         fading = f", less {config.fade:g} of every score in 1,024 tokens" if config.fade else ""
-        return None, f"depends on content: a slot stays until n_slots stronger ones have been written{fading}"
+        count = "n_slots" if not config.n_newest else f"{config.n_slots - config.n_newest}"
+        newest = f", the {config.n_newest} newest aside" if config.n_newest else ""
+        return None, (
+            f"depends on content: a slot stays until {count} stronger ones have been written{fading}{newest}"
+        )
     if config.refuses_writes:
         return None, "depends on content: a slot stays until n_slots later writes pass the gate"
     segments = config.n_slots // config.writes_per_segment

@@ -53,7 +53,7 @@ def test_gates_of_a_pretrained_model_are_those_of_a_bank(name: str) -> None:
     assert path.parent in FOLDERS and path.stat().st_size < 200_000
     metadata, gates = read_tensors(path)
     state = json.loads(metadata["rmat"])
-    assert sorted(state) == ["eviction", "fade", "n_sinks", "n_slots", "window"]
+    assert sorted(state) == ["eviction", "fade", "n_sinks", "n_slots", "newest_share", "window"]
     layers = len(gates) // 2
     for layer in range(layers):
         score = f"blocks.{layer}.memory.writer.score"

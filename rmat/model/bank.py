@@ -109,6 +109,7 @@ def _windows(config: ModelConfig, entered_BNW: Tensor, new: Slots, held: Slots, 
         torch.where(entered_BNW, strength(config, new).view(entered_BNW.shape), ABSENT),
         torch.where(held.filled, strength(config, held), ABSENT),
         document != before,
+        config.n_newest,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -20,6 +21,7 @@ _LATER = {
     "memory_read": "softmax",
     "eviction": "oldest",
     "fade": 0.0,
+    "newest_share": 0.0,
     "memory_projections": "own",
     "write_when": "closed",
     "slots_per": "layer",
@@ -120,6 +122,9 @@ class ModelConfig:
     fade: float = 0.0
     """What a slot's score loses per 1,024 tokens of age where the weakest leave, 0 to 64: what was strong
     long ago gives way to what is less strong and new."""
+    newest_share: float = 0.0
+    """Share of the slots that are the newest's, however weak, where the weakest leave, 0 to 1: the others
+    hold the strongest of what is older."""
     null_slot: bool = False
     """Whether there is a learned slot beside the bank, which takes the weight of a query that finds
     nothing."""
@@ -184,6 +189,7 @@ class ModelConfig:
         if self.write_budget and not self.write_cost:
             self._refuse("write_budget", "it says where write_cost begins: set that too, such as 0.001")
         check(self, "ModelConfig", "fade", number, 0, most=64)
+        check(self, "ModelConfig", "newest_share", number, 0, most=1)
         check(self, "ModelConfig", "gate_bias", number)
         check(self, "ModelConfig", "dropout", number, 0, below=1)
 
@@ -246,8 +252,9 @@ class ModelConfig:
             self._refuse("memory_read", "one softmax over all keys (fusion='joint') reads with 'softmax'")
         if self.eviction == "weakest" and not self.scores_writes:
             self._refuse("eviction", "it needs a score for every write: set writer='select' or gate='push'")
-        if self.fade and self.eviction != "weakest":
-            self._refuse("fade", "strength decides only with eviction='weakest'")
+        for name in ("fade", "newest_share"):
+            if getattr(self, name) and self.eviction != "weakest":
+                self._refuse(name, "strength decides only with eviction='weakest'")
         if self.writer == "mean" and self.writes_per_segment != 1:
             self._refuse("writes_per_segment", "writer='mean' offers one vector: set it to 1")
         if self.writer == "all" and self.writes_per_segment != self.segment_len:
@@ -342,6 +349,11 @@ class ModelConfig:
     def slot_groups(self) -> int:
         """Banks of a layer: 1, or one for each key head."""
         return self.n_kv_heads if self.slots_per == "key_head" else 1
+
+    @functools.cached_property
+    def n_newest(self) -> int:
+        """Slots of a bank that are the newest's, however weak, where the weakest leave."""
+        return math.floor(self.newest_share * self.n_slots)
 
     @functools.cached_property
     def scores_writes(self) -> bool:

@@ -176,20 +176,29 @@ class LanguageModel(nn.Module):
         )
 
     def with_slots(
-        self, n_slots: int | None = None, eviction: Eviction | None = None, fade: float | None = None
+        self,
+        n_slots: int | None = None,
+        eviction: Eviction | None = None,
+        fade: float | None = None,
+        newest_share: float | None = None,
     ) -> LanguageModel:
         """A model with these weights and banks of `n_slots` slots: they may be more, or fewer, than in
-        training; `eviction` and `fade` say what they give up when they are full. None leaves a choice as it
-        is; where the oldest leave nothing fades.
+        training; `eviction`, `fade` and `newest_share` say what they give up when they are full. None leaves
+        a choice as it is; where the oldest leave the last two are 0.
 
         Raises `ValueError` if the configuration refuses the number, or if slots have learned places
         (memory_position="rank").
         """
         n_slots = self.config.n_slots if n_slots is None else n_slots
         eviction = self.config.eviction if eviction is None else eviction
+        weakest = eviction == "weakest"
         if fade is None:
-            fade = self.config.fade if eviction == "weakest" else 0.0
-        config = dataclasses.replace(self.config, n_slots=n_slots, eviction=eviction, fade=fade)
+            fade = self.config.fade if weakest else 0.0
+        if newest_share is None:
+            newest_share = self.config.newest_share if weakest else 0.0
+        config = dataclasses.replace(
+            self.config, n_slots=n_slots, eviction=eviction, fade=fade, newest_share=newest_share
+        )
         if n_slots != self.config.n_slots and config.has_memory and config.memory_position == "rank":
             raise ValueError(
                 f"n_slots={n_slots} is not possible: memory_position='rank' has learned "

@@ -4,7 +4,8 @@ ones.
     write    z  = sigmoid(W_z h + U_z m + b_z)         the paper's gate; m: the newest vector before
              m' = z * h + (1 - z) * m                  push m', drop the oldest slot
              g  = sigmoid(w . h + b)                   the selective gate: h enters only if g > 1/2
-             or drop the oldest of those with the least g (eviction="weakest"), after `fade`
+             or drop the oldest of those with the least g (eviction="weakest"), after `fade`,
+             the newest aside (newest_share)
     read     s_i = q . k_i / sqrt(D) + log g_i         k_i, v_i: projections of slot i's vector; not rotated
              r   = sum_i softmax(s)_i v_i              over [null slot | filled slots]
              r   = sum_i b_i prod_{j>i} (1 - b_j) v_i  or (memory_read="stick_breaking") newest first,

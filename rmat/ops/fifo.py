@@ -14,6 +14,9 @@ from torch import Tensor
 ABSENT = -(2**37)
 """Strength of what is not there, below every other."""
 
+_SAFE = 2**37
+"""That of what may not leave, above every other."""
+
 
 def fifo_windows(entered_BNW: Tensor, n_slots: int) -> Tensor:
     """Where every slot of every bank of a call comes from.
@@ -44,7 +47,7 @@ def fifo_windows(entered_BNW: Tensor, n_slots: int) -> Tensor:
     return order.gather(1, window_BNM.flatten(1)).view(window_BNM.shape)
 
 
-def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor) -> Tensor:
+def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor, n_newest: int = 0) -> Tensor:
     """Where every slot of every bank of a call comes from, if the oldest of the weakest leaves first.
 
     Args:
@@ -52,6 +55,7 @@ def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor) -> Tens
         held: (B, M) int64 strengths of the slots before the call; `ABSENT` for those that are not filled.
         fresh: (B, N) bool; segment n belongs to another document than the one before it, or the call's
             start: nothing held counts.
+        n_newest: so many of the newest are held, however weak.
 
     Returns: (B, N + 1, M) int64, as `fifo_windows` does. What counts stands oldest first at the end.
     """
@@ -67,7 +71,12 @@ def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor) -> Tens
         strength = torch.cat([held, strength_BNW[:, n]], dim=1)
         # What does not enter is weaker than an empty slot, so that banks stay filled from their end.
         refused = (strength == ABSENT) & (places >= n_slots)
-        order = torch.where(refused, 2 * ABSENT, strength) * 2**24 + places
+        order = torch.where(refused, 2 * ABSENT, strength)
+        if n_newest:
+            entered = strength != ABSENT
+            newer = entered.flip(1).cumsum(1).flip(1)  # of those that entered, itself among them
+            order = torch.where(entered & (newer <= n_newest), _SAFE, order)
+        order = order * 2**24 + places
         kept = order.topk(n_slots, dim=1, sorted=False).indices.sort(dim=1).values
         index, held = joined.gather(1, kept), strength.gather(1, kept)
         windows.append(index)

@@ -73,7 +73,7 @@ def export_model(folder: str | Path, out: str | Path) -> None:
 
 def gates_state(config: ModelConfig) -> dict[str, Any]:
     """What stands beside gates in their file: the state that they are for."""
-    names = ("n_slots", "n_sinks", "eviction", "fade")
+    names = ("n_slots", "n_sinks", "eviction", "fade", "newest_share")
     return {"window": 2 * config.chunk_len, **{name: getattr(config, name) for name in names}}
 
 

@@ -70,7 +70,7 @@ def _model(source: Source, window: Window, dtype: torch.dtype, fitted: bool) -> 
         if window == Window():
             window = Window(given["window"], given["n_slots"], given["n_sinks"])
         if fitted:
-            leaves = {name: given[name] for name in ("eviction", "fade") if name in given}
+            leaves = {name: given[name] for name in ("eviction", "fade", "newest_share") if name in given}
         else:
             gates = {}
     config = configuration(source.config, window)

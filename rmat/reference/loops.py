@@ -381,11 +381,16 @@ def strength(slot: Slot) -> int:
 
 
 def push(
-    bank: Sequence[Slot], slot: Slot, n_slots: int, weakest: bool = False, fade: float = 0.0
+    bank: Sequence[Slot],
+    slot: Slot,
+    n_slots: int,
+    weakest: bool = False,
+    fade: float = 0.0,
+    n_newest: int = 0,
 ) -> list[Slot]:
     """The bank (oldest first) after one slot came in at its end; beyond `n_slots` the oldest falls out, or
-    (`weakest`) the oldest of those whose gate is weakest, which may be the one that came. Scores have lost
-    `fade`, in whole steps of 1/256, in 1,024 tokens."""
+    (`weakest`) the oldest of those whose gate is weakest, which may be the one that came, the `n_newest` last
+    ones aside. Scores have lost `fade`, in whole steps of 1/256, in 1,024 tokens."""
     longer = [*bank, slot]
 
     def remaining(i: int) -> int:
@@ -393,5 +398,6 @@ def push(
         return strength(longer[i]) * 1024 - round(fade * SELECT_STEPS_PER_UNIT) * age
 
     if len(longer) > n_slots:
-        longer.pop(min(range(len(longer)), key=remaining) if weakest else 0)
+        may_leave = range(max(len(longer) - n_newest, 1))
+        longer.pop(min(may_leave, key=remaining) if weakest else 0)
     return longer

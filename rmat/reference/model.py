@@ -276,8 +276,13 @@ def _admit(
             slot = ref.Slot(key=keys[at], value=values[at], log_gate=ref.log_gate(candidate), position=at)
             if config.gate_gradient == "value":
                 slot = ref.learn_through_value(slot)
-            bank.slots = ref.push(bank.slots, slot, config.n_slots, config.eviction == "weakest", config.fade)
+            bank.slots = _pushed(config, bank.slots, slot)
             bank.pushed.append(at)
+
+
+def _pushed(config: ModelConfig, bank: list[ref.Slot], slot: ref.Slot) -> list[ref.Slot]:
+    weakest, n_newest = config.eviction == "weakest", math.floor(config.newest_share * config.n_slots)
+    return ref.push(bank, slot, config.n_slots, weakest, config.fade, n_newest)
 
 
 def _write(config: ModelConfig, own: Parameters, memory: LayerMemory, left: Tensor, start: int) -> None:
@@ -316,5 +321,5 @@ def _write(config: ModelConfig, own: Parameters, memory: LayerMemory, left: Tens
         )
         if config.gate_gradient == "value":
             slot = ref.learn_through_value(slot)
-        memory.slots = ref.push(memory.slots, slot, config.n_slots, config.eviction == "weakest", config.fade)
+        memory.slots = _pushed(config, memory.slots, slot)
         memory.pushed.append(candidate.position)

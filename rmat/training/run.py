@@ -401,7 +401,7 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
         raise ValueError(
             "model.gate_bias is where gates of random weights start: leave it out, they go on as they are"
         )
-    free = {*TRAINING_ONLY, "eviction", "fade"}
+    free = {*TRAINING_ONLY, "eviction", "fade", "newest_share"}
     if own.memory_position != "rank":  # no weights belong to single slots
         free.add("n_slots")
     for name, value in config.model.items():

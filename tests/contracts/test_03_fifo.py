@@ -97,21 +97,38 @@ WRITERS = {
         "eviction": "weakest",
         "fade": 0.7,
     },
+    "weakest_but_for_the_newest": {
+        "writer": "all",
+        "gate": "push",
+        "n_slots": 8,
+        "eviction": "weakest",
+        "fade": 3.0,
+        "newest_share": 0.4,
+    },
+    "weakest_and_all_are_newest": {
+        "writer": "all",
+        "gate": "push",
+        "n_slots": 8,
+        "eviction": "weakest",
+        "newest_share": 1.0,
+    },
 }
 
 
 def expected_bank(config: ModelConfig, writes: list[tuple[float, int]]) -> list[tuple[float, int]]:
-    """What is left of these writes: the last ones, or those whose scores, less what age takes of them, are
-    best; of equals the later ones."""
+    """What is left of these writes: the last ones, or the last few and of the others those whose scores, less
+    what age takes of them, are best; of equals the later ones."""
     if config.eviction == "oldest":
         return writes[-config.n_slots :]
+    older = writes[: max(len(writes) - math.floor(config.newest_share * config.n_slots), 0)]
+    newest = writes[len(older) :]
 
     def remaining(write: tuple[float, int]) -> tuple[float, int]:
         number, position = write
         return math.floor(SCORES[int(number)] * 256) / 256 + config.fade * position / 1024, position
 
-    best = sorted(writes, key=remaining)[-config.n_slots :]
-    return sorted(best, key=lambda each: each[1])
+    best = sorted(older, key=remaining)[max(len(writes) - config.n_slots, 0) :]
+    return sorted([*best, *newest], key=lambda each: each[1])
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -40,6 +40,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "memory_read": {"memory_read": "stick_breaking"},
     "eviction": {"eviction": "weakest"},
     "fade": {"fade": 64.0},
+    "newest_share": {"newest_share": 0.8},
     "null_slot": {"null_slot": False},
     "fusion": {"fusion": "token"},
     "rope_theta": {"rope_theta": 50.0},
@@ -55,10 +56,12 @@ OTHER: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.5},
 }
 
+WEAKEST = {"eviction": "weakest"}
 LOCAL_KEYS: dict[str, Any] = {**ADMITTED, "chunk_len": TINY["segment_len"], "write_when": "closed"}
 BASE: dict[str, dict[str, Any]] = {
     "write_budget": {"write_cost": 0.5},
-    "fade": {"eviction": "weakest"},
+    "fade": WEAKEST,
+    "newest_share": WEAKEST,
     "memory_projections": {"fusion": "joint"},
     **dict.fromkeys(("write_when", "slots_per", "n_sinks"), LOCAL_KEYS),
 }

@@ -57,6 +57,7 @@ def sampled_cases(count: int, seed: int = 0) -> dict[str, Overrides]:
             cases[f"sample{number}"] |= of_local_keys(cases[f"sample{number}"], other)
         if cases[f"sample{number}"]["eviction"] == "weakest":
             cases[f"sample{number}"]["fade"] = rng.choice([0.0, 5.0, 40.0])
+            cases[f"sample{number}"]["newest_share"] = other.choice([0.0, 0.3, 0.6])
     return cases
 
 

@@ -92,7 +92,7 @@ CASES: dict[str, Overrides] = {
         "null_slot": False,
         "memory_position": "age",
     },
-    "weakest_leaves": {"eviction": "weakest", "n_slots": 5},
+    "weakest_leaves": {"eviction": "weakest", "n_slots": 5, "newest_share": 0.4},
     "weakest_leaves_newest_first": {
         "eviction": "weakest",
         "fade": 40.0,
@@ -131,6 +131,7 @@ CASES: dict[str, Overrides] = {
         "slots_per": "key_head",
         "eviction": "weakest",
         "fade": 20.0,
+        "newest_share": 0.5,
         "n_sinks": 2,
         "n_slots": 4,
         "memory_layers": (1,),

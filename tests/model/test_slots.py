@@ -127,13 +127,17 @@ def test_what_a_full_bank_gives_up_is_changed_alone() -> None:
         build().with_slots(eviction="weakest")
 
 
-def test_fading_is_chosen_with_the_eviction() -> None:
-    faded = build(gate="push").with_slots(eviction="weakest", fade=3)
-    assert (faded.config.eviction, faded.config.fade) == ("weakest", 3)
-    assert faded.with_slots(9).config.fade == 3
-    assert faded.with_slots(eviction="oldest").config.fade == 0
-    with pytest.raises(ValueError, match="strength decides only with"):
-        build().with_slots(fade=3.0)
+def test_fading_and_the_share_of_the_newest_are_chosen_with_the_eviction() -> None:
+    faded = build(gate="push").with_slots(eviction="weakest", fade=3, newest_share=0.5)
+    assert (faded.config.eviction, faded.config.fade, faded.config.newest_share) == ("weakest", 3, 0.5)
+    assert (faded.with_slots(9).config.fade, faded.with_slots(9).config.n_newest) == (3, 4)
+    oldest = faded.with_slots(eviction="oldest").config
+    assert (oldest.fade, oldest.newest_share) == (0, 0)
+    for field in ("newest_share", "fade"):
+        with pytest.raises(ValueError, match=f"{field}=.*strength decides only with"):
+            build().with_slots(**{field: 0.5})
+    with pytest.raises(ValueError, match=r"newest_share=1\.5"):
+        faded.with_slots(newest_share=1.5)
 
 
 def test_a_model_without_memory_stays_what_it_is() -> None:
