@@ -99,10 +99,12 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
             "n_slots": 1,
             "writes_per_segment": 1,
         }
-        config = dataclasses.replace(config, **fields, writer="select", eviction="oldest", fade=0.0)
+        config = dataclasses.replace(
+            config, **fields, writer="select", eviction="oldest", fade=0.0, newest_share=0.0
+        )
         return assigned(config, tensors)
     eviction: Any = "weakest" if name == "weakest" else "oldest"
-    changed = assigned(dataclasses.replace(config, eviction=eviction, fade=0.0), tensors)
+    changed = assigned(dataclasses.replace(config, eviction=eviction, fade=0.0, newest_share=0.0), tensors)
     if name == "norm":
         _score_by_norm(changed, sample)
     elif name == "oldest":

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
 """Options of --method distil alone."""
 
-UNREFUSED, FADE = 0.97, 2.0
-"""Share and fade of fitted gates where the weakest leave, chosen on valid books (docs/pretrained.md)."""
+UNREFUSED, FADE, NEWEST = 0.97, 2.0, 0.67
+"""Share, fade and share of the newest of fitted gates where the weakest leave, chosen on valid text
+(docs/pretrained.md)."""
 
 IMPORT = """\
 Make a model folder of a pretrained model: a Llama, Mistral, SmolLM2, Qwen2 or Qwen3. SOURCE is a folder of
@@ -103,8 +104,8 @@ def add(commands: Any) -> None:
         "--share",
         type=float,
         metavar="X",
-        help="share of tokens to admit (default: 0.97 of fitted gates where the weakest leave, which need no "
-        "refusal, else 0.5)",
+        help="share of tokens to admit (default: 0.97 where the weakest leave, which need no refusal, else "
+        "0.5)",
     )
     add(
         "--eviction",
@@ -118,6 +119,13 @@ def add(commands: Any) -> None:
         metavar="X",
         help="what a slot's score, whose standard deviation is 16, loses in 1,024 tokens where the weakest "
         "leave (default: 2)",
+    )
+    add(
+        "--newest",
+        type=float,
+        metavar="X",
+        help="share of the slots that are the newest's where the weakest leave; the others hold the strongest "
+        "of what is older (default: 0.67)",
     )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
@@ -214,10 +222,11 @@ def run_gates(args: argparse.Namespace) -> int:
         )
     weakest = args.eviction == "weakest"
     fade = args.fade if args.fade is not None else FADE if weakest else 0.0
-    model = model.with_slots(eviction=args.eviction, fade=fade)
-    if args.method == "distil":
-        return _distil(args, model, tokenizer, out, chosen)
+    newest = args.newest if args.newest is not None else NEWEST if weakest else 0.0
+    model = model.with_slots(eviction=args.eviction, fade=fade, newest_share=newest)
     share = args.share if args.share is not None else UNREFUSED if weakest else 0.5
+    if args.method == "distil":
+        return _distil(args, model, tokenizer, out, {**chosen, "share": share})
     if given := [name for name in DISTIL_ONLY if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback)
@@ -233,6 +242,7 @@ def run_gates(args: argparse.Namespace) -> int:
         "share": share,
         "eviction": model.config.eviction,
         "fade": model.config.fade,
+        "newest_share": model.config.newest_share,
         **chosen,
     }
     print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
@@ -245,12 +255,13 @@ def _distil(
     """Distil and write; 130 if it was told to stop."""
     from rmat.pretrained.distil import DistilConfig, distil
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in ("share", *DISTIL_ONLY)}
+    given: dict[str, Any] = {name: getattr(args, name) for name in DISTIL_ONLY}
     given = {name: value for name, value in given.items() if value is not None}
     config = DistilConfig(data=tuple(args.data), **chosen, **given)
     if distil(model, tokenizer, config, out) is None:
         return 130
-    done = {"folder": out, "eviction": model.config.eviction, **dataclasses.asdict(config)}
+    state = {name: getattr(model.config, name) for name in ("eviction", "fade", "newest_share")}
+    done = {"folder": out, **state, **dataclasses.asdict(config)}
     print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
     return 0
 

@@ -201,6 +201,8 @@ class Gate(nn.Module):
     scale: Tensor
     opened: Tensor
     """(K,) mean g lately."""
+    spread: Tensor
+    """(K,) standard deviation of the scores of the gate that was given, which the distilled one has again."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -208,6 +210,7 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_kv_heads, dtype=dtype))
         self.register_buffer("scale", torch.ones(config.d_model, dtype=dtype))
         self.register_buffer("opened", torch.zeros(config.n_kv_heads, dtype=dtype))
+        self.register_buffer("spread", torch.ones(config.n_kv_heads, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (T, K) in at least float32."""
@@ -268,6 +271,7 @@ class Learned(nn.Module):
             gate.weight.copy_(weight.to(gate.scale) * gate.scale / SHARPNESS)
             gate.bias.copy_(bias / SHARPNESS)
             gate.opened.fill_(share)
+            gate.spread.copy_((sample.double() @ score.weight.double().T).std(0))
 
     def read(
         self,
@@ -339,6 +343,10 @@ class Learned(nn.Module):
         """Weights (K, E) and biases (K,) of every layer, in float64, for inputs as they are."""
         gates = [own["gate"] for own in self.blocks]
         return [((gate.weight / gate.scale).double(), gate.bias.double()) for gate in gates]
+
+    def spreads(self) -> list[Tensor]:
+        """Standard deviations (K,) of the scores that every layer's gate was given with."""
+        return [own["gate"].spread.double() for own in self.blocks]
 
 
 def attend_gated(local: Local, log_gate: Tensor, chunk: int) -> Tensor:
@@ -655,9 +663,10 @@ class _Run:
         """The model with what was learned, its thresholds set as those of fitted gates are."""
         model = self.learned.added_to(self.model)
         samples = sampled(model, self.scaling)
-        share, scores = self.config.share, self.learned.scores()
-        found = [admitting(share, *score, x) for score, x in zip(scores, samples, strict=True)]
-        distilled = with_scores(model, found)
+        parts = zip(self.learned.scores(), samples, self.learned.spreads(), strict=True)
+        distilled = with_scores(
+            model, [admitting(self.config.share, *score, x, spread) for score, x, spread in parts]
+        )
         self._measure(distilled)
         return distilled
 

@@ -22,6 +22,7 @@ from rmat.pretrained import gates
 from rmat.pretrained.distil import (
     ASKED,
     PRICE,
+    SCALING_PASSAGES,
     DistilConfig,
     Learned,
     behind,
@@ -33,6 +34,7 @@ from rmat.pretrained.distil import (
 )
 from rmat.pretrained.gates import Passage, fit, mixed, with_all_in_sight, with_scores
 from rmat.pretrained.model import from_pretrained
+from rmat.storage import assigned
 from rmat.training.progress import Silent
 from tests.makers.pretrained import source_folder
 
@@ -285,6 +287,24 @@ def test_the_share_of_a_fitted_gate_is_admitted(
     assert torch.allclose(admitted, torch.full_like(admitted, 0.25), atol=0.01)
     for name, x in done.state_dict().items():
         assert torch.equal(x, model.state_dict()[name]) != (".score." in name), name
+
+
+def test_scores_stay_as_far_apart_as_they_were(
+    given: tuple[LanguageModel, Tokenizer], tmp_path: Path
+) -> None:
+    """By key head: that says how fast each forgets where strength fades."""
+    tensors = {name: x.clone() for name, x in given[0].float().state_dict().items()}
+    for part in ("weight", "bias"):
+        tensors[f"blocks.1.memory.writer.score.{part}"][1] *= 0.125
+    model = assigned(given[0].config, tensors)
+    config = dataclasses.replace(FEW, steps=2)
+    done = distil(model, given[1], config, tmp_path, reporter=Silent())
+    assert done is not None
+    inputs = sampled(model, list(islice(passages(config, given[1]), SCALING_PASSAGES)))[1]
+    before, after = (
+        (inputs @ each.state_dict()["blocks.1.memory.writer.score.weight"].T).std(0) for each in (model, done)
+    )
+    assert torch.allclose(before, after, rtol=0.01) and before[0] > 4 * before[1]
 
 
 def test_attention_to_few_tokens_is_causal(given: tuple[LanguageModel, Tokenizer]) -> None:

@@ -156,19 +156,22 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     few = ["--prose", "1", "--asking", "1"]
     assert main(["gates", str(folder), "--out", str(out), *few, "--data", TEXT, "noise", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["data"], told["share"], told["eviction"], told["fade"]) == (
+    assert (told["data"], told["share"], told["eviction"], told["fade"], told["newest_share"]) == (
         [TEXT, "noise"],
         0.97,
         "weakest",
         2,
+        0.67,
     )
     before, after = load(folder)[0], load(out)[0]
     assert after.config.eviction == "weakest" and before.config.eviction == "oldest"
-    assert (before.config.fade, after.config.fade) == (0, 2)
+    assert (before.config.fade, after.config.fade, after.config.n_newest) == (0, 2, 32)
     name = "blocks.1.memory.writer.score.weight"
     assert not before.state_dict()[name].any() and after.state_dict()[name].any()
     assert main(["gates", str(folder), *few, "--eviction", "oldest", "--fade", "1"]) == 2
     assert "fade=1.0 is not possible" in capsys.readouterr().err
+    assert main(["gates", str(folder), *few, "--newest", "1.5"]) == 2
+    assert "newest_share=1.5 is not possible" in capsys.readouterr().err
     assert main(["gates", str(folder), "--prose", "0", "--asking", "0"]) == 2
     assert "leave nothing to fit on" in capsys.readouterr().err
     assert main(["gates", "starter", *few]) == 2

@@ -202,7 +202,7 @@ def test_entries_are_the_slots_of_the_state(case: str) -> None:
         assert memory.source[held].tolist() == bank_positions(state, k, segment)[0]
         if model.config.eviction == "weakest":
             assert n_slots < memory.n_entries <= int(state.layers[k].memory.pushed)
-            if not model.config.fade:
+            if not (model.config.fade or model.config.newest_share):
                 assert memory.gate[held].mean() > memory.gate[~held].mean()
         else:
             assert memory.n_entries == int(state.layers[k].memory.pushed)
