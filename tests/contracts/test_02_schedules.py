@@ -21,8 +21,8 @@ from tests.makers.models import (
 )
 
 SAMPLED = sampled_cases(12, seed=2)
-QUICK = 5
-SEEDS = quick(range(12), 3)
+QUICK = 4
+SEEDS = quick(range(12), 2)
 
 
 def random_layout(rng: random.Random, batch_size: int, length: int) -> dict[str, torch.Tensor]:

@@ -107,7 +107,7 @@ def test_what_is_told_of_a_memory_of_local_keys() -> None:
     assert len(memory["write"][0]) == 2 and len(memory["sinks"]) == told["total"]["tokens"]
 
 
-@pytest.mark.parametrize("variant", ["recommended", "xl"])
+@pytest.mark.parametrize("variant", ["recommended", pytest.param("xl", marks=pytest.mark.slow)])
 def test_the_page_is_light(variant: str) -> None:
     """Four layers over 20 000 tokens: under 5 MB, with every number that the page shows."""
     torch.manual_seed(0)
