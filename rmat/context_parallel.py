@@ -206,8 +206,7 @@ class _Link:
             copies = {name: torch.empty_like(x) for name, x in copies.items()}
         for x in copies.values():
             dist.broadcast(x, src=source, group=self.group)
-        while _SENDING:
-            _SENDING.pop()[0].wait()
+        _delivered()
         if self.rank == last:
             return state
         device = state.position.device
@@ -233,6 +232,12 @@ class _Link:
         dist.recv(flat, self._peer(left), group=self.group, tag=tag)
         pieces = flat.split([x.numel() for x in like])
         return [piece.view(x.shape).to(x.device) for piece, x in zip(pieces, like, strict=True)]
+
+
+def _delivered() -> None:
+    """Wait until messages are under way no more."""
+    while _SENDING:
+        _SENDING.pop()[0].wait()
 
 
 class _Crossing:
@@ -275,9 +280,13 @@ class _Send(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradient: Any) -> Any:
         (tie,) = gradient
-        found = ctx.link._get(4 * ctx.number + 2, [x.to(tie.dtype) for x in ctx.like], left=False)
-        zero = torch.zeros_like(tie)
-        return None, None, zero, *(x.to(y.dtype) for x, y in zip(found, ctx.like, strict=True))
+        (used,) = ctx.link._get(
+            4 * ctx.number + 3, [torch.empty(len(ctx.like), dtype=torch.bool)], left=False
+        )
+        like = [x.to(tie.dtype) for x, wanted in zip(ctx.like, used, strict=True) if wanted]
+        found = iter(ctx.link._get(4 * ctx.number + 2, like, left=False))
+        each = (next(found).to(x.dtype) if wanted else None for x, wanted in zip(ctx.like, used, strict=True))
+        return None, None, torch.zeros_like(tie), *each
 
 
 class _Receive(torch.autograd.Function):
@@ -286,13 +295,18 @@ class _Receive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: _Link, number: int, like: list[Tensor], anchor: Tensor) -> Any:
         ctx.link, ctx.number = link, number
+        ctx.set_materialize_grads(False)
         found = link._get(4 * number, [x.to(anchor.dtype) for x in like], left=True)
         return anchor.clone(), *(x.to(y.dtype) for x, y in zip(found, like, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, tie: Tensor, *gradients: Tensor) -> Any:
-        wide = tie.dtype
-        ctx.link._put(4 * ctx.number + 2, [x.to(wide) for x in gradients], left=True)
+    def backward(ctx: Any, tie: Tensor, *gradients: Tensor | None) -> Any:
+        # What no later token reads has no gradient, as in one process: a gradient of zero would move weights.
+        used = torch.tensor([x is not None for x in gradients])
+        ctx.link._put(4 * ctx.number + 3, [used], left=True)
+        ctx.link._put(4 * ctx.number + 2, [x.to(tie.dtype) for x in gradients if x is not None], left=True)
+        # At the end of the backward pass: a process that leaves takes along what nobody has received.
+        torch.autograd.Variable._execution_engine.queue_callback(_delivered)
         return None, None, None, torch.zeros_like(tie)
 
 
@@ -332,7 +346,7 @@ def _handed(layer: Mapping[str, Tensor], n_tokens: int, pending: bool) -> dict[s
 
 def handed_bytes(config: ModelConfig, dtype: torch.dtype = torch.float32) -> list[int]:
     """Bytes of one row that a part of two segments or more hands on at each layer, whatever its length; as
-    many come back as gradients, but for the integers."""
+    many come back as gradients, but for the integers, and one for each tensor."""
     state = initial_state(config, 1, torch.device("meta"), dtype)
     layers = [_handed(layer.tensors(), config.lookback, False) for layer in state.layers]
     return [sum(x.nbytes for x in layer.values()) for layer in layers]

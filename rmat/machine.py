@@ -24,6 +24,9 @@ R = TypeVar("R")
 _SPREAD = ContextVar("spread", default=False)
 _NONE: Any = object()
 
+PATIENCE = 10.0
+"""Seconds that the first process has to say what is wrong before the others do."""
+
 PACKAGES = ("rmat", "torch", "numpy", "safetensors", "tokenizers", "rich")
 
 
@@ -50,6 +53,14 @@ def started_processes() -> int | None:
 def is_first_process() -> bool:
     """Whether this is the one process that speaks and writes files for all."""
     return started_processes() is None or os.environ["RANK"] == "0"
+
+
+def let_first_speak() -> None:
+    """Returns at once in the first process. In others, which are about to end with an error that it may have
+    too, only after `PATIENCE`: torchrun ends the others as soon as one has failed, so that by then the first
+    has not said what is wrong, or nobody would hear it."""
+    if not is_first_process():
+        time.sleep(PATIENCE)
 
 
 @contextlib.contextmanager
@@ -126,14 +137,21 @@ def team() -> int:
 
 def shared(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
     """`work` of every item, in order. Inside `spread` each process does a part and gets what the others
-    found."""
+    found; a ValueError of one is raised in all."""
     count = team()
     if count == 1:
         yield from map(work, items)
         return
-    own = [work(item) for number, item in enumerate(items) if number % count == dist.get_rank()]
+    own: list[R] | ValueError
+    try:
+        own = [work(item) for number, item in enumerate(items) if number % count == dist.get_rank()]
+    except ValueError as error:
+        own = error
     parts: list[Any] = [None] * count
     dist.all_gather_object(parts, own)
+    for part in parts:
+        if isinstance(part, ValueError):
+            raise part
     for row in zip_longest(*parts, fillvalue=_NONE):
         yield from (each for each in row if each is not _NONE)
 

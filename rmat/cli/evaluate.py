@@ -479,10 +479,7 @@ def _show(
     caption: str,
 ) -> int:
     """Print a result, and write its files where `--out` says."""
-    from rmat.machine import is_first_process
-
-    if is_first_process():
-        write_files(args, result, model)
+    write_files(args, result, model)
     if args.json:
         print_json(result)
     else:

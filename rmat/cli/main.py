@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import rmat
-from rmat.cli.parsing import Parser, parse
+from rmat.cli.parsing import Parser, let_first_speak, parse
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -181,12 +181,6 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         )
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
-    if status != WRONG_INPUT or "RANK" not in os.environ or _is_first():  # else the first process says it
-        print(f"rmat: {sentence}", file=sys.stderr)
+    let_first_speak()
+    print(f"rmat: {sentence}", file=sys.stderr)
     return status
-
-
-def _is_first() -> bool:
-    from rmat.machine import is_first_process  # imports torch
-
-    return is_first_process()

@@ -58,8 +58,11 @@ def prepare_files(args: argparse.Namespace) -> None:
 
 
 def write_files(args: argparse.Namespace, result: dict[str, Any], model: LanguageModel) -> None:
-    """The files of a measurement, where `--out` asks for them; tells which on standard error."""
-    if args.out is None:
+    """The files of a measurement, where `--out` asks for them; tells which on standard error. Of
+    processes that share it the first writes them."""
+    from rmat.machine import is_first_process
+
+    if args.out is None or not is_first_process():
         return
     from rmat.report.results import write_result
 

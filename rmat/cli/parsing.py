@@ -4,12 +4,21 @@ options."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from rmat.settings import nearest
+
+
+def let_first_speak() -> None:
+    """Of processes that torchrun started: see `rmat.machine.let_first_speak`, which imports torch."""
+    if "RANK" in os.environ:
+        from rmat import machine
+
+        machine.let_first_speak()
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
+        let_first_speak()
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 

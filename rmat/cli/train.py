@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmat.cli.output import print_json
-from rmat.cli.parsing import add_command, add_json, merge
+from rmat.cli.parsing import add_command, add_json, let_first_speak, merge
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         folder = train(config, resume=resume)
     except (NonFiniteError, MemoryError) as error:
+        let_first_speak()
         print(f"rmat: {error}", file=sys.stderr)
         return FAILED
     result = folder / "result.json"

@@ -30,6 +30,7 @@ from rmat.evaluation.shuffling import behind, front_rows
 from rmat.generation.cursor import CursorPrompt, CursorRow, cursor_prompt, file_header
 from rmat.generation.reader import Advance, read, scan
 from rmat.generation.sampling import SamplingConfig
+from rmat.machine import shared
 from rmat.model import LanguageModel, StreamState
 from rmat.model.language_model import MemoryMode
 
@@ -89,44 +90,58 @@ def completion(
             "give at least one each"
         )
     conditions = conditions_of(model, files)
+
+    def answered(asking: tuple[MemoryMode, list[int]]) -> list[tuple[Condition, list[str], int]]:
+        """By condition of one use of the memory: the lines of a batch of files, and tokens before them."""
+        memory, places = asking
+        asked = [condition for condition in conditions if condition.memory == memory]
+        batch, donors = [files[place] for place in places], [donor_of(files, place) for place in places]
+        lines = [number for number, file in enumerate(batch) for _ in file.lines]
+        before = {c: [context_ids(tokenizer, file, c) for file in batch] for c in (False, True)}
+        states = {
+            c: scan(
+                model,
+                _grouped(ids, [context_ids(tokenizer, donor, c) for donor in donors], memory),
+                size=_piece(model, memory),
+                memory=memory,
+                advance=advance,
+            )
+            for c, ids in before.items()
+        }
+        prompts = [prompts_of(tokenizer, batch, condition) for condition in asked]
+        beside = [
+            prompts_of(tokenizer, [donors[number]], condition)[0].ids
+            for condition in asked
+            for number in lines
+        ]
+        found = _write(
+            model,
+            tokenizer,
+            list(chain.from_iterable(prompts)),
+            beside,
+            StreamState.concat([states[c.context].select(_rows_of(lines, memory)) for c in asked]),
+            memory,
+            max_new_tokens,
+            advance,
+        )
+        return [
+            (
+                condition,
+                found[number * len(lines) : (number + 1) * len(lines)],
+                sum(len(before[condition.context][line]) for line in lines)
+                + sum(len(prompt.ids) for prompt in prompts[number]),
+            )
+            for number, condition in enumerate(asked)
+        ]
+
     answers: dict[Condition, list[str]] = {condition: [] for condition in conditions}
     tokens = dict.fromkeys(conditions, 0)
-    for memory in dict.fromkeys(condition.memory for condition in conditions):
-        asked = [condition for condition in conditions if condition.memory == memory]
-        for places in _batches(files, batch_size):
-            batch, donors = [files[place] for place in places], [donor_of(files, place) for place in places]
-            lines = [number for number, file in enumerate(batch) for _ in file.lines]
-            before = {c: [context_ids(tokenizer, file, c) for file in batch] for c in (False, True)}
-            states = {
-                c: scan(
-                    model,
-                    _grouped(ids, [context_ids(tokenizer, donor, c) for donor in donors], memory),
-                    size=_piece(model, memory),
-                    memory=memory,
-                    advance=advance,
-                )
-                for c, ids in before.items()
-            }
-            prompts = [prompts_of(tokenizer, batch, condition) for condition in asked]
-            beside = [
-                prompts_of(tokenizer, [donors[number]], condition)[0].ids
-                for condition in asked
-                for number in lines
-            ]
-            found = _write(
-                model,
-                tokenizer,
-                list(chain.from_iterable(prompts)),
-                beside,
-                StreamState.concat([states[c.context].select(_rows_of(lines, memory)) for c in asked]),
-                memory,
-                max_new_tokens,
-                advance,
-            )
-            for number, condition in enumerate(asked):
-                answers[condition] += found[number * len(lines) : (number + 1) * len(lines)]
-                tokens[condition] += sum(len(before[condition.context][line]) for line in lines)
-                tokens[condition] += sum(len(prompt.ids) for prompt in prompts[number])
+    uses = dict.fromkeys(condition.memory for condition in conditions)
+    parts = ((memory, places) for memory in uses for places in _batches(files, batch_size))
+    for found in shared(parts, answered):
+        for condition, texts, n_read in found:
+            answers[condition] += texts
+            tokens[condition] += n_read
     return CompletionResult(
         files=tuple(files),
         answers={condition: tuple(found) for condition, found in answers.items()},

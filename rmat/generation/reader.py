@@ -207,11 +207,12 @@ def read_row(
 class NotFiniteError(FloatingPointError, ValueError):
     """A model's output is infinite or not a number."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the model's output is not finite: a weight or a carried state is broken (infinite or not a "
-            "number); use another checkpoint, start from an empty state, or compute in float32"
-        )
+    def __init__(
+        self,
+        message: str = "the model's output is not finite: a weight or a carried state is broken (infinite or "
+        "not a number); use another checkpoint, start from an empty state, or compute in float32",
+    ) -> None:
+        super().__init__(message)
 
 
 def check_finite(values: Tensor) -> None:

@@ -7,6 +7,10 @@ start: one gather, no loop (eviction="weakest" chooses each segment's bank from 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +22,22 @@ from rmat.ops.fifo import ABSENT, fifo_windows, strongest_windows, take_rows
 
 FADE_TOKENS = 1024
 """Tokens of age in which a slot's score loses `fade`."""
+
+
+_COUNTED: ContextVar[list[Tensor] | None] = ContextVar("counted", default=None)
+
+
+@contextlib.contextmanager
+def counted_writes() -> Iterator[list[Tensor]]:
+    """Inside, layers whose writes have a price note in the list what they wrote: (2,) float64, what entered
+    and out of how many tokens. By what stands there in the backward pass a price is paid: who reads a part of
+    the rows may put the sums of all parts there."""
+    counted: list[Tensor] = []
+    token = _COUNTED.set(counted)
+    try:
+        yield counted
+    finally:
+        _COUNTED.reset(token)
 
 
 def admit(
@@ -57,9 +77,11 @@ def gate_slots(
     """
     log_gate_BNW = nn.functional.logsigmoid(score).view(entered_BNW.shape)
     if training and config.write_cost and log_gate_BNW.requires_grad:
-        n_tokens = layout.closed.sum() * config.segment_len
-        price_BNW = price_of_writes(config, entered_BNW, log_gate_BNW.detach(), n_tokens)
-        log_gate_BNW.register_hook(lambda gradient: gradient + price_BNW)
+        gate_BNW = log_gate_BNW.detach()
+        written = torch.stack([entered_BNW.sum(), layout.closed.sum() * config.segment_len]).double()
+        if (counted := _COUNTED.get()) is not None:
+            counted.append(written)
+        log_gate_BNW.register_hook(lambda x: x + price_of_writes(config, entered_BNW, gate_BNW, written))
     if config.gate_gradient == "value":
         # Through the logit, any harmless token is worth attending while a query finds nothing: gates open,
         # and what they let in evicts what was needed. Through the value, a gate learns from what its own slot

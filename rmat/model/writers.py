@@ -178,17 +178,17 @@ WRITERS: dict[str, type[Writer]] = {
 
 
 def price_of_writes(
-    config: ModelConfig, entered_BNW: Tensor, log_gate_BNW: Tensor, n_tokens: Tensor
+    config: ModelConfig, entered_BNW: Tensor, log_gate_BNW: Tensor, written: Tensor
 ) -> Tensor:
     """The gradient of write_cost * sum(g) over what entered, (B, N, W).
 
     Added to the gradient of log g and not to a loss: so it is, without a budget, the same however tokens are
     split into calls, and the gates need not leave the model. With a budget it begins where more than that
-    share of the call's `n_tokens` (of segments that closed) entered: a constant price would in time close
-    what is useful too.
+    share of the call's tokens (of segments that closed) entered: a constant price would in time close what is
+    useful too. `written` (2,): what entered, and those tokens.
     """
     price_BNW = config.write_cost * torch.where(entered_BNW, log_gate_BNW.exp(), 0.0)
     if not config.write_budget:
         return price_BNW
-    share = entered_BNW.sum() / n_tokens.clamp(min=1)
+    share = (written[0] / written[1].clamp(min=1)).to(price_BNW.dtype)
     return price_BNW * (share / config.write_budget - 1).clamp(0, 1)

@@ -122,7 +122,13 @@ class Saver:
     ) -> None:
         """Begin to write what the tensors hold now. Raises what went wrong with the one before."""
         self.wait()
-        copies = BlockingAsyncStager().stage(dict(tensors))
+        # The share of a process that is a view with an offset cannot be copied as it is (torch 2.13).
+        copies = BlockingAsyncStager().stage(
+            {
+                name: x.clone() if isinstance(x, DTensor) and x.to_local().storage_offset() else x
+                for name, x in tensors.items()
+            }
+        )
         self._pending = self._thread.submit(self._write, step, copies, values, best_step)
 
     def wait(self) -> None:

@@ -9,6 +9,7 @@ what the optimiser remembers). One process alone is the case without a group.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,8 +28,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rmat.context_parallel import refuse_parts
 from rmat.data.lanes import IGNORED, Batch
-from rmat.machine import process_group, started_processes
+from rmat.machine import let_first_speak, process_group, started_processes
 from rmat.model import LanguageModel, ModelConfig, StreamState
+from rmat.model.bank import counted_writes
 from rmat.storage import assigned
 from rmat.training.config import TrainConfig
 from rmat.training.objective import Window
@@ -112,6 +114,7 @@ class Processes:
         finally:
             dist.broadcast_object_list(told, src=0, group=self.patient)
         if not told[0]:
+            let_first_speak()
             raise SystemExit(2)
         made: T = told[1]
         return made
@@ -187,12 +190,6 @@ def refuse_sharing(model: ModelConfig, config: TrainConfig) -> None:
             f"train.compile is true and train.context_parallel {config.context_parallel}: a compiled block "
             "cannot hand over its state in the middle; leave one of them out"
         )
-    if model.write_budget:
-        raise ValueError(
-            f"model.write_budget is {model.write_budget} and train.context_parallel "
-            f"{config.context_parallel}: the share of tokens written is that of a whole row; leave one of "
-            "them out"
-        )
 
 
 class Replica:
@@ -237,7 +234,25 @@ class Replica:
         elif isinstance(self._window, DistributedDataParallel) and not last:
             waiting = self._window.no_sync()
         with waiting:
-            yield self._window(batch.tokens, batch.targets, batch.resets, state)
+            with counted_writes() as counted, warnings.catch_warnings():
+                # Nothing is changed in place of what a block gives.
+                warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+                found = self._window(batch.tokens, batch.targets, batch.resets, state)
+            self._total_writes(counted)
+            yield found
+
+    def _total_writes(self, counted: list[Tensor]) -> None:
+        """Where the price of writes follows from how many there are, those of all processes count."""
+        model = self.model
+        if self.processes.mesh is None or not model.config.write_budget:
+            return
+        if model.resolve_schedule("auto")[0] != "parallel":
+            return  # where segments follow one another processes have different numbers of them
+        layers = sum(model.config.of_layer(index).has_memory for index in range(model.config.n_layers))
+        own = torch.stack(counted).flatten().tolist() if counted else [0.0] * (2 * layers)
+        for number, written in enumerate(self.processes.total(*own)):
+            if counted:
+                counted[number // 2][number % 2] = written
 
     def used(self) -> list[float]:
         """Of every weight whether this process had a gradient for it since `drop_unused`, 1 or 0. Empty where
@@ -286,11 +301,15 @@ def _watch(window: nn.Module, used: set[str]) -> None:
     """Note the names of weights in `used` as their gradients are computed in this process."""
     seen: set[int] = set()
 
+    def note(weight: nn.Parameter, name: str) -> None:
+        if weight.grad is not None:  # else a later part, which does not use it, has answered so
+            used.add(name)
+
     def look(prefix: str, unit: nn.Module, _: Any) -> None:
         for name, whole in unit.named_parameters(prefix):  # what is gathered for this call stays one tensor
             if not isinstance(whole, DTensor) and id(whole) not in seen:
                 seen.add(id(whole))
-                whole.register_post_accumulate_grad_hook(lambda _, name=name: used.add(name))
+                whole.register_post_accumulate_grad_hook(partial(note, name=name))
 
     for name, unit in window.named_modules():
         register = unit.register_forward_pre_hook

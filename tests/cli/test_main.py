@@ -11,6 +11,7 @@ import torch
 import rmat as package
 from rmat.cli import describe
 from rmat.cli.parsing import merge, nest
+from rmat.machine import PATIENCE
 from tests.cli.conftest import Rmat
 
 
@@ -46,13 +47,18 @@ def test_mistakes_are_one_sentence(
 def test_of_processes_that_torchrun_started_one_tells_the_mistake(
     rmat: Rmat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A RANK in the environment alone is somebody else's."""
+    """The others wait meanwhile, for torchrun ends all when one has failed; what the first does not tell, they
+    do. A RANK in the environment alone is somebody else's."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    mistakes = (["generate", "nowhere/at/all", "x"], ["train", "--bogus"])
     monkeypatch.setenv("RANK", "1")
-    assert "no model" in rmat("generate", "nowhere/at/all", "x").refused()
+    assert all(rmat(*mistake).refused() for mistake in mistakes) and not waited
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    outcome = rmat("generate", "nowhere/at/all", "x")
-    assert (outcome.status, outcome.err) == (2, "")
+    assert all(rmat(*mistake).refused() for mistake in mistakes) and waited == [PATIENCE] * 2
+    monkeypatch.setenv("RANK", "0")
+    assert all(rmat(*mistake).refused() for mistake in mistakes) and waited == [PATIENCE] * 2
 
 
 def test_help_of_every_command(rmat: Rmat) -> None:

@@ -24,8 +24,10 @@ from rmat.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from rmat.training.distributed import Processes
+from rmat.training.config import TrainConfig
+from rmat.training.distributed import Processes, joined
 from tests.makers.runs import SHARD
+from tests.makers.together import together
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -53,6 +55,22 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert held.keys() == tensors(7).keys()
     for name, value in tensors(7).items():
         assert torch.equal(held[name], value) and held[name].dtype == value.dtype
+
+
+def save_views(folder: Path) -> None:
+    with joined(TrainConfig(parallel="ddp")) as processes:
+        rows = torch.arange(12.0).view(3, 4)
+        saver = Saver(folder, 2, processes)
+        saver.save(
+            1, {"rows": processes.by_row(rows[:, 1:], 3), "one": processes.by_row(rows[2:], 1)}, {}, None
+        )
+        saver.wait()
+
+
+def test_rows_of_a_process_may_be_views(tmp_path: Path) -> None:
+    together(1, save_views, tmp_path)
+    held, rows = read_checkpoint(tmp_path / "step-00000001").read(), torch.arange(12.0).view(3, 4)
+    assert torch.equal(held["rows"], rows[:, 1:]) and torch.equal(held["one"], rows[2:])
 
 
 def test_what_is_saved_is_what_was_held_at_that_moment(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One process equals many: the same rows, the same losses, the same resume (contract 14)."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ SHARING = {
     ),
     "xl": (3, 3, "ddp", "xl", {}, {"window": 64}),
     "few segments": (4, 4, "ddp", "local", {}, {"window": 5}),
+    "segments seldom close": (3, 3, "fsdp", "recommended", {}, {"window": 3, "batch_size": 2}),
+    "segments seldom close, ddp": (2, 2, "ddp", "admitted", {}, {"window": 2, "batch_size": 1}),
+    "budget": (4, 2, "ddp", "recommended", {"write_cost": 0.1, "write_budget": 0.2}, {"window": 37}),
     "tasks": (
         2,
         2,
@@ -194,6 +198,10 @@ SPREAD = {
     ),
     "segments seldom close": (4, "fsdp", 1e-12, {}, {**DOUBLE, "window": 3}),
     "segments seldom close, ddp": (2, "ddp", 1e-12, {}, {**DOUBLE, "window": 3}),
+    "budget": (
+        *(3, "fsdp", 1e-12, {"write_cost": 0.1, "write_budget": 0.2}),
+        {**DOUBLE, "checkpoint_blocks": True, "window": 20, "batch_size": 5},
+    ),
     "float32": (4, "ddp", 1e-6, {}, {"accumulate": 2}),
     "muon in float32": (2, "fsdp", 1e-6, {}, {"optimizer": "muon"}),
     "bfloat16": (2, "fsdp", 1e-3, {}, {"dtype": "bfloat16", "steps": 10}),
@@ -248,6 +256,28 @@ def test_tasks_are_trained_as_in_one(config: MakeConfig, parallel: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_updates_that_score_nothing_are_as_in_one(config: MakeConfig, tmp_path: Path, parallel: str) -> None:
+    """Of dialogues only answers are scored, and a short window may hold none, in all rows."""
+    said = [
+        [{"role": "user", "content": "ask " * number}, {"role": "assistant", "content": "so " * (number % 3)}]
+        for number in range(1, 31)
+    ]
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in said))
+    runs = []
+    for name, more in (("one", {}), ("many", {"parallel": parallel})):
+        wanted = plain(config, name, steps=25, batch_size=2, window=3, dtype="float64", **more)
+        data = dataclasses.replace(wanted.data, specs=(str(talk),), assistant_only_loss=True)
+        runs.append(dataclasses.replace(wanted, data=data))
+    trained(runs[0].to_dict())
+    together(2, trained, runs[1].to_dict(), timeout=300)
+    losses = [row["loss"] for row in metrics(Path(str(runs[0].out))) if row["kind"] == "train"]
+    assert None in losses and any(losses)
+    assert_same_end(Path(str(runs[0].out)), Path(str(runs[1].out)), 1e-12)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(4, 1), (4, 2), (1, 4), (2, 4)])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_checkpoint_of_some_processes_is_resumed_by_others(
@@ -290,8 +320,6 @@ def test_processes_that_share_rows_are_those_that_can(config: MakeConfig) -> Non
 
     refused("write_from='output' cannot be read in parts", variant="paper", context_parallel=2)
     refused("train.compile is true and train.context_parallel 2", compile=True, context_parallel=2)
-    budget = {"write_cost": 1e-3, "write_budget": 0.1}
-    refused("model.write_budget is 0.1 and train.context_parallel 2", model=budget, context_parallel=2)
     wanted = config("alone", context_parallel=3)
     with pytest.raises(ValueError, match=r"context_parallel is 3 and the number of processes 1: .* multiple"):
         trained(wanted.to_dict())
