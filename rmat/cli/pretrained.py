@@ -124,8 +124,8 @@ def add(commands: Any) -> None:
         "--newest",
         type=float,
         metavar="X",
-        help="share of the slots that are the newest's where the weakest leave; the others hold the strongest "
-        "of what is older (default: 0.67)",
+        help="share of the slots that are the newest's where the weakest leave; the others hold the "
+        "strongest of what is older (default: 0.67)",
     )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")

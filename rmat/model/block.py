@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,6 +93,8 @@ class Block(nn.Module):
         h_BTE = h_BTE + self._dropout(self.feedforward(self.feedforward_norm(h_BTE)), call)
         if isinstance(memory, MemoryState) and self.config.write_from == "output":
             _, memory = self.memory.write(h_BTE, memory, call)
+            if call.training:
+                h_BTE = h_BTE + _nothing_of(LayerState(memory=memory)).to(h_BTE.dtype)
         goes_on = call.step and not call.layout.closes
         windows = {name: each.window(self._learned()) for name, each in local.items()} if goes_on else {}
         return h_BTE, LayerState(**held, tail=tail, memory=memory, windows=windows)
@@ -140,3 +143,9 @@ class Block(nn.Module):
                 streams.append(attention(local[stream if stream in local else "shared"]))
         mixed_BTHD: Tensor = self.fusion(x_BTE, streams) if len(streams) > 1 else streams[0]
         return mixed_BTHD
+
+
+def _nothing_of(state: LayerState) -> Tensor:
+    """Zero, by which what is held has a gradient, though of zero, also where no later token of the call reads
+    it: a price of writes is paid, and weights are updated, whatever the rows beside them read."""
+    return sum((x[:0].sum() for x in state.tensors().values() if x.is_floating_point()), torch.zeros(()))

@@ -62,6 +62,13 @@ def test_within_the_budget_writing_is_free(of_share: float, paid: float) -> None
     torch.testing.assert_close(part, paid * whole)
 
 
+def test_a_price_is_paid_for_what_nobody_reads() -> None:
+    """Also by a model that writes from the block output, after the last token of the call."""
+    tokens = torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(1))
+    free, priced = (model_of(n_layers=1, write_from="output", **more) for more in ({}, {"write_cost": COST}))
+    assert score_gradient(free, tokens) == 0 < score_gradient(priced, tokens)
+
+
 def test_a_budget_without_a_price_is_refused() -> None:
     with pytest.raises(ValueError, match=r"write_budget=0.1 is not possible: .* set that too"):
         model_of(write_budget=0.1)

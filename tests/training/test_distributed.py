@@ -202,6 +202,10 @@ SPREAD = {
         *(3, "fsdp", 1e-12, {"write_cost": 0.1, "write_budget": 0.2}),
         {**DOUBLE, "checkpoint_blocks": True, "window": 20, "batch_size": 5},
     ),
+    "price of what nobody reads": (
+        *(2, "ddp", 1e-12, {"write_from": "output", "write_cost": 1e-2}),
+        {**DOUBLE, "window": 20, "steps": 15, "batch_size": 5},
+    ),
     "float32": (4, "ddp", 1e-6, {}, {"accumulate": 2}),
     "muon in float32": (2, "fsdp", 1e-6, {}, {"optimizer": "muon"}),
     "bfloat16": (2, "fsdp", 1e-3, {}, {"dtype": "bfloat16", "steps": 10}),
