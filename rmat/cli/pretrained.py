@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
 """Options of --method distil alone."""
 
-UNREFUSED, FADE, NEWEST = 0.97, 2.0, 0.67
+UNREFUSED, FADE, NEWEST = 0.999, 0.5, 0.6
 """Share, fade and share of the newest of fitted gates where the weakest leave, chosen on valid text
 (docs/pretrained.md)."""
 
@@ -104,7 +104,7 @@ def add(commands: Any) -> None:
         "--share",
         type=float,
         metavar="X",
-        help="share of tokens to admit (default: 0.97 where the weakest leave, which need no refusal, else "
+        help="share of tokens to admit (default: 0.999 where the weakest leave, which need no refusal, else "
         "0.5)",
     )
     add(
@@ -117,15 +117,15 @@ def add(commands: Any) -> None:
         "--fade",
         type=float,
         metavar="X",
-        help="what a slot's score, whose standard deviation is 16, loses in 1,024 tokens where the weakest "
-        "leave (default: 2)",
+        help="what a slot's score, whose standard deviation is 8 (2 where it need not last), loses in 1,024 "
+        "tokens where the weakest leave (default: 0.5)",
     )
     add(
         "--newest",
         type=float,
         metavar="X",
         help="share of the slots that are the newest's where the weakest leave; the others hold the "
-        "strongest of what is older (default: 0.67)",
+        "strongest of what is older (default: 0.6)",
     )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")

@@ -40,11 +40,13 @@ SHARPNESS = 16.0
 """Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1,
 and what is admitted is read as it was."""
 
-FLEETING = 2.0
-"""The same of a key head that does not attend stated facts: what it holds fades the faster."""
+LASTING, FLEETING = 8.0, 2.0
+"""The same where the weakest leave, of key heads that attend stated facts and of the others: what these hold
+fades the faster. Where all is admitted scores lie around three times this, and log g, a float32, tells only
+scores below 87 from each other."""
 
-LASTING = 0.27
-"""Share of the key heads that count as attending them: those that do it most."""
+LASTING_HEADS = 0.27
+"""Share of the key heads that count as attending stated facts: those that do it most."""
 
 RIDGE = 1e-3
 """Penalty on the weights, as a share of the mean square of the block's input."""
@@ -236,23 +238,25 @@ def fit(
     for regression in regressions:
         regression.join()
     stated = torch.stack([regression.stated for regression in regressions])
-    sharpness = _sharpness(stated, model.config.fade > 0)
+    sharpness = _sharpness(model.config, stated)
     return with_scores(
         model, [each.solve(share, sharp) for each, sharp in zip(regressions, sharpness, strict=True)]
     )
 
 
-def _sharpness(stated: Tensor, fades: bool) -> Tensor:
+def _sharpness(config: ModelConfig, stated: Tensor) -> Tensor:
     """Standard deviation of the scores of every key head (L, K), from the sums (L, K + 1) of its targets.
 
     What fades loses as much in every head. Where strength should last scores are far apart: in the heads that
     find stated facts when they are asked for. The others, which read on, need the recent: theirs are near.
     """
     found, count = stated[:, :-1], stated[0, -1]
-    if not (fades and count):
+    if config.eviction == "oldest":
         return torch.full_like(found, SHARPNESS)
-    lasting = found >= found.flatten().quantile(1 - LASTING)
-    return torch.where(lasting, SHARPNESS, FLEETING)
+    if not (config.fade and count):
+        return torch.full_like(found, LASTING)
+    lasting = found >= found.flatten().quantile(1 - LASTING_HEADS)
+    return torch.where(lasting, LASTING, FLEETING)
 
 
 @torch.no_grad()
