@@ -53,6 +53,7 @@ from rmat.pretrained.gates import (
     admitting,
     mixed,
     require_gates,
+    undamped,
     with_all_in_sight,
     with_scores,
 )
@@ -665,7 +666,11 @@ class _Run:
         samples = sampled(model, self.scaling)
         parts = zip(self.learned.scores(), samples, self.learned.spreads(), strict=True)
         distilled = with_scores(
-            model, [admitting(self.config.share, *score, x, spread) for score, x, spread in parts]
+            model,
+            [
+                admitting(self.config.share, *score, x, spread, undamped(model.config))
+                for score, x, spread in parts
+            ],
         )
         self._measure(distilled)
         return distilled

@@ -40,10 +40,13 @@ SHARPNESS = 16.0
 """Score of a token that lies one standard deviation above the threshold: nearly all gates are then 0 or 1,
 and what is admitted is read as it was."""
 
-LASTING, FLEETING = 8.0, 2.0
+LASTING, FLEETING = 8.0, 0.5
 """The same where the weakest leave, of key heads that attend stated facts and of the others: what these hold
-fades the faster. Where all is admitted scores lie around three times this, and log g, a float32, tells only
-scores below 87 from each other."""
+fades the faster. Where nearly all is admitted scores lie around three times this, and log g, a float32, tells
+only scores below 87 from each other."""
+
+UNDAMPED = 4.0
+"""Score that the share to admit exceeds where the weakest leave: g is above 0.98 however near scores are."""
 
 LASTING_HEADS = 0.27
 """Share of the key heads that count as attending stated facts: those that do it most."""
@@ -171,24 +174,35 @@ class _Regression:
         summed(self.stated)
         self.sample = list(chain.from_iterable(shared(range(team()), lambda _: self.sample)))
 
-    def solve(self, share: float, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (K, E) and biases (K,) of scores that a `share` of the tokens has above 0."""
+    def solve(self, share: float, sharpness: Tensor, above: float) -> tuple[Tensor, Tensor]:
+        """Weights (K, E) and biases (K,) of scores of which a `share` of the tokens has one above `above`."""
         width = len(self.gram) - 1
         penalty = RIDGE * self.gram.diagonal()[:width].mean()
         ridge = torch.diag(torch.cat([penalty.expand(width), penalty.new_zeros(1)]))
         solved = torch.linalg.solve(self.gram + ridge, self.moment)  # (E + 1, K)
-        return admitting(share, solved[:-1].T, solved[-1], torch.cat(self.sample)[:, :-1], sharpness)
+        return admitting(share, solved[:-1].T, solved[-1], torch.cat(self.sample)[:, :-1], sharpness, above)
 
 
 def admitting(
-    share: float, weight: Tensor, bias: Tensor, sample: Tensor, sharpness: Tensor | float = SHARPNESS
+    share: float,
+    weight: Tensor,
+    bias: Tensor,
+    sample: Tensor,
+    sharpness: Tensor | float = SHARPNESS,
+    above: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Weights (K, E) and biases (K,) of scores w . x + b with threshold and scale such that a `share` of the
-    inputs `sample` (N, E) has them above 0, and their standard deviation is `sharpness`, one or (K,)."""
+    inputs `sample` (N, E) has them above `above`, and their standard deviation is `sharpness`, one or
+    (K,)."""
     score = sample.to(weight.dtype) @ weight.T + bias
     scale = sharpness / score.std(0).clamp(min=1e-12)
     threshold = score.quantile(1 - share, dim=0)
-    return weight * scale[:, None], (bias - threshold) * scale
+    return weight * scale[:, None], (bias - threshold) * scale + above
+
+
+def undamped(config: ModelConfig) -> float:
+    """The score that the share to admit exceeds."""
+    return UNDAMPED if config.eviction == "weakest" else 0.0
 
 
 def require_gates(config: ModelConfig) -> None:
@@ -214,7 +228,8 @@ def fit(
     share: float = 0.5,
     advance: Callable[[int], None] = lambda _: None,
 ) -> LanguageModel:
-    """The model with fitted gates: about a `share` of all tokens, above 0 and below 1, is admitted.
+    """The model with fitted gates: about a `share` of all tokens, above 0 and below 1, is admitted (where
+    the weakest leave: has g above 0.98).
 
     Args:
         model: imported, with a bank for every key head.
@@ -239,8 +254,9 @@ def fit(
         regression.join()
     stated = torch.stack([regression.stated for regression in regressions])
     sharpness = _sharpness(model.config, stated)
+    above = undamped(model.config)
     return with_scores(
-        model, [each.solve(share, sharp) for each, sharp in zip(regressions, sharpness, strict=True)]
+        model, [each.solve(share, sharp, above) for each, sharp in zip(regressions, sharpness, strict=True)]
     )
 
 
