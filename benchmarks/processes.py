@@ -33,13 +33,13 @@ ROW = 3
 """Updates of a row of the metrics."""
 
 
-def rate(command: list[str], out: Path, threads: int) -> float:
-    """Tokens a second of `rmat train` as `command` trains in `out`."""
+def rates_of(command: list[str], out: Path, threads: int) -> list[float]:
+    """Tokens a second of `rmat train` as `command` trains in `out`, of each row that counts."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run([*command, "--out", str(out)], env=environment, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
-    return median(rates[len(rates) // 3 :])
+    return rates[len(rates) // 3 :]
 
 
 def main() -> None:
@@ -60,9 +60,12 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
-            one = rate([sys.executable, *train], Path(folder) / f"one{number}", args.processes)
-            many = rate([sys.executable, *several, *train], Path(folder) / f"many{number}", 1)
-            rounds.append({"one": one, "many": many, "ratio": many / one})
+            samples = {
+                "one": rates_of([sys.executable, *train], Path(folder) / f"one{number}", args.processes),
+                "many": rates_of([sys.executable, *several, *train], Path(folder) / f"many{number}", 1),
+            }
+            one, many = (median(each) for each in samples.values())
+            rounds.append({"one": one, "many": many, "ratio": many / one, "samples": samples})
             print(
                 f"one process {one:,.0f} tokens/s, {args.processes} processes {many:,.0f}: {many / one:.2f}"
             )

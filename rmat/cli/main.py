@@ -120,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The console script."""
     _prepare_streams()
+    if "RANK" in os.environ:
+        # Else every process of a training warns that its weights had gradients; read when torch is imported.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         status: object = main()
     except SystemExit as end:  # of the parser
