@@ -164,7 +164,8 @@ def rows_of(folder: Path) -> int:
 def test_ranks_that_die_leave_no_trace(config: MakeConfig, tmp_path: Path, parallel: str) -> None:
     """Killed at random moments, started anew by torchrun, going on by themselves: the same run as one that was
     left alone, bit for bit, with dropout and what rows carry."""
-    fields: dict[str, Any] = {"steps": 100 * KILLS, "checkpoint_every": 10, "log_every": 5, "eval_every": 90}
+    steps = 40 * KILLS
+    fields: dict[str, Any] = {"steps": steps, "checkpoint_every": 10, "log_every": 5, "eval_every": 90}
     fields |= {"eval_bytes": 600, "sample_every": 0, "parallel": parallel, "max_nonfinite": 0}
     whole, killed = (config(name, **fields) for name in ("whole", "killed"))
     options = ["--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
@@ -185,7 +186,7 @@ def test_ranks_that_die_leave_no_trace(config: MakeConfig, tmp_path: Path, paral
                 while rows_of(folder) <= read:
                     assert agent.poll() is None, agent.communicate()[1][-5000:]
                     time.sleep(0.05)
-                time.sleep(chance.uniform(0, 1.5))
+                time.sleep(chance.uniform(0, 1))
             before = set(now)
             os.kill(chance.choice(now), signal.SIGKILL)
             landed += 1
@@ -193,5 +194,5 @@ def test_ranks_that_die_leave_no_trace(config: MakeConfig, tmp_path: Path, paral
         finish(agent, 600)
     assert landed == KILLS
     assert_same_run(Path(str(whole.out)), folder)
-    steps = [row["step"] for row in metrics(folder) if row["kind"] == "train"]
-    assert steps == list(range(5, 100 * KILLS + 1, 5))
+    told = [row["step"] for row in metrics(folder) if row["kind"] == "train"]
+    assert told == list(range(5, steps + 1, 5))
