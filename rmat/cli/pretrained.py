@@ -117,8 +117,8 @@ def add(commands: Any) -> None:
         "--fade",
         type=float,
         metavar="X",
-        help="what a slot's score, whose standard deviation is 8 (0.5 where it need not last), loses in 1,024 "
-        "tokens where the weakest leave (default: 0.5)",
+        help="what a slot's score, whose standard deviation is 8 (0.5 where it need not last), loses in "
+        "1,024 tokens where the weakest leave (default: 0.5)",
     )
     add(
         "--newest",
