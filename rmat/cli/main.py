@@ -31,6 +31,9 @@ _OUT_OF_MEMORY = re.compile(
 )
 """What torch says in a RuntimeError where there is not enough memory."""
 
+_LOST = re.compile(r"gloo.*connection (reset|closed) by peer", re.IGNORECASE)
+"""What torch says in a RuntimeError where a process that this one works with has gone."""
+
 _ALLOCATION = re.compile(r"(?:allocate )(\d[\d.]* (?:bytes|[KMGTPE]iB))")
 """The size of what could not be allocated, in the words of torch and numpy."""
 
@@ -108,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _tell(args.traceback, error, FAILED)
     except (RuntimeError, MemoryError) as error:
-        if _OUT_OF_MEMORY.search(str(error)) is None and not isinstance(error, MemoryError):
+        known = any(each.search(str(error)) for each in (_OUT_OF_MEMORY, _LOST))
+        if not known and not isinstance(error, MemoryError):
             raise
         return _tell(args.traceback, error, FAILED)
     if isinstance(sys.stdout, _ClosedOutput) and sys.stdout.lost and args.command not in _RESULT_ON_DISK:
@@ -176,6 +180,11 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         raise error
     if isinstance(error, OSError) and error.filename is not None:
         sentence = f"{error.filename}: {error.strerror}; check this path and what may be done there"
+    elif _LOST.search(str(error)):
+        sentence = (
+            "another of the processes has gone, see what it or torchrun says: start them again, a training with "
+            "--resume; torchrun --max-restarts does so by itself"
+        )
     elif isinstance(error, (RuntimeError, MemoryError)):
         asked = _ALLOCATION.search(str(error))
         size = "" if asked is None else f" ({asked[1]} at once)"

@@ -99,6 +99,11 @@ NO_MEMORY = "rmat: not enough memory"
             NO_MEMORY + " (7.45 GiB at once): take a",
         ),
         (MemoryError(), 1, NO_MEMORY + ": take a smaller"),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7061."),
+            1,
+            "rmat: another of the processes has gone",
+        ),
         (ValueError("two\n  lines"), 2, "rmat: two lines\n"),
         (OSError(28, "No space left on device", "file"), 1, "rmat: file: No space left on device; check"),
         (PermissionError(13, "Permission denied", "file"), 2, "rmat: file: Permission denied; check"),

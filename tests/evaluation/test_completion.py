@@ -27,9 +27,11 @@ from rmat.evaluation.completion import (
 )
 from rmat.evaluation.next_line import LEAST_PREFIX, CodeFile, Line, choose_files, choose_lines
 from rmat.generation.completion import complete
+from rmat.machine import spread
 from rmat.model import LanguageModel
 from tests.makers.stores import tiny_model
 from tests.makers.texts import make_store
+from tests.makers.together import together
 
 TOKENIZER = load_tokenizer("bytes")
 CONDITIONS = [
@@ -69,6 +71,22 @@ def files(stores: tuple[TokenStore, TokenStore]) -> list[CodeFile]:
 
 def model_of(variant: str = "recommended", **fields: object) -> LanguageModel:
     return tiny_model(variant, vocab_size=TOKENIZER.vocab_size, **fields)
+
+
+def completed(files: list[CodeFile]) -> tuple[CompletionResult, int]:
+    """The result, and the tokens that this process has read for it."""
+    read: list[int] = []
+    with spread():
+        found = completion(model_of(), TOKENIZER, files, max_new_tokens=4, batch_size=2, advance=read.append)
+    return found, sum(read)
+
+
+@pytest.mark.slow
+def test_processes_share_the_lines(files: list[CodeFile]) -> None:
+    alone, n_tokens = completed(files)
+    both = together(2, completed, files)
+    assert [found.to_dict() for found, _ in both] == [alone.to_dict()] * 2
+    assert sum(read for _, read in both) == n_tokens and min(read for _, read in both) > 0
 
 
 class TestScores:
