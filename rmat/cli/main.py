@@ -182,8 +182,8 @@ def _tell(with_traceback: bool, error: Exception, status: int) -> int:
         sentence = f"{error.filename}: {error.strerror}; check this path and what may be done there"
     elif _LOST.search(str(error)):
         sentence = (
-            "another of the processes has gone, see what it or torchrun says: start them again, a training with "
-            "--resume; torchrun --max-restarts does so by itself"
+            "another of the processes has gone, see what it or torchrun says: start them again, a training "
+            "with --resume; torchrun --max-restarts does so by itself"
         )
     elif isinstance(error, (RuntimeError, MemoryError)):
         asked = _ALLOCATION.search(str(error))
