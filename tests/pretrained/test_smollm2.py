@@ -103,7 +103,8 @@ def test_it_answers(ours: tuple[LanguageModel, Tokenizer]) -> None:
 def test_it_answers_about_a_story_longer_than_its_state() -> None:
     """With the gates that come along; the dog is named at the beginning, 1,700 tokens before the question."""
     model, tokenizer = rmat.from_pretrained("smollm2")
-    assert (model.config.n_slots, model.config.eviction, model.config.fade) == (764, "weakest", 2)
+    config = model.config
+    assert (config.n_slots, config.eviction, config.fade, config.newest_share) == (764, "weakest", 0.5, 0.6)
     talk = rmat.Conversation(model, tokenizer)
     talk.read((Path(rmat.__file__).parents[1] / "examples" / "lighthouse.txt").read_text())
     assert talk.session.tokens_read > 1_700
