@@ -57,12 +57,15 @@ def training_step(
     for number, batch in enumerate(batches):
         start = state if config.carry_state else None
         with replica.window(batch, start, last=number == len(batches) - 1) as (total, window_nats, state):
-            if scored:
-                (total / scored).backward()
+            # Where nothing is scored too: DDP waits for a backward pass, and would take the next one for it.
+            (total / max(scored, 1)).backward()
         nats += window_nats.item()
         broken += not bool(torch.isfinite(total))
     nats, broken, *used = processes.total(nats, broken, *replica.used())
     replica.drop_unused(used)
+    if not scored:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
     norm = gradient_norm(model)
     if broken or not math.isfinite(norm):
         for optimizer in optimizers:

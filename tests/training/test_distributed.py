@@ -271,7 +271,7 @@ def test_updates_that_score_nothing_are_as_in_one(config: MakeConfig, tmp_path: 
     talk.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in said))
     runs = []
     for name, more in (("one", {}), ("many", {"parallel": parallel})):
-        wanted = plain(config, name, steps=25, batch_size=2, window=3, dtype="float64", **more)
+        wanted = plain(config, name, steps=20, batch_size=2, accumulate=2, window=3, dtype="float64", **more)
         data = dataclasses.replace(wanted.data, specs=(str(talk),), assistant_only_loss=True)
         runs.append(dataclasses.replace(wanted, data=data))
     trained(runs[0].to_dict())
