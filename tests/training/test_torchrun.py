@@ -159,7 +159,7 @@ def rows_of(folder: Path) -> int:
     return max((row["step"] for row in JsonLines(folder / "metrics.jsonl").rows()), default=0)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(600 + 120 * KILLS)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_that_die_leave_no_trace(config: MakeConfig, tmp_path: Path, parallel: str) -> None:
     """Killed at random moments, started anew by torchrun, going on by themselves: the same run as one that was
