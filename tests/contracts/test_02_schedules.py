@@ -21,7 +21,7 @@ from tests.makers.models import (
 )
 
 SAMPLED = sampled_cases(12, seed=2)
-QUICK = 4
+QUICK = 3
 SEEDS = quick(range(12), 2)
 
 
