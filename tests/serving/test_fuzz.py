@@ -102,7 +102,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", FIELDS)
-@settings(max_examples=50, **BOUNDED)
+@settings(max_examples=80, **BOUNDED)
 @given(data=st.data())
 def test_any_value_in_any_field_is_answered(client: TestClient, path: str, data: st.DataObject) -> None:
     """A good body of which a field or two is anything, also what strict JSON cannot express."""
@@ -117,7 +117,7 @@ def test_any_value_in_any_field_is_answered(client: TestClient, path: str, data:
         assert message(answer.json())
 
 
-@settings(max_examples=50, **BOUNDED)
+@settings(max_examples=80, **BOUNDED)
 @given(body=st.binary(max_size=60) | TEXTS.map(lambda text: json.dumps(text).encode()))
 def test_any_bytes_are_answered(client: TestClient, body: bytes) -> None:
     for path in (*FIELDS, "/v1/sessions", "/v1/sessions/a/read", "/v1/sessions/a/fork"):
@@ -125,7 +125,7 @@ def test_any_bytes_are_answered(client: TestClient, body: bytes) -> None:
         assert answer.status_code == 400 and message(answer.json())
 
 
-@settings(max_examples=40, **BOUNDED)
+@settings(max_examples=60, **BOUNDED)
 @given(
     name=st.text(min_size=1, max_size=20)
     | st.sampled_from(["..", "%2e%2e", "a/../b", ".hidden", "con", "x" * 65])
