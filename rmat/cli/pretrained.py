@@ -236,17 +236,17 @@ def run_gates(args: argparse.Namespace) -> int:
         model = fit(model, passages, share=share, advance=advance)
     if is_first_process():
         model.save(out, tokenizer=tokenizer)
-    done = {
-        "folder": out,
-        "data": args.data,
-        "share": share,
-        "eviction": model.config.eviction,
-        "fade": model.config.fade,
-        "newest_share": model.config.newest_share,
-        **chosen,
-    }
-    print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
+    _say_gates(args, model, out, {"data": args.data, "share": share, **chosen})
     return 0
+
+
+def _say_gates(args: argparse.Namespace, model: LanguageModel, out: str, given: dict[str, Any]) -> None:
+    """Print what the gates in the folder are."""
+    from rmat.model.config import EVICTION_FIELDS
+
+    state = {name: getattr(model.config, name) for name in EVICTION_FIELDS}
+    done = {"folder": out, **state, **given}
+    print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
 
 
 def _distil(
@@ -260,9 +260,7 @@ def _distil(
     config = DistilConfig(data=tuple(args.data), **chosen, **given)
     if distil(model, tokenizer, config, out) is None:
         return 130
-    state = {name: getattr(model.config, name) for name in ("eviction", "fade", "newest_share")}
-    done = {"folder": out, **state, **dataclasses.asdict(config)}
-    print_json(done) if args.json else print(f"{out}: gates of {model.config.n_layers} layers")
+    _say_gates(args, model, out, dataclasses.asdict(config))
     return 0
 
 

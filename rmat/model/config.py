@@ -16,6 +16,8 @@ Stream = Literal["full", "chunked", "memory"]
 Eviction = Literal["oldest", "weakest"]
 
 TRAINING_ONLY = ("dropout", "gate_noise", "gate_bias", "gate_gradient", "write_cost", "write_budget")
+EVICTION_FIELDS = ("eviction", "fade", "newest_share")
+"""What a full bank gives up: no weights belong to it, so a trained model may have it otherwise."""
 _LATER = {
     "memory_layers": None,
     "memory_read": "softmax",

@@ -13,6 +13,7 @@ import rmat
 from rmat.data.tokenizer import Tokenizer, load_tokenizer
 from rmat.machine import cache_folder
 from rmat.model import LanguageModel, ModelConfig
+from rmat.model.config import EVICTION_FIELDS
 from rmat.pretrained import SHORT_NAMES
 from rmat.pretrained.architecture import source_config, source_names
 from rmat.pretrained.model import GATES_FILE, from_pretrained
@@ -73,7 +74,7 @@ def export_model(folder: str | Path, out: str | Path) -> None:
 
 def gates_state(config: ModelConfig) -> dict[str, Any]:
     """What stands beside gates in their file: the state that they are for."""
-    names = ("n_slots", "n_sinks", "eviction", "fade", "newest_share")
+    names = ("n_slots", "n_sinks", *EVICTION_FIELDS)
     return {"window": 2 * config.chunk_len, **{name: getattr(config, name) for name in names}}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmat.data.tokenizer import Tokenizer
 from rmat.model import LanguageModel
+from rmat.model.config import EVICTION_FIELDS
 from rmat.pretrained.architecture import Window, configuration, source_names
 from rmat.pretrained.source import GATES_FILE as GATES_FILE
 from rmat.pretrained.source import Source, open_source
@@ -70,7 +71,7 @@ def _model(source: Source, window: Window, dtype: torch.dtype, fitted: bool) -> 
         if window == Window():
             window = Window(given["window"], given["n_slots"], given["n_sinks"])
         if fitted:
-            leaves = {name: given[name] for name in ("eviction", "fade", "newest_share") if name in given}
+            leaves = {name: given[name] for name in EVICTION_FIELDS if name in given}
         else:
             gates = {}
     config = configuration(source.config, window)

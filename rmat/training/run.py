@@ -31,7 +31,7 @@ from rmat.data.corpus import Corpus
 from rmat.data.tokenizer import load_tokenizer
 from rmat.machine import describe_environment, pick_device
 from rmat.model import LanguageModel, ModelConfig, StreamState
-from rmat.model.config import TRAINING_ONLY
+from rmat.model.config import EVICTION_FIELDS, TRAINING_ONLY
 from rmat.storage import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -401,7 +401,7 @@ def with_model_of_start(config: RunConfig) -> RunConfig:
         raise ValueError(
             "model.gate_bias is where gates of random weights start: leave it out, they go on as they are"
         )
-    free = {*TRAINING_ONLY, "eviction", "fade", "newest_share"}
+    free = {*TRAINING_ONLY, *EVICTION_FIELDS}
     if own.memory_position != "rank":  # no weights belong to single slots
         free.add("n_slots")
     for name, value in config.model.items():
