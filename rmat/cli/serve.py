@@ -194,10 +194,11 @@ def run(args: argparse.Namespace) -> int:
                 hosts=LOOPBACK_HOSTS if loopback else None,
                 cors_origins=origins,
             )
-            _tell(address_of(listening), app.state.service.model_name, with_key=bool(keys))
             if not args.no_access_log:
                 _log_access()
-            Server(app, grace=args.grace).serve_on(listening)
+            address, name = address_of(listening), app.state.service.model_name
+            tell = functools.partial(_tell, address, name, with_key=bool(keys))
+            Server(app, grace=args.grace).serve_on(listening, tell)
     print("stopped", flush=True)
     return 0
 

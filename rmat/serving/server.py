@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -164,12 +165,18 @@ class Server(uvicorn.Server):
         self._service = service
         self._grace = grace
 
-    def serve_on(self, listening: socket.socket) -> None:
-        """Serve until a signal comes; returns when all is done."""
-        # uvicorn raises the signal again when it is done, which would end the process without a handler.
+    def serve_on(self, listening: socket.socket, tell: Callable[[], None]) -> None:
+        """Serve until a signal comes; returns when all is done. `tell` says that the server is there: a
+        signal that comes as an answer to it counts, however early."""
+        # uvicorn listens to signals a moment later only, and raises them again when it is done, which would
+        # end the process without a handler.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._end)
+        tell()
         self.run(sockets=[listening])
+
+    def _end(self, *_: object) -> None:
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As in the base class; asyncio complains for each connection that it cannot accept."""

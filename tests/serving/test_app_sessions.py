@@ -205,15 +205,16 @@ def test_a_damaged_session_is_refused_until_it_is_deleted_or_created_anew(
 
 
 def test_openai_asks_a_damaged_session_once(tmp_path: Path) -> None:
-    with (
-        running_app(tmp_path) as app,
-        running_server(app) as address,
-        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=3) as client,
-    ):
-        client.completions.create(model=NAME, prompt="x", max_tokens=1, extra_body={"session": "a"})
-        (tmp_path / "public" / "a.safetensors").write_bytes(b"no session")
-        with pytest.raises(openai.APIStatusError, match="damaged"):
+    with running_app(tmp_path) as app:
+        with (
+            running_server(app) as address,
+            OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=3) as client,
+        ):
             client.completions.create(model=NAME, prompt="x", max_tokens=1, extra_body={"session": "a"})
+            (tmp_path / "public" / "a.safetensors").write_bytes(b"no session")
+            with pytest.raises(openai.APIStatusError, match="damaged"):
+                client.completions.create(model=NAME, prompt="x", max_tokens=1, extra_body={"session": "a"})
+        # A request counts once its answer is sent, a moment after its client has it: the server ended first.
         counted = app.state.metrics.text().decode()
         assert re.findall(r'rmat_requests_total{.*status="410"} (\S+)', counted) == ["1.0"], counted
 
