@@ -168,9 +168,9 @@ class TestStreams:
         done = self.run("generate starter x --max-new-tokens 2", ">/dev/full")
         assert done.returncode == 1 and done.stderr == b"rmat: [Errno 28] No space left on device\n"
 
-    def test_text_that_the_output_cannot_express_is_escaped(self) -> None:
+    def test_text_that_the_output_cannot_express_is_escaped(self, rmat: Rmat) -> None:
         command, options = "generate starter x", "--max-new-tokens 40 --temperature 5 --seed 1"
-        unicode: dict[str, Any] = json.loads(self.run(f"{command} {options} --json").stdout)
+        unicode: dict[str, Any] = rmat(*command.split(), *options.split(), "--json").json
         text = unicode["text"]
         assert any(ord(character) > 255 for character in text), "the case is no case otherwise"
         plain = self.run(f"{command} {options}", PYTHONIOENCODING="cp1252")

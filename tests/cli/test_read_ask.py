@@ -7,7 +7,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,6 +104,26 @@ def test_reading_on_and_anew(rmat: Rmat, endless: Path, card: Path, notes: Path)
     assert "no session 'other' to read on in: leave out --append" in nothing
 
 
+@contextmanager
+def locked_by_another(store: SessionStore) -> Iterator[None]:
+    """A thread of its own holds the session, which is to this one as another process."""
+    taken, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.lock("card"):
+            taken.set()
+            enough.wait()
+
+    with ThreadPoolExecutor() as other:
+        held = other.submit(hold)
+        assert taken.wait(60)
+        try:
+            yield
+        finally:
+            enough.set()
+    held.result()
+
+
 def test_a_session_in_use_is_told_at_once(
     rmat: Rmat, endless: Path, card: Path, notes: Path, sessions: Path
 ) -> None:
@@ -110,14 +134,16 @@ def test_a_session_in_use_is_told_at_once(
         ("read", "none", notes, *SESSION, "--append"),
         ("ask", "none", *SESSION, "Why?", "--keep"),
     ):
-        with store.lock("card"):
-            assert in_use in in_new_process(arguments, cwd=sessions).refused()
-            waited = in_new_process([*arguments, "--wait", "0.1"], cwd=sessions)
+        with locked_by_another(store):
+            assert in_use in rmat(*arguments).refused()
+            waited = rmat(*arguments, "--wait", "0.1")
         assert waited.status == 2
         assert f"{in_use}" in waited.err and "; waiting for 0.1 seconds\n" in waited.err
         assert "give seconds" in rmat(*arguments, "--wait", "-1").refused()
     with store.lock("card"):
-        asked = in_new_process(["ask", endless, *SESSION, "Why?", *SHORT], cwd=sessions)
+        assert in_use in in_new_process(arguments, cwd=sessions).refused()
+    with locked_by_another(store):
+        asked = rmat("ask", endless, *SESSION, "Why?", *SHORT)
     assert asked.status == 0 and asked.out
 
 

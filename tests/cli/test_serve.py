@@ -1,5 +1,6 @@
 """The command as a user runs it: a process, a socket, signals."""
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import httpx
 import pytest
 
 from rmat.serving.auth import ENVIRONMENT
+from rmat.serving.server import Server
 from tests.cli.conftest import Rmat, in_new_process
+from tests.makers.servers import signals_as_before
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "session": "talk", "seed": 1}
 
@@ -59,9 +62,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_from_start_to_signal(run_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """It says how to try it, answers, ends with status 0, and the next one goes on in its sessions."""
+def test_servers_from_start_to_signal(run_folder: Path, tmp_path: Path) -> None:
+    """One says how to try it, answers, ends with status 0, and the next one goes on in its sessions."""
     with serving(run_folder, tmp_path) as (process, base):
         assert process.stdout is not None
         hint = process.stdout.readline()
@@ -71,7 +73,7 @@ def test_a_server_from_start_to_signal(run_folder: Path, tmp_path: Path, number:
         assert answer.status_code == 200 and answer.json()["model"] == "run"
         assert httpx.get(f"{base}/v1/models", headers={"host": "evil.example"}).status_code == 400
         first = httpx.post(f"{base}/v1/chat/completions", json={**CHAT, "max_tokens": 5}, timeout=60).json()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         status, out, err = ended(process)
         assert (status, out) == (0, "stopped\n")
         stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} 127\.0\.0\.1"
@@ -84,7 +86,7 @@ def test_a_server_from_start_to_signal(run_folder: Path, tmp_path: Path, number:
     with serving(run_folder, tmp_path, "--no-access-log") as (process, base):
         history = httpx.get(f"{base}/v1/sessions/talk").json()["history"]
         assert history[-1]["content"] == first["choices"][0]["message"]["content"]
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         status, out, err = ended(process)
         assert (status, out[-8:], err) == (0, "stopped\n", "")
 
@@ -102,18 +104,21 @@ def test_an_answer_that_is_being_written_is_kept(endless: Path, tmp_path: Path) 
     assert (tmp_path / "public" / "long.safetensors").is_file()
 
 
-def test_keys_from_a_file_and_the_environment(run_folder: Path, tmp_path: Path, rmat: Rmat) -> None:
+def test_keys_from_a_file_and_the_environment(run_folder: Path, tmp_path: Path) -> None:
     hashed = in_new_process(["serve", "--hash-key"], cwd=tmp_path, stdin=b"first-key\n").out
     assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", hashed)
     (tmp_path / "keys").write_text(hashed)
-    options = ("--api-keys", str(tmp_path / "keys"), "--host", "0.0.0.0")
+    friend = "https://friend.example"
+    options = ("--api-keys", str(tmp_path / "keys"), "--host", "0.0.0.0", "--cors-origin", f"{friend}/")
     with serving(run_folder, tmp_path / "s", *options, **{ENVIRONMENT: "second-key"}) as (_, base):
         base = base.replace("0.0.0.0", "127.0.0.1")
-        statuses = [
-            httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+        answers = [
+            httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {key}", "origin": friend})
             for key in ("first-key", "second-key", "third-key")
         ]
-        assert statuses == [200, 200, 401]
+        assert [answer.status_code for answer in answers] == [200, 200, 401]
+        # An origin may end with a slash.
+        assert {answer.headers["access-control-allow-origin"] for answer in answers} == {friend}
 
 
 @pytest.mark.parametrize("sent", [b"", b"\n", b"  \n"])
@@ -122,25 +127,27 @@ def test_an_empty_key_is_not_hashed(rmat: Rmat, tmp_path: Path, sent: bytes) -> 
     assert (done.status, done.out) == (2, "") and "empty" in done.err
 
 
-def test_what_is_dangerous_is_warned_of(run_folder: Path, tmp_path: Path) -> None:
+def test_what_is_dangerous_is_warned_of(
+    run_folder: Path, tmp_path: Path, rmat: Rmat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a server that is told to stop at once."""
+    serve, stop = Server.serve_on, functools.partial(signal.raise_signal, signal.SIGTERM)
+    monkeypatch.setattr(Server, "serve_on", lambda server, listening, _: serve(server, listening, stop))
     keys = tmp_path / "keys"
     keys.write_text("some-key\n")
     for mode, options, said in (
-        (0o644, ("--api-keys", str(keys)), [f"can read {keys}"]),
-        (0o600, ("--api-keys", str(keys), "--cors-origin", "*"), []),
+        (0o644, ("--api-keys", keys), [f"can read {keys}"]),
+        (0o600, ("--api-keys", keys, "--cors-origin", "*"), []),
         (0o600, ("--cors-origin", "*"), ["--cors-origin '*' without API keys"]),
     ):
         keys.chmod(mode)
-        with serving(run_folder, tmp_path / "s", *options) as (process, _):
-            process.terminate()
-            warnings = ended(process)[2].splitlines()
+        with signals_as_before():
+            outcome = rmat(
+                "serve", run_folder, "--port", "0", "--sessions", tmp_path / "s", "--no-access-log", *options
+            )
+        warnings = outcome.err.splitlines()
+        assert (outcome.status, outcome.out) == (0, "stopped\n")
         assert len(warnings) == len(said) and all(map(str.__contains__, warnings, said)), warnings
-
-
-def test_an_origin_may_end_with_a_slash(run_folder: Path, tmp_path: Path) -> None:
-    with serving(run_folder, tmp_path, "--cors-origin", "https://friend.example/") as (_, base):
-        answer = httpx.get(f"{base}/v1/models", headers={"origin": "https://friend.example"})
-        assert answer.headers["access-control-allow-origin"] == "https://friend.example"
 
 
 @pytest.mark.slow  # takes up all descriptors of a process

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,17 @@ def running_server(app: FastAPI, grace: float = 5.0) -> Iterator[str]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def signals_as_before() -> Iterator[None]:
+    """Behind a server that ran in this thread, signals are handled as before it."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def events(body: str) -> list[Any]:

@@ -18,7 +18,14 @@ from rmat.serving.auth import Keys
 from rmat.serving.limits import Limits
 from rmat.serving.server import Server, _Rarely, bind
 from rmat.serving.service import Service
-from tests.makers.servers import events, message, running_app, running_client, running_server
+from tests.makers.servers import (
+    events,
+    message,
+    running_app,
+    running_client,
+    running_server,
+    signals_as_before,
+)
 
 
 def numbers(client: TestClient) -> dict[str, float]:
@@ -72,19 +79,14 @@ def test_health_follows_the_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_right_after_the_address_is_told_ends_it(tmp_path: Path, number: signal.Signals) -> None:
     """Supervisors send it so early; it was lost, and the server went on without end."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with running_app(tmp_path) as app, bind("127.0.0.1", 0) as listening:
-            server = Server(app, grace=5.0)
-            late = threading.Timer(30, setattr, (server, "should_exit", True))
-            late.start()
-            server.serve_on(listening, lambda: signal.raise_signal(number))
-            assert late.is_alive(), "the signal was lost"
-            late.cancel()
-            assert app.state.service.stopping.is_set()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with running_app(tmp_path) as app, bind("127.0.0.1", 0) as listening, signals_as_before():
+        server = Server(app, grace=5.0)
+        late = threading.Timer(30, setattr, (server, "should_exit", True))
+        late.start()
+        server.serve_on(listening, lambda: signal.raise_signal(number))
+        assert late.is_alive(), "the signal was lost"
+        late.cancel()
+        assert app.state.service.stopping.is_set()
 
 
 @pytest.mark.parametrize("grace", [0.3, 60.0])
