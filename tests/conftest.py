@@ -1,5 +1,6 @@
 """What holds for all tests: one thread, a fixed seed, and no network."""
 
+import gc
 import os
 
 # Before torch is imported here or in a subprocess: tiny tensors are slower on several threads.
@@ -22,6 +23,12 @@ def fixed_seed() -> Iterator[None]:
     """Random numbers do not depend on which tests ran before. (`torch.manual_seed` asks all kinds of devices.)"""
     torch.default_generator.manual_seed(0)
     yield
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: collections of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
