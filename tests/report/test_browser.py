@@ -1,6 +1,5 @@
 """The page in a real browser: it draws itself without a fault and answers mouse, keys and narrow screens."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,12 @@ import pytest
 import torch
 
 from rmat.report.page import page
+from tests.makers.browsers import running_browser
 from tests.makers.models import make_model
 from tests.makers.reports import BYTES, told_of
 from tests.report.test_contents import HOSTILE
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine"),
-    pytest.mark.timeout(900),
-]
+pytestmark = pytest.mark.timeout(900)
 
 TEXT = "The gate keeps what is worth keeping, and the oldest slot leaves first.\n" * 6
 TRAINING = {
@@ -35,13 +30,17 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-renderer-backgrounding"]
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=BROWSER, args=options, timeout=180_000)
-        yield running
-        running.close()
+def running() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(running: Any) -> Iterator[Any]:
+    """It closes the pages of a test behind it."""
+    yield running
+    for context in running.contexts:
+        context.close()
 
 
 class Opened:

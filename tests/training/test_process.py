@@ -45,7 +45,8 @@ def test_the_callers_random_numbers_go_on_as_without_the_run(config: MakeConfig)
 @pytest.fixture(scope="module")
 def plain(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing is set around."""
-    return rmat.api.train(make_config(texts, tmp_path_factory.mktemp("run") / "plain"), reporter=Silent())
+    folder = tmp_path_factory.mktemp("run") / "plain"
+    return rmat.api.train(make_config(texts, folder, sample_every=8), reporter=Silent())
 
 
 @pytest.mark.parametrize("around", ["float64", "device", "no_grad", "inference_mode", "autocast", "bfloat16"])
@@ -59,11 +60,11 @@ def test_what_is_set_around_a_run_does_not_shape_it(config: MakeConfig, plain: P
     }
     if around in contexts:
         with contexts[around]():
-            folder = rmat.api.train(config(), reporter=Silent())
+            folder = rmat.api.train(config(sample_every=8), reporter=Silent())
     else:
         torch.set_default_dtype(getattr(torch, around))
         try:
-            folder = rmat.api.train(config(), reporter=Silent())
+            folder = rmat.api.train(config(sample_every=8), reporter=Silent())
             assert torch.get_default_dtype() == getattr(torch, around)
         finally:
             torch.set_default_dtype(torch.float32)
