@@ -30,16 +30,17 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_gpu_says_so_in_one_sentence() -> None:
-    done = run_script()
-    assert done.returncode == 2
-    assert done.stderr.startswith("There is no GPU") and done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_without_gpu_says_so_in_one_sentence(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main([]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("There is no GPU") and said.err.count("\n") == 1
+    assert said.out == ""
 
 
-def test_cpu_at_full_scale_is_refused() -> None:
-    done = run_script("--device", "cpu")
-    assert done.returncode == 2 and "add --quick" in done.stderr and "Traceback" not in done.stderr
+def test_cpu_at_full_scale_is_refused(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        gpu_check.main(["--device", "cpu"])
+    assert end.value.code == 2 and "add --quick" in capsys.readouterr().err
 
 
 def test_one_part_writes_the_report_and_prints_it_last(tmp_path: Path) -> None:
