@@ -26,9 +26,10 @@ def fixed_seed() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: collections of garbage need not look at it."""
+    """What is imported by now stays: collections of garbage need not look at it, nor come as often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
