@@ -46,7 +46,7 @@ HELP = """\
 Alt-Enter, or a backslash before Enter, begins another line; a pasted block is one message.
 Ctrl-C ends an answer. A message that begins with / needs a blank in front."""
 
-LOOP_PIECE, LOOP_TIMES, LOOP_CHARACTERS = 120, 4, 100
+LOOP_PIECE, LOOP_TIMES, LOOP_CHARACTERS = 400, 4, 100
 """An answer loops if its end is one piece of at most so many characters so many times, and so long
 altogether."""
 
