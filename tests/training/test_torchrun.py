@@ -87,7 +87,7 @@ def run_folder(config: MakeConfig) -> Path:
         ["perplexity", "--split", "all", "--batch-size", "1", "--memory", "frozen"],
         ["ablation", "--split", "all", "--batch-size", "4"],
         ["passkey", "--length", "300", "--samples", "5", "--batch-size", "2"],
-        ["needle", "--length", "400", "--samples", "3", "--batch-size", "2", "--memory", "shuffled"],
+        ["needle", "--length", "600", "--samples", "3", "--batch-size", "2", "--memory", "shuffled"],
     ],
     ids=" ".join,
 )
