@@ -65,6 +65,7 @@ from rmat.training.optimizer import (
 )
 from rmat.training.progress import Reporter
 from rmat.training.records import Counters, JsonLines
+from rmat.training.tracking import require
 
 MODEL_FOLDER, LOCK_FILE = "model", ".lock"
 WRITTEN = (
@@ -195,7 +196,12 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
         processes.rows(config.train.batch_size)  # or refuse
         device, reason = pick_device(config.train.device)
         new = resume is None
-        folder = processes.from_first(lambda: held.enter_context(_claimed(config, new)))
+
+        def claim() -> Path:
+            require(config.train.track)  # before there is a run that the same command would meet afterwards
+            return held.enter_context(_claimed(config, new))
+
+        folder = processes.from_first(claim)
         if new:
             refuse_ambiguous(config.data.specs, folder)
         run = _prepare(config, folder, not new, device, reason, reporter, processes)

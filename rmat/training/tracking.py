@@ -51,14 +51,20 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def require(names: tuple[str, ...]) -> None:
+    """Raises ModuleNotFoundError for a library of `names` that is not installed."""
+    for name in names:
+        _library(name)
+
+
 @contextmanager
 def tracked(
     reporter: Reporter, names: tuple[str, ...], folder: Path, settings: dict[str, Any], step: int
 ) -> Iterator[Reporter]:
     """A reporter whose rows also go to the libraries of `names`, which are told the run's name and settings.
 
-    `step`: updates done before, after which TensorBoard drops what it has. Raises ModuleNotFoundError for a
-    library that is not installed.
+    `step`: updates done before, after which TensorBoard drops what it has. The libraries are there
+    (`require`).
     """
     with ExitStack() as opened:
         senders = [opened.enter_context(_open(name, folder, settings, step)) for name in names]
@@ -68,9 +74,7 @@ def tracked(
 @contextmanager
 def _open(name: str, folder: Path, settings: dict[str, Any], step: int) -> Iterator[Send]:
     if name == "tensorboard":
-        writer = _library("torch.utils.tensorboard", name).SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1
-        )
+        writer = _library(name).SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
         def send(values: dict[str, float], at: int) -> None:
             for tag, value in values.items():
@@ -81,7 +85,7 @@ def _open(name: str, folder: Path, settings: dict[str, Any], step: int) -> Itera
         finally:
             writer.close()
         return
-    library = _library(name, name)
+    library = _library(name)
     # A run that is resumed goes on under its name; Weights & Biases knows it by an id.
     own = {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "dir": str(folder)}
     library.init(
@@ -93,9 +97,9 @@ def _open(name: str, folder: Path, settings: dict[str, Any], step: int) -> Itera
         library.finish()
 
 
-def _library(module: str, name: str) -> Any:
+def _library(name: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError:
         raise ModuleNotFoundError(
             f"train.track names {name}, which is not installed: pip install {name}"

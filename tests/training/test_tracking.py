@@ -75,6 +75,8 @@ def test_a_library_that_is_not_there_is_named(
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"names tensorboard.*pip install tensorboard"):
         train(config(steps=1, track=("tensorboard",)), reporter=Silent())
+    monkeypatch.undo()
+    train(config(steps=1), reporter=Silent())  # the refused one has left nothing that this one would meet
     with pytest.raises(
         ValueError, match=r"'nonsense' is not possible: choose one of tensorboard, trackio, wandb"
     ):
