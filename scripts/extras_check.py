@@ -7,6 +7,7 @@ with nothing else, and what needs an extra must say so; then with one extra at a
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -91,7 +92,13 @@ def install(python: Path, *what: str) -> None:
 
 def used(python: Path, what: str | list[str], folder: Path) -> tuple[int, str]:
     arguments = shlex.split(what) if isinstance(what, str) else what
-    done = subprocess.run([python, *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+    environment = {
+        **os.environ,
+        "RMAT_CACHE": str(folder / "cache"),
+    }  # what an earlier use brought is not there
+    done = subprocess.run(
+        [python, *arguments], cwd=folder, capture_output=True, text=True, timeout=600, env=environment
+    )
     return done.returncode, done.stdout + done.stderr
 
 
