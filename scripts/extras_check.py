@@ -92,10 +92,8 @@ def install(python: Path, *what: str) -> None:
 
 def used(python: Path, what: str | list[str], folder: Path) -> tuple[int, str]:
     arguments = shlex.split(what) if isinstance(what, str) else what
-    environment = {
-        **os.environ,
-        "RMAT_CACHE": str(folder / "cache"),
-    }  # what an earlier use brought is not there
+    # In a cache of its own: what an earlier use brought is not there.
+    environment = {**os.environ, "RMAT_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [python, *arguments], cwd=folder, capture_output=True, text=True, timeout=600, env=environment
     )

@@ -171,12 +171,9 @@ class Server(uvicorn.Server):
         # uvicorn listens to signals a moment later only, and raises them again when it is done, which would
         # end the process without a handler.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._end)
+            signal.signal(number, self.handle_exit)
         tell()
         self.run(sockets=[listening])
-
-    def _end(self, *_: object) -> None:
-        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As in the base class; asyncio complains for each connection that it cannot accept."""

@@ -176,7 +176,8 @@ def open_run(config: RunConfig | None, resume: Path | None, reporter: Reporter) 
 
     Where torchrun starts processes anew, because one of them died, a new run goes on from its checkpoints.
     Raises ValueError if there is nothing to resume, if the folder already holds a run or another process
-    works in it, or if the configuration or the data of a resumed run is not what it was started with."""
+    works in it, or if the configuration or the data of a resumed run is not what it was started with, and
+    ModuleNotFoundError for a library of `train.track` that is not installed."""
     if resume is None and config is not None and restarted(config.out):
         assert config.out is not None
         resume = Path(config.out) if (Path(config.out) / CONFIG_FILE).is_file() else None
