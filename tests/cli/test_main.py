@@ -165,7 +165,7 @@ class TestStreams:
         assert self.run("generate nowhere x", "<&- >&- 2>&-").returncode == 2
 
     def test_a_full_disk_is_told_once(self) -> None:
-        done = self.run("generate starter x --max-new-tokens 2", ">/dev/full")
+        done = self.run("generate starter x --max-new-tokens 2 --seed 1", ">/dev/full")
         assert done.returncode == 1 and done.stderr == b"rmat: [Errno 28] No space left on device\n"
 
     def test_text_that_the_output_cannot_express_is_escaped(self, rmat: Rmat) -> None:
