@@ -46,7 +46,7 @@ def document_nats(
         for place, (row, length) in enumerate(zip(piece.rows, piece.lengths, strict=True)):
             targets = torch.from_numpy(documents[row][piece.start + 1 :][:length].astype(np.int64))
             if len(targets):
-                parts[row].append(token_nats(piece.logits_BTV[place, : len(targets)], targets).numpy())
+                parts[row].append(token_nats(piece.logits_BTV[place, : len(targets)], targets).cpu().numpy())
 
     scan(model, [ids[:-1] for ids in documents], size=size, memory=memory, leave=True, each=add)
     return [np.concatenate(nats).astype(np.float64) for nats in parts]

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -86,7 +89,8 @@ def _flex_attention(device: str) -> str:
 
 
 def compiled(device: str, quick: bool) -> dict[str, Any]:
-    """A training step and a decoding step through torch.compile give the numbers of the plain ones."""
+    """A training step and a decoding step with compiled blocks, as train.compile has them, give the numbers of
+    the plain ones."""
     # Toy scale checks that the model can be traced; generating code would take a minute and a C++ compiler.
     backend = "aot_eager" if quick else "inductor"
     sizes: dict[str, Any] = {"n_layers": 1, "d_model": 32, "segment_len": 16} if quick else {}
@@ -95,16 +99,17 @@ def compiled(device: str, quick: bool) -> dict[str, Any]:
     length = 4 * model.config.segment_len
     tokens_BT = torch.randint(model.config.vocab_size, (2, length), device=device)
     start = time.monotonic()
-    fast = torch.compile(model, backend=backend)
+    fast = copy.deepcopy(model)
+    for block in fast.blocks:
+        block.compile(backend=backend)  # type: ignore[operator]
     losses, norms = [], []
     for forward in (model, fast):
-        model.zero_grad(set_to_none=True)
         logits_BTV, _ = forward(tokens_BT)
         loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
         loss.backward()
         losses.append(float(loss.detach()))
         norms.append(
-            float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            float(torch.nn.utils.get_total_norm([p.grad for p in forward.parameters() if p.grad is not None]))
         )
     spent = time.monotonic() - start
     with torch.no_grad():
@@ -130,7 +135,7 @@ def compiled(device: str, quick: bool) -> dict[str, Any]:
 
 
 def training(device: str, quick: bool) -> dict[str, Any]:
-    """Two minutes of training on the standard library's sources: the loss falls and held-out text is
+    """A minute of training on the standard library's sources: the loss falls and held-out text is
     predicted.
 
     At toy scale: a few steps on one source file of this package.
@@ -170,7 +175,7 @@ def training(device: str, quick: bool) -> dict[str, Any]:
                 train=TrainConfig(
                     device="cuda",
                     dtype="bfloat16",
-                    max_minutes=2,
+                    max_minutes=1,
                     steps=1_000_000,
                     batch_size=16,
                     window=2048,
@@ -267,6 +272,53 @@ def decoding(device: str, quick: bool) -> dict[str, Any]:
     return {"ok": len(sizes) == 1, "summary": summary, **result}
 
 
+def sharded(device: str, quick: bool) -> dict[str, Any]:
+    """`rmat train` in one process of torchrun with FSDP2, compiled: tokens per second and share of the peak."""
+    size, steps, every = ("tiny", 6, 2) if quick else ("base", 60, 5)
+    dtype = "float32" if quick else "bfloat16"
+    settings: dict[str, str | int] = {
+        "data.tokenizer": "bytes" if quick else "bpe:16384",
+        "train.parallel": "fsdp",
+        "train.compile": "false" if quick else "true",
+        "train.device": device,
+        "train.dtype": dtype,
+        "train.steps": steps,
+        "train.batch_size": 2 if quick else 16,
+        "train.window": 256 if quick else 4096,
+        "train.log_every": every,
+        "train.eval_every": 0,
+        "train.eval_bytes": 1000,
+        "train.sample_every": 0,
+        "train.checkpoint_every": 1_000_000,
+    }
+    text = str(Path(rmat.__file__).parent / "model") if quick else "python-stdlib"
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+        command += ["-m", "rmat", "train", "--preset", size, "--data", text, "--out", str(run)]
+        command += [f"data.cache_dir={folder}/cache", *(f"{name}={value}" for name, value in settings.items())]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"rmat train ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[:1500]}")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        config = rmat.load(run)[0].config
+    rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
+    rates = sorted(rates[len(rates) // 3 :])  # before that blocks are compiled
+    rate, peak_rate = rates[len(rates) // 2], speed.matmul_rate(device, dtype, size=256 if quick else None)
+    used = rate * account(config).flops_per_token_train / peak_rate
+    summary = f"{size}, {settings['train.batch_size']} x {settings['train.window']}, {dtype}: {rate:,.0f} tokens/s, {used:.0%} used"
+    return {
+        "ok": True,
+        "summary": summary,
+        "settings": settings,
+        "model": config.to_dict(),
+        "parameters": account(config).parameters,
+        "tokens_per_second": rate,
+        "tokens_per_second_range": [rates[0], rates[-1]],
+        "utilisation": used,
+    }
+
+
 PARTS: dict[str, Part] = {
     "environment": Part(run=environment, limit=60),
     "parity_float32": Part(run=parity_float32, limit=90),
@@ -276,4 +328,5 @@ PARTS: dict[str, Part] = {
     "training_speed": Part(run=training_speed, limit=60),
     "training": Part(run=training, limit=200),
     "compile": Part(run=compiled, limit=180),
+    "sharded": Part(run=sharded, limit=180),
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rmat.data.tokenizer import Tokenizer
     from rmat.model import LanguageModel
 
-DISTIL_ONLY = ("steps", "minutes", "lr", "lora", "device")
+DISTIL_ONLY = ("steps", "minutes", "lr", "lora")
 """Options of --method distil alone."""
 
 UNREFUSED, FADE, NEWEST = 0.999, 0.5, 0.6
@@ -129,13 +129,19 @@ def add(commands: Any) -> None:
     )
     add("--prose", type=int, default=8, metavar="N", help="passages of prose (default: 8)")
     add("--asking", type=int, default=24, metavar="N", help="passages that ask (default: 24)")
+    add(
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens of a passage, within the trained context (default: 2048 of prose, 1280 of one that asks)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of the passages (default: 0)")
     add("--method", choices=("fit", "distil"), default="fit", help="how gates learn (default: fit)")
     add("--steps", type=int, metavar="N", help="distil: updates of one passage each (default: 400)")
     add("--minutes", type=float, metavar="X", help="distil: ends so early even if updates are left")
     add("--lr", type=float, metavar="X", help="distil: peak learning rate (default: 0.001)")
     add("--lora", type=int, metavar="RANK", help="distil: query and key maps learn additions of this rank")
-    add("--device", choices=("auto", "cpu", "cuda"), help="distil: where (default: auto)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
     add_json(parser)
     parser = add_command(
         commands,
@@ -200,7 +206,7 @@ def run_gates(args: argparse.Namespace) -> int:
     """Fit and write."""
     from rmat.api import load
     from rmat.data.progress import Progress
-    from rmat.machine import is_first_process, team
+    from rmat.machine import is_first_process, pick_device, team
     from rmat.pretrained.gates import ASKING_TOKENS, PROSE_TOKENS, fit, mixed
     from rmat.settings import whole
     from rmat.storage import model_folder
@@ -211,10 +217,13 @@ def run_gates(args: argparse.Namespace) -> int:
         raise ValueError("--prose 0 and --asking 0 leave nothing to fit on: give one of them 1 or more")
     if args.out is None and not Path(args.model).is_dir():
         raise ValueError(f"{args.model} is a name and no folder to write to: say where with --out FOLDER")
+    device, _ = pick_device(args.device)
     model, tokenizer = load(args.model)
     if tokenizer is None or tokenizer.chat is None:
         raise ValueError(f"{args.model} was not imported from a pretrained model: rmat import makes one")
-    chosen = {"n_prose": args.prose, "n_asking": args.asking, "seed": args.seed}
+    if args.length is not None:
+        whole("--length", args.length, 1, tokenizer.chat.context)
+    chosen = {"n_prose": args.prose, "n_asking": args.asking, "seed": args.seed, "length": args.length}
     out = args.out or str(model_folder(args.model))
     if args.method == "distil" and team() > 1:
         raise ValueError(
@@ -229,11 +238,12 @@ def run_gates(args: argparse.Namespace) -> int:
         return _distil(args, model, tokenizer, out, {**chosen, "share": share})
     if given := [name for name in DISTIL_ONLY if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
-    reach = model.config.chunk_len * (1 + model.config.chunk_lookback)
+    # What a bank is asked for is neither in local reach nor among its newest.
+    reach = model.config.chunk_len * (1 + model.config.chunk_lookback) + model.config.n_newest
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
-    total = args.prose * PROSE_TOKENS + args.asking * ASKING_TOKENS
+    total = args.prose * (args.length or PROSE_TOKENS) + args.asking * (args.length or ASKING_TOKENS)
     with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:
-        model = fit(model, passages, share=share, advance=advance)
+        model = fit(model.to(device), passages, share=share, advance=advance).to("cpu")
     if is_first_process():
         model.save(out, tokenizer=tokenizer)
     _say_gates(args, model, out, {"data": args.data, "share": share, **chosen})
@@ -257,7 +267,7 @@ def _distil(
 
     given: dict[str, Any] = {name: getattr(args, name) for name in DISTIL_ONLY}
     given = {name: value for name, value in given.items() if value is not None}
-    config = DistilConfig(data=tuple(args.data), **chosen, **given)
+    config = DistilConfig(data=tuple(args.data), device=args.device, **chosen, **given)
     if distil(model, tokenizer, config, out) is None:
         return 130
     _say_gates(args, model, out, dataclasses.asdict(config))

@@ -130,7 +130,7 @@ class LanguageModel(nn.Module):
         if name == "parallel" or (layout.n_segments == 1 and resets is None):
             hidden, state = self._read(tokens, state, layout, memory)
         else:
-            hidden, state = self._read_pieces(tokens, state, layout, memory)
+            hidden, state = self._read_pieces(tokens, state, position, layout, memory)
         if place is not None:
             hidden = take_rows(hidden, place.to(device, non_blocking=True))
         return hidden, state
@@ -235,11 +235,11 @@ class LanguageModel(nn.Module):
         )
 
     def _read_pieces(
-        self, tokens: Tensor, state: StreamState, layout: Layout, memory: MemoryMode
+        self, tokens: Tensor, state: StreamState, position: Tensor, layout: Layout, memory: MemoryMode
     ) -> tuple[Tensor, StreamState]:
-        """Segment after segment: every layer of one before the first of the next."""
+        """Segment after segment: every layer of one before the first of the next. `position`: that of the
+        state, on the CPU."""
         parts, starts, n_read = [], [], 0
-        position = state.position_on_cpu()
         for piece in layout.pieces():
             if piece.fresh is not None and bool(piece.fresh.any()):
                 state = state.reset(piece.fresh.to(layout.device, non_blocking=True))

@@ -250,19 +250,19 @@ class StreamState:
 
     def detach(self) -> StreamState:
         """The same values, cut from the graph: gradients end here."""
-        return dataclasses.replace(self._map(lambda _, x: x.detach()), on_cpu=self.on_cpu)
+        return self._map(lambda _, x: x.detach(), self.on_cpu)
 
     def clone(self) -> StreamState:
         """A copy that keeps no memory alive but its own `nbytes`: the state after a single token is a part of
         what the next one is added to."""
-        return self._map(lambda _, x: x.clone())
+        return self._map(lambda _, x: x.clone(), self.on_cpu)
 
     def to(self, target: torch.device | str | torch.dtype) -> StreamState:
         """The state on another device, or in another floating type (gates and sums stay in at least
         float32)."""
         if not isinstance(target, torch.dtype):
-            return self._map(lambda _, x: x.to(target))
-        return self._map(lambda name, x: x.to(_type_of(name, target)))
+            return self._map(lambda _, x: x.to(target), self.on_cpu)
+        return self._map(lambda name, x: x.to(_type_of(name, target)), self.on_cpu)
 
     def reset(self, rows: Tensor) -> StreamState:
         """A fresh document in the rows where `rows` (B,) bool is true: nothing of the old one is left in
@@ -323,15 +323,14 @@ class StreamState:
 
         return load_state(path, config)[0]
 
-    def _map(self, change: Callable[[str, Tensor], Tensor]) -> StreamState:
+    def _map(self, change: Callable[[str, Tensor], Tensor], on_cpu: Tensor | None = None) -> StreamState:
         """`change` of every tensor; it is also told its name, without the layer."""
         layers = tuple(
             LayerState.of({name: change(name, x) for name, x in layer.tensors().items()})
             for layer in self.layers
         )
-        return StreamState(
-            position=change("position", self.position), layers=layers, fingerprint=self.fingerprint
-        )
+        position = change("position", self.position)
+        return dataclasses.replace(self, position=position, layers=layers, on_cpu=on_cpu)
 
 
 def _assembled(tensors: Mapping[str, Tensor], n_layers: int, fingerprint: str) -> StreamState:
@@ -366,7 +365,8 @@ def initial_state(
         LayerState.of({name: make(name, shape) for name, shape in _shapes(config.of_layer(index)).items()})
         for index in range(config.n_layers)
     )
-    return StreamState(position=make("position", ()), layers=layers, fingerprint=config.fingerprint())
+    position, start = make("position", ()), torch.zeros(batch_size, dtype=torch.int64, device="cpu")
+    return StreamState(position=position, layers=layers, fingerprint=config.fingerprint(), on_cpu=start)
 
 
 def state_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -52,6 +52,9 @@ def attend(
         mask = mask if coordinates else bias_BHTJ
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q_BTHD.dtype)
+    if q_BTHD.device.type == "cuda" and q_BTHD.dtype.itemsize > 2 and not torch.is_autocast_enabled("cuda"):
+        # There the fused kernels share key heads in 16 bits only, and what serves else keeps all logits.
+        k_BJKD, v_BJKD = (x.repeat_interleave(q_BTHD.shape[2] // x.shape[2], 2) for x in (k_BJKD, v_BJKD))
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BJKD.transpose(1, 2),

@@ -6,14 +6,21 @@
     loss     KL(teacher || student) of the tokens that something is out of reach of, those that ask weighted,
              and a price on g of the key heads whose mean g lately was beyond the share that they may admit
 
-Nothing is refused while gates learn, so that refused tokens have a gradient (as in WG-KV). Local reach is
-drawn anew for every passage, up to the model's own: gates learn for every distance (as in AHN and SWAX).
-Where a full bank gives up the weakest, the threshold is drawn too: of a long text the bank holds a small part
-of what was admitted, and scores must rank all of it.
+Nothing is refused while gates learn, so that refused tokens have a gradient (as in WG-KV).
+
+Where the oldest leave, g is that of the score, and local reach is drawn anew for every passage, up to the
+model's own: gates learn for every distance (as in AHN and SWAX).
+
+Where the weakest leave, every segment finds what its bank would hold: the newest, and of the older tokens as
+many of the strongest as there is room for. g is that of a token's strength above the last of these, so that
+scores learn to rank, and how fast each key head forgets is learned too. Text is read at the pace at which it
+will be read. A passage that asks stands for one up to 8 times as long, in which strength has faded as much
+more and the bank has as much less room: what is asked for may have been stated any time before.
 
 A gate's score has standard deviation 1 here, times a sharpness that rises from 2 to that of a fitted gate,
 where nearly all gates are 0 or 1 and hardly any token has a gradient. At the beginning soft gates let the
-scores move, at the end the student reads what the bank will hold.
+scores move, at the end the student reads what the bank will hold. On a GPU all but the gates is computed in
+bfloat16.
 
 Files of a run, in one folder: config.json, environment.json, data.json, metrics.jsonl (a row for every
 update), checkpoints/, and result.json once it is complete.
@@ -42,11 +49,12 @@ from torch.utils.checkpoint import checkpoint
 from rmat.data.tokenizer import Tokenizer
 from rmat.machine import describe_environment, pick_device
 from rmat.model import LanguageModel, ModelConfig
+from rmat.model.bank import FADE_TOKENS
 from rmat.model.call import Call
 from rmat.model.layout import Layout
-from rmat.model.streams import Local
-from rmat.ops.attention import additive, at_least_float32, attend, attend_slots
+from rmat.ops.attention import MASKED, additive, at_least_float32, attend, attend_slots
 from rmat.pretrained.gates import (
+    LASTING,
     SAMPLED_TOKENS,
     SHARPNESS,
     Passage,
@@ -93,8 +101,14 @@ ASKED = 8.0
 LEAST_REACH = 4
 """The smallest reach that is drawn is the model's own divided by this."""
 
-LEAST_SHARE = 8
-"""The smallest share that is drawn where the weakest leave is the one to admit divided by this."""
+LONGEST = 8.0
+"""A passage that asks stands for one up to so many times as long where the weakest leave."""
+
+FADING = 10.0
+"""How many times faster than a weight the log of a fade learns."""
+
+FASTEST = 4.0
+"""The fastest fade of a key head in standard deviations of its scores, beside that of the configuration."""
 
 SCALING_PASSAGES = 8
 """Passages by which scores are scaled and thresholds set."""
@@ -123,6 +137,8 @@ class DistilConfig:
     """Passages of prose in each round; rounds follow each other, each with other passages."""
     n_asking: int = 24
     """Passages in each round that ask for what they state."""
+    length: int | None = None
+    """Tokens of a passage, within the trained context; None: 2,048 of prose, 1,280 of one that asks."""
     steps: int = 400
     """Updates, at most; each reads one passage."""
     minutes: float | None = None
@@ -143,6 +159,8 @@ class DistilConfig:
         check(self, "distil", ("n_prose", "n_asking", "lora"), whole, 0)
         check(self, "distil", "seed", whole, 0, 2**32 - 1)
         check(self, "distil", "steps", whole, 1)
+        if self.length is not None:
+            check(self, "distil", "length", whole, 1)
         check(self, "distil", ("minutes", "lr"), number, above=0)
         if not self.n_prose + self.n_asking:
             raise ValueError("n_prose=0 and n_asking=0 leave nothing to read: give one of them 1 or more")
@@ -203,7 +221,8 @@ class Gate(nn.Module):
     opened: Tensor
     """(K,) mean g lately."""
     spread: Tensor
-    """(K,) standard deviation of the scores of the gate that was given, which the distilled one has again."""
+    """(K,) standard deviation of the scores of the gate that was given, which the distilled one has again
+    where scores do not fade."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -212,10 +231,17 @@ class Gate(nn.Module):
         self.register_buffer("scale", torch.ones(config.d_model, dtype=dtype))
         self.register_buffer("opened", torch.zeros(config.n_kv_heads, dtype=dtype))
         self.register_buffer("spread", torch.ones(config.n_kv_heads, dtype=dtype))
+        if config.fade:
+            self.log_fade = nn.Parameter(torch.zeros(config.n_kv_heads, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (T, K) in at least float32."""
-        return F.linear(at_least_float32(x) / self.scale, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(at_least_float32(x) / self.scale, self.weight, self.bias)
+
+    def fades(self) -> Tensor | None:
+        """What each key head's scores lose in 1,024 tokens, (K,); None if they do not fade."""
+        return (FADING * self.log_fade).exp() if hasattr(self, "log_fade") else None
 
 
 class LowRank(nn.Module):
@@ -273,32 +299,32 @@ class Learned(nn.Module):
             gate.bias.copy_(bias / SHARPNESS)
             gate.opened.fill_(share)
             gate.spread.copy_((sample.double() @ score.weight.double().T).std(0))
+            if self.config.fade:
+                gate.log_fade.copy_((self.config.fade / gate.spread).log() / FADING)
+        self.bound()
 
-    def read(
-        self,
-        full: LanguageModel,
-        tokens: Tensor,
-        *,
-        chunk: int,
-        sharpness: float,
-        share: float,
-        kept: float,
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Keep fades within what scores can express: log g tells only those below 87 from each other."""
+        if self.config.fade:
+            slowest, fastest = self.config.fade / LASTING, self.config.fade * FASTEST
+            for block in self.blocks:
+                block["gate"].log_fade.clamp_(math.log(slowest) / FADING, math.log(fastest) / FADING)
+
+    def read(self, full: LanguageModel, tokens: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """Read tokens (T,) as the student does: hidden vectors (T, E), and the mean g of every layer's key
         heads (L, K) before thresholds are raised.
 
         Args:
             full: the model with everything in sight, whose maps are changed where there are additions.
-            chunk: a token sees its own chunk of so many tokens, and the one before, as they are.
-            sharpness: g = sigmoid(sharpness * score).
-            kept: thresholds are raised so that of a `share` of the tokens this share is left.
         """
-        config, device = full.config, tokens.device
+        config, device = self.config, tokens.device
         position = torch.zeros(1, dtype=torch.int64, device="cpu")
-        layout = Layout.of(config, position, len(tokens), device)
-        call = Call.of(config, layout, full.embedding.weight.dtype, "on", False)
+        layout = Layout.of(full.config, position, len(tokens), device)
+        call = Call.of(full.config, layout, full.embedding.weight.dtype, "on", False)
         state = full.initial_state(1)
-        h_BTE, opened, n_sinks = full.embedding(tokens[None]), [], config.n_sinks
+        # A GPU's kernel keeps what the gradient of a mask needs only where the queries have one too.
+        h_BTE, opened = full.embedding(tokens[None]).detach().requires_grad_(), []
         parts: Any = zip(full.blocks, self.blocks, state.layers, strict=True)
         for block, own, layer in parts:
             projection = block.local["full"]
@@ -308,14 +334,12 @@ class Learned(nn.Module):
             def read(h_BTE: Tensor, block: Any = block, own: Any = own, layer: Any = layer) -> Any:
                 x_BTE = block.norm(h_BTE)
                 local, _ = block.local["full"](x_BTE, layer.full, call.ranges["full"])
-                score = own["gate"](x_BTE[0])[n_sinks:]
-                levels = torch.tensor([1 - share, 1 - kept], dtype=score.dtype, device=device)
-                low, high = score.detach().quantile(levels, dim=0)
-                log_gate = F.logsigmoid(sharpness * (score - (high - low)))
-                log_gate = F.pad(log_gate, (0, 0, n_sinks, 0))  # sinks stay
-                h_BTE = h_BTE + block.output(attend_gated(local, log_gate, chunk).flatten(2))
+                score = own["gate"](x_BTE[0])
+                log_gate = log_gates(config, score, own["gate"].fades(), sight)
+                seen = (local.q_RSHD, local.k_RJKD, local.v_RJKD)
+                h_BTE = h_BTE + block.output(attend_gated(*seen, log_gate, sight.chunk).flatten(2))
                 h_BTE = h_BTE + block.feedforward(block.feedforward_norm(h_BTE))
-                return h_BTE, (sharpness * score).sigmoid().mean(0)
+                return h_BTE, (sight.sharpness * score[config.n_sinks :]).sigmoid().mean(0)
 
             h_BTE, mean = checkpoint(read, h_BTE, use_reentrant=False)
             opened.append(mean)
@@ -345,26 +369,78 @@ class Learned(nn.Module):
         gates = [own["gate"] for own in self.blocks]
         return [((gate.weight / gate.scale).double(), gate.bias.double()) for gate in gates]
 
-    def spreads(self) -> list[Tensor]:
-        """Standard deviations (K,) of the scores that every layer's gate was given with."""
-        return [own["gate"].spread.double() for own in self.blocks]
+    @torch.no_grad()
+    def spreads(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """Standard deviations (K,) that the scores of every layer's gate should have, at inputs (N, E): those
+        of the gate that was given, or such that all fade as the configuration says."""
+        found = []
+        for own, sample, (weight, _) in zip(self.blocks, samples, self.scores(), strict=True):
+            fades = own["gate"].fades()
+            spread = own["gate"].spread.double()
+            if fades is not None:
+                spread = (sample.double() @ weight.T).std(0) * self.config.fade / fades.double()
+            found.append(spread)
+        return found
 
 
-def attend_gated(local: Local, log_gate: Tensor, chunk: int) -> Tensor:
+def log_gates(config: ModelConfig, score: Tensor, fades: Tensor | None, sight: Sight) -> Tensor:
+    """log g of every token for every chunk of queries, (N, T, K), by scores (T, K). Sinks have g = 1, and
+    where the weakest leave, the newest that a bank holds too."""
+    n_tokens, n_sinks = score.shape[0], config.n_sinks
+    n_chunks = -(-n_tokens // sight.chunk)
+    if config.eviction == "oldest":
+        levels = score.new_tensor([1 - sight.share, 1 - sight.kept])
+        low, high = score[n_sinks:].detach().quantile(levels, dim=0)
+        log_gate = F.logsigmoid(sight.sharpness * (score[n_sinks:] - (high - low)))
+        return F.pad(log_gate, (0, 0, n_sinks, 0)).expand(n_chunks, -1, -1)
+    at = torch.arange(n_tokens, device=score.device)
+    if fades is not None:
+        score = score + fades * (sight.pace / FADE_TOKENS * at)[:, None]
+    old = sight.chunk * (torch.arange(n_chunks, device=score.device) - 1) - config.n_newest
+    old_NT = (at >= n_sinks) & (at < old[:, None])
+    room = min(max(round((config.n_slots - config.n_newest) / sight.pace), 1), n_tokens)
+    ranked_NKT = torch.where(old_NT[:, None], score.T, -torch.inf)
+    last_NK = ranked_NKT.topk(room, dim=2).values[..., -1]
+    full_NK = last_NK > -torch.inf
+    above_NTK = score - torch.where(full_NK, last_NK, 0.0)[:, None]
+    log_gate_NTK = F.logsigmoid(sight.sharpness * above_NTK)
+    return torch.where(old_NT[..., None] & full_NK[:, None], log_gate_NTK, 0.0)
+
+
+def attend_gated(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, log_gate_NTK: Tensor, chunk: int) -> Tensor:
     """Attention (1, T, H, D) of a row of T tokens: in one softmax the keys of a token's own chunk up to
-    itself, and of the one before, and all keys before these with log_gate (T, K) added to their logits."""
-    q_RSHD, k_RJKD, v_RJKD = local.q_RSHD, local.k_RJKD, local.v_RJKD
-    n_tokens, near = len(log_gate), 2 * chunk
-    at = torch.arange(near, device=log_gate.device)
-    mask = additive(at <= at[:chunk, None] + chunk, q_RSHD.dtype)[None, None]
-    parts = [attend(q_RSHD[:, :near], k_RJKD[:, :near], v_RJKD[:, :near], causal=True)]
+    itself, and of the one before, and all keys before these with the log g that its chunk n finds added to
+    their logits."""
+    if q_BTHD.device.type == "cuda":
+        return attend_at_once(q_BTHD, k_BTKD, v_BTKD, log_gate_NTK, chunk)
+    n_tokens, near = log_gate_NTK.shape[1], 2 * chunk
+    at = torch.arange(near, device=log_gate_NTK.device)
+    mask = additive(at <= at[:chunk, None] + chunk, q_BTHD.dtype)[None, None]
+    parts = [attend(q_BTHD[:, :near], k_BTKD[:, :near], v_BTKD[:, :near], causal=True)]
     for start in range(near, n_tokens, chunk):
         stop, far = min(start + chunk, n_tokens), start - chunk
-        asked = q_RSHD[:, start:stop]
-        seen = (asked, k_RJKD[:, far:stop], v_RJKD[:, far:stop], mask[..., : stop - start, : stop - far])
-        slots = (asked, k_RJKD[:, :far], v_RJKD[:, :far], log_gate[None, :far])
+        asked = q_BTHD[:, start:stop]
+        seen = (asked, k_BTKD[:, far:stop], v_BTKD[:, far:stop], mask[..., : stop - start, : stop - far])
+        slots = (asked, k_BTKD[:, :far], v_BTKD[:, :far], log_gate_NTK[None, start // chunk, :far])
         parts.append(attend_slots(*seen, *slots))
     return torch.cat(parts, dim=1)
+
+
+def attend_at_once(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, log_gate_NTK: Tensor, chunk: int
+) -> Tensor:
+    """The same in one call with a mask of all queries and keys: for a GPU, which has the memory and is slow
+    at many small calls."""
+    n_tokens = log_gate_NTK.shape[1]
+    at = torch.arange(n_tokens, device=q_BTHD.device)
+    far_TT = at < chunk * (at // chunk - 1)[:, None]
+    near_TT = torch.where(at <= at[:, None], 0.0, MASKED)
+    log_gate_KTT = log_gate_NTK.movedim(2, 0).repeat_interleave(chunk, dim=1)[:, :n_tokens]
+    bias_KTT = torch.where(far_TT, log_gate_KTT, near_TT).to(q_BTHD.dtype)
+    groups = q_BTHD.shape[2] // k_BTKD.shape[2]
+    # Each query head has keys of its own: kernels that share them have no gradient of a mask.
+    k_BTHD, v_BTHD = (x.repeat_interleave(groups, 2) for x in (k_BTKD, v_BTKD))
+    return attend(q_BTHD, k_BTHD, v_BTHD, mask=bias_KTT.repeat_interleave(groups, 0)[None])
 
 
 def divergence(model: LanguageModel, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
@@ -414,6 +490,22 @@ def price(lately: Tensor, share: float) -> Tensor:
     return PRICE * ((lately - share) / share).clamp(0, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """How the student reads a passage."""
+
+    chunk: int
+    """A token sees its own chunk of so many tokens, and the one before, as they are."""
+    sharpness: float
+    """g = sigmoid(sharpness * score)."""
+    share: float
+    """Share of all tokens that a key head may admit."""
+    kept: float = 1.0
+    """Where the oldest leave: thresholds are raised so that of a `share` of the tokens this share is left."""
+    pace: float = 1.0
+    """Where the weakest leave: the passage stands for one so many times as long."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What one update did."""
@@ -433,25 +525,22 @@ def update(
     optimizers: Sequence[torch.optim.Optimizer],
     model: LanguageModel,
     passage: Passage,
-    *,
-    chunk: int,
-    sharpness: float,
-    share: float,
-    kept: float,
+    sight: Sight,
     clip: float = 1.0,
 ) -> Step:
-    """Read a passage of more than 2 chunks and update what is learned once; arguments as in `Learned.read`.
-    Raises FloatingPointError if a number is not finite, and then no parameter is changed."""
+    """Read a passage of more than 2 chunks and update what is learned once. Raises FloatingPointError if a
+    number is not finite, and then no parameter is changed."""
     device = model.embedding.weight.device
     tokens = torch.from_numpy(passage.ids).to(device)
     full = with_all_in_sight(model, len(tokens)).requires_grad_(False)
-    with torch.no_grad():
-        teacher = full.hidden(tokens[None])[0][0]
-    student, opened = learned.read(full, tokens, chunk=chunk, sharpness=sharpness, share=share, kept=kept)
-    near = 2 * chunk  # what sees everything is the same in both
-    weight = weights(passage, near).to(opened)
-    kl, gradient = divergence_and_gradient(model, student[near:], teacher[near:], weight / weight.sum())
-    cost = price(learned.lately(opened), share)
+    near = 2 * sight.chunk  # what sees everything is the same in both
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.no_grad():
+            teacher = full.hidden(tokens[None])[0][0]
+        student, opened = learned.read(full, tokens, sight)
+        weight = weights(passage, near).to(opened)
+        kl, gradient = divergence_and_gradient(model, student[near:], teacher[near:], weight / weight.sum())
+    cost = price(learned.lately(opened), sight.share)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward([student[near:], (cost * opened).mean()], [gradient, None])
@@ -460,6 +549,7 @@ def update(
         raise FloatingPointError(f"the divergence is {kl}, its gradient {norm}: lower the learning rate")
     for optimizer in optimizers:
         optimizer.step()
+    learned.bound()
     return Step(kl, cost.mean().item(), opened.mean().item(), norm)
 
 
@@ -477,6 +567,7 @@ def passages(config: DistilConfig, tokenizer: Tokenizer, step: int = 0) -> Itera
             n_asking=config.n_asking,
             reach=0,
             seed=int(random.integers(2**31)),
+            length=config.length,
         )
         made, order = list(some), random.permutation(size)
         yield from (made[place] for place in order[within if turn == begun else 0 :])
@@ -608,23 +699,8 @@ class _Run:
         share = self._share()
         lr = config.lr * learning_rate_factor(self.step, share, self.settings)
         set_learning_rate(self.optimizers, lr)
-        most = max(min(self.model.config.chunk_len, len(passage.ids) // 4), 1)
-        random = np.random.default_rng([config.seed, self.step, most])
-        chunk = int(random.integers(max(most // LEAST_REACH, 1), most + 1))
-        sharpness = SOFT * (SHARPNESS / SOFT) ** share
-        ranks = self.model.config.eviction == "weakest"
-        kept = config.share * (LEAST_SHARE ** -float(random.random()) if ranks else 1.0)
-        result = update(
-            self.learned,
-            self.optimizers,
-            self.model,
-            passage,
-            chunk=chunk,
-            sharpness=sharpness,
-            share=config.share,
-            kept=kept,
-            clip=self.settings.clip,
-        )
+        sight = self._sight(passage, share)
+        result = update(self.learned, self.optimizers, self.model, passage, sight, clip=self.settings.clip)
         self.step += 1
         self.tokens += len(passage.ids)
         now = time.perf_counter()
@@ -640,9 +716,10 @@ class _Run:
             "openness": [result.opened],
             "gradient_norm": result.gradient_norm,
             "lr": lr,
-            "sharpness": sharpness,
-            "chunk": chunk,
-            "kept": kept,
+            "sharpness": sight.sharpness,
+            "chunk": sight.chunk,
+            "kept": sight.kept,
+            "pace": sight.pace,
             "tokens_per_second": len(passage.ids) / (now - started),
             "elapsed": self.elapsed,
             "seconds_left": self.elapsed / share * (1 - share),
@@ -650,6 +727,18 @@ class _Run:
         self.metrics.append(row)
         self.reporter.stepped(self.step)
         self.reporter.logged(row)
+
+    def _sight(self, passage: Passage, share: float) -> Sight:
+        """How the next passage is read when this share of the run is over."""
+        model, allowed = self.model.config, self.config.share
+        most = max(min(model.chunk_len, len(passage.ids) // 4), 1)
+        random = np.random.default_rng([self.config.seed, self.step, most])
+        sharpness = SOFT * (SHARPNESS / SOFT) ** share
+        if model.eviction == "weakest":
+            pace = 1.0 if passage.asks.all() else LONGEST ** float(random.random())
+            return Sight(chunk=most, sharpness=sharpness, share=allowed, pace=pace)
+        chunk = int(random.integers(max(most // LEAST_REACH, 1), most + 1))
+        return Sight(chunk=chunk, sharpness=sharpness, share=allowed, kept=allowed)
 
     def _measure(self, model: LanguageModel) -> None:
         """A row of how far a model with its bank is behind."""
@@ -664,7 +753,7 @@ class _Run:
         """The model with what was learned, its thresholds set as those of fitted gates are."""
         model = self.learned.added_to(self.model)
         samples = sampled(model, self.scaling)
-        parts = zip(self.learned.scores(), samples, self.learned.spreads(), strict=True)
+        parts = zip(self.learned.scores(), samples, self.learned.spreads(samples), strict=True)
         distilled = with_scores(
             model,
             [

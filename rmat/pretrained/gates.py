@@ -66,6 +66,10 @@ PROSE_TOKENS, ASKING_TOKENS = 2048, 1280
 ASKING_AT_ONCE = 256
 """Queries whose attention is in memory at once: larger pieces cost more in allocation than in arithmetic."""
 
+QUESTION_TOKENS = 192
+"""Room for questions and answers, their turns and what stands before the text, in a passage of a given
+length."""
+
 FACTS = 3
 """Facts that are stated in a passage and asked for behind it."""
 
@@ -161,11 +165,11 @@ class _Regression:
         """Inputs (T, E), targets (T, K) and weights (T,)."""
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         weighted = x * weight[:, None]
-        self.gram += (x.T @ weighted).double()
-        self.moment += (weighted.T @ target).double()
-        stated = target[weight == STATED].double()
+        self.gram += (x.T @ weighted).double().cpu()
+        self.moment += (weighted.T @ target).double().cpu()
+        stated = target[weight == STATED].double().cpu()
         self.stated += torch.cat([stated.sum(0), stated.new_tensor([len(stated)])])
-        self.sample.append(x[:: -(-len(x) // SAMPLED_TOKENS)].half())
+        self.sample.append(x[:: -(-len(x) // SAMPLED_TOKENS)].half().cpu())
 
     def join(self) -> None:
         """Take up what the other processes of `rmat.machine.spread` have added."""
@@ -288,8 +292,8 @@ def _read(model: LanguageModel, passage: Passage, regressions: Sequence[_Regress
     def add(index: int) -> Any:
         def hook(_: Any, __: Any, outputs: tuple[Local, Any]) -> None:
             target = _targets(outputs[0], passage)
-            used = torch.from_numpy(passage.weight) > 0
-            weight = torch.from_numpy(passage.weight)
+            weight = torch.from_numpy(passage.weight).to(target.device)
+            used = weight > 0
             regressions[index].add(caught.pop(index).float()[used], target[used], weight[used])
 
         return hook
@@ -329,10 +333,10 @@ def _targets(local: Local, passage: Passage) -> Tensor:
     """Log of the largest attention weight that a query which asks gave to each token: (T, K)."""
     n_tokens = len(passage.ids)
     q_SHD, k_JKD = (x[0, :n_tokens].float() for x in (local.q_RSHD, local.k_RJKD))
-    n_kv_heads = k_JKD.shape[1]
-    most = torch.zeros(n_tokens, n_kv_heads)
-    for asks in torch.from_numpy(passage.asks).nonzero().flatten().split(ASKING_AT_ONCE):
-        key = torch.arange(int(asks[-1]) + 1)
+    n_kv_heads, device = k_JKD.shape[1], k_JKD.device
+    most = torch.zeros(n_tokens, n_kv_heads, device=device)
+    for some in torch.from_numpy(passage.asks).nonzero().flatten().split(ASKING_AT_ONCE):
+        asks, key = some.to(device), torch.arange(int(some[-1]) + 1, device=device)
         seen = key <= asks[:, None]
         counts = key <= asks[:, None] - passage.reach
         q_QKGD = q_SHD[asks].unflatten(1, (n_kv_heads, -1))
@@ -346,15 +350,26 @@ def _targets(local: Local, passage: Passage) -> Tensor:
 
 
 def mixed(
-    specs: Sequence[str], tokenizer: Tokenizer, *, n_prose: int, n_asking: int, reach: int, seed: int = 0
+    specs: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    n_prose: int,
+    n_asking: int,
+    reach: int,
+    seed: int = 0,
+    length: int | None = None,
 ) -> Iterator[Passage]:
-    """So many passages of prose, then of text that asks about itself, of each SPEC in turn.
+    """So many passages of prose, then of text that asks about itself, of each SPEC in turn; of about `length`
+    tokens each, questions included (None: 2,048 and 1,280).
 
     Raises TypeError for a string, whose letters would be taken for SPECs.
     """
     if isinstance(specs, str):
         raise TypeError(f"specs={specs!r} is one SPEC: give a list, [{specs!r}]")
-    plain = [prose(spec, tokenizer, length=PROSE_TOKENS, reach=reach, seed=seed) for spec in specs]
-    asked = [asking(spec, tokenizer, length=ASKING_TOKENS, seed=seed + 1) for spec in specs]
+    read, stated = PROSE_TOKENS, ASKING_TOKENS
+    if length is not None:
+        read, stated = length, max(length - QUESTION_TOKENS, 1)
+    plain = [prose(spec, tokenizer, length=read, reach=reach, seed=seed) for spec in specs]
+    asked = [asking(spec, tokenizer, length=stated, seed=seed + 1) for spec in specs]
     for sources, count in ((plain, n_prose), (asked, n_asking)):
         yield from (next(sources[k % len(sources)]) for k in range(count))

@@ -294,7 +294,8 @@ def _shard(window: nn.Module, model: LanguageModel, config: TrainConfig, mesh: D
         if isinstance(each, FSDPModule):
             each.set_gradient_divide_factor(1.0)  # the loss is divided by what all processes score
             each.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
-            each.set_reduce_scatter_unused_params(True, recurse=False)
+            if mesh.size() > 1:  # else there is nobody who could have used other weights
+                each.set_reduce_scatter_unused_params(True, recurse=False)
 
 
 def _watch(window: nn.Module, used: set[str]) -> None:

@@ -25,6 +25,9 @@ from rmat.pretrained.distil import (
     SCALING_PASSAGES,
     DistilConfig,
     Learned,
+    Sight,
+    attend_at_once,
+    attend_gated,
     behind,
     distil,
     passages,
@@ -83,11 +86,9 @@ def random_passage(n_tokens: int, asks_from: int) -> Passage:
     return Passage(ids=ids, asks=at >= asks_from, weight=np.ones(n_tokens, np.float32), reach=0)
 
 
-def looped(
-    learned: Any, model: LanguageModel, tokens: torch.Tensor, chunk: int = 1, sharpness: float = 1
-) -> Any:
+def looped(learned: Any, model: LanguageModel, tokens: torch.Tensor, sight: Sight | None = None) -> Any:
     """Logits (T, V) and mean g (L, K) of the student, token by token; with no `learned` the teacher's.
-    Thresholds are raised from the fifth best of twelve scores to the second best."""
+    Where the oldest leave, thresholds are raised from the fifth best of twelve scores to the second best."""
     config, state = model.config, model.state_dict()
     n_tokens, width, groups = len(tokens), config.head_dim, config.n_heads // config.n_kv_heads
     frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -104,12 +105,18 @@ def looped(
         name = f"blocks.{index}.local.chunked"
         query, key, value = (x @ state[f"{name}.{part}.weight"].T for part in ("query", "key", "value"))
         gate = torch.zeros(n_tokens, config.n_kv_heads, dtype=torch.float64)
-        if learned is not None:
+        chunk = n_tokens
+        if sight is not None:
+            chunk, sharpness = sight.chunk, sight.sharpness
             own = learned.blocks[index]
             query = query + x @ own["query"].down.weight.T @ own["query"].up.weight.T
             key = key + x @ own["key"].down.weight.T @ own["key"].up.weight.T
             score = (x / own["gate"].scale) @ own["gate"].weight.T + own["gate"].bias
             opened.append((1 / (1 + torch.exp(-sharpness * score)))[config.n_sinks :].mean(0))
+            strength = score
+            if config.fade:
+                fade = torch.exp(10 * own["gate"].log_fade)
+                strength = torch.stack([score[j] + fade * sight.pace * j / 1024 for j in range(n_tokens)])
             best = score[config.n_sinks :].sort(dim=0, descending=True).values.detach()
             gate = -torch.log1p(torch.exp(-sharpness * (score - best[1] + best[4])))
         query, key, value = (part.view(n_tokens, -1, width) for part in (query, key, value))
@@ -118,6 +125,14 @@ def looped(
             heads = []
             for head in range(config.n_heads):
                 k, logits = head // groups, []
+                if sight is not None and config.eviction == "weakest":
+                    gate = torch.zeros(n_tokens, config.n_kv_heads, dtype=torch.float64)
+                    old = range(config.n_sinks, max((t // chunk - 1) * chunk - config.n_newest, 0))
+                    room = max(round((config.n_slots - config.n_newest) / sight.pace), 1)
+                    if len(old) >= room:
+                        level = sorted((strength[j, k] for j in old), reverse=True)[room - 1]
+                        for j in old:
+                            gate[j, k] = -torch.log1p(torch.exp(-sharpness * (strength[j, k] - level)))
                 for j in range(t + 1):
                     logit = turned(query[t, head], t) @ turned(key[j, k], j) / math.sqrt(width)
                     far = j >= config.n_sinks and j < (t // chunk - 1) * chunk
@@ -129,9 +144,15 @@ def looped(
     return model.logits(h), torch.stack(opened) if opened else None
 
 
-def test_the_gradient_is_that_of_plain_loops(given: tuple[LanguageModel, Tokenizer]) -> None:
-    model, passage = scored(given[0]).double(), random_passage(14, asks_from=11)
-    tokens, chunk, sharpness, share, kept = torch.from_numpy(passage.ids), 3, 1.5, 4 / 11, 1 / 11
+@pytest.mark.parametrize("leaves", ["oldest", "weakest"])
+def test_the_gradient_is_that_of_plain_loops(source: Path, leaves: str) -> None:
+    model, _ = from_pretrained(source, window=4, n_slots=6, n_sinks=2)
+    model, passage = scored(model).double(), random_passage(14, asks_from=11)
+    if leaves == "weakest":  # two of the six slots are the newest's
+        model = model.with_slots(eviction="weakest", fade=64.0, newest_share=0.34)
+    share = 4 / 11
+    tokens = torch.from_numpy(passage.ids)
+    sight = Sight(chunk=3, sharpness=1.5, share=share, kept=1 / 11, pace=2.0)
     torch.manual_seed(2)
     learned = Learned(model, 2)
     learned.start(model, sampled(model, [passage]), 0.4)
@@ -140,14 +161,12 @@ def test_the_gradient_is_that_of_plain_loops(given: tuple[LanguageModel, Tokeniz
             own["query"].up.weight.normal_(0, 0.1)
             own["key"].up.weight.normal_(0, 0.1)
             own["gate"].opened.copy_(torch.tensor([0.9, 0.0]))  # one key head beyond its share
-    done = update(
-        learned, [], model, passage, chunk=chunk, sharpness=sharpness, share=share, kept=kept, clip=math.inf
-    )
+    done = update(learned, [], model, passage, sight, clip=math.inf)
     found = {name: x.grad.clone() for name, x in learned.named_parameters() if x.grad is not None}
     learned.zero_grad()
     with torch.no_grad():
         teacher, _ = looped(None, model, tokens)
-    student, opened = looped(learned, model, tokens, chunk, sharpness)
+    student, opened = looped(learned, model, tokens, sight)
     weight = torch.ones(8, dtype=torch.float64)
     weight[5:] = ASKED
     log_p, log_q = teacher[6:].log_softmax(1), student[6:].log_softmax(1)
@@ -171,7 +190,8 @@ def test_with_all_gates_open_the_student_is_the_teacher(given: tuple[LanguageMod
     full = with_all_in_sight(model, 90)
     with torch.no_grad():
         teacher = full.hidden(tokens[None])[0][0]
-        student, opened = learned.read(full, tokens, chunk=8, sharpness=1.0, share=0.5, kept=0.5)
+        sight = Sight(chunk=8, sharpness=1.0, share=0.5, kept=0.5)
+        student, opened = learned.read(full, tokens, sight)
     assert torch.allclose(student, teacher, atol=1e-4) and opened.min() > 0.999
 
 
@@ -180,10 +200,8 @@ def test_the_divergence_falls_where_a_passage_is_read_again(given: tuple[Languag
     learned = Learned(model, 0)
     learned.start(model, sampled(model, [passage]), 0.3)
     optimizers = [torch.optim.AdamW(learned.parameters(), lr=0.02, weight_decay=0.0)]
-    steps = [
-        update(learned, optimizers, model, passage, chunk=16, sharpness=2.0, share=0.3, kept=0.3)
-        for _ in range(12)
-    ]
+    sight = Sight(chunk=16, sharpness=2.0, share=0.3, kept=0.3)
+    steps = [update(learned, optimizers, model, passage, sight) for _ in range(12)]
     assert steps[-1].kl < 0.7 * steps[0].kl
     assert all(step.gradient_norm > 0 for step in steps)
 
@@ -233,7 +251,7 @@ class Stopping(Silent):
 
 
 def test_interrupted_is_not_interrupted(given: tuple[LanguageModel, Tokenizer], tmp_path: Path) -> None:
-    model, tokenizer = given[0].float().with_slots(eviction="weakest"), given[1]
+    model, tokenizer = given[0].float().with_slots(eviction="weakest", fade=0.5), given[1]
     config = dataclasses.replace(FEW, lora=2)
     whole = distil(model, tokenizer, config, tmp_path / "whole", reporter=Silent())
     assert whole is not None
@@ -256,14 +274,16 @@ def test_interrupted_is_not_interrupted(given: tuple[LanguageModel, Tokenizer], 
         [json.loads(line) for line in (tmp_path / each / "distil" / "metrics.jsonl").open()]
         for each in ("whole", "parts")
     ]
-    for name in ("step", "tokens", "loss", "price", "openness", "gradient_norm", "lr", "chunk", "kept"):
+    for name in ("step", "tokens", "loss", "price", "openness", "gradient_norm", "lr", "chunk", "pace"):
         assert [row.get(name) for row in rows[0]] == [row.get(name) for row in rows[1]], name
     assert [(row["kind"], row["step"]) for row in rows[0]] == [
         ("eval", 0),
         *(("train", step) for step in (1, 2, 3, 4)),
         ("eval", 4),
     ]
-    assert all(0.5 / 8 < row["kept"] < 0.5 for row in rows[0][1:-1])
+    # Of a round, one of three passages asks.
+    assert [row["pace"] > 1 for row in rows[0][1:4]].count(True) == 1
+    assert all(1 <= row["pace"] < 8 and row["chunk"] <= 32 for row in rows[0][1:-1])
     result = json.loads((tmp_path / "whole" / "distil" / "result.json").read_text())
     assert result["steps"] == 4
     assert (result["kl_before"], result["kl_after"]) == (rows[1][0]["kl"], rows[1][-1]["kl"])
@@ -307,6 +327,38 @@ def test_scores_stay_as_far_apart_as_they_were(
     assert torch.allclose(before, after, rtol=0.01) and before[0] > 4 * before[1]
 
 
+def test_a_head_forgets_as_fast_as_it_learned(given: tuple[LanguageModel, Tokenizer], tmp_path: Path) -> None:
+    """All strengths fade by the same number: the scores of a head that should forget fast are near."""
+    model = given[0].float().with_slots(eviction="weakest", fade=0.5)
+    learned, samples = Learned(model, 0), sampled(model, [random_passage(120, 0)])
+    learned.start(model, samples, 0.9)
+    slow, fast = 0.0625, 1.0
+    with torch.no_grad():
+        learned.blocks[1]["gate"].log_fade.copy_(torch.tensor([slow, fast]).log() / 10)
+    spread = learned.spreads(samples)[1]
+    score = learned.blocks[1]["gate"](samples[1]).std(0)
+    assert torch.allclose(spread / score, torch.tensor([0.5 / slow, 0.5 / fast]).double(), rtol=1e-4)
+    with torch.no_grad():
+        learned.blocks[1]["gate"].log_fade.copy_(torch.tensor([-5.0, 5.0]))
+    learned.bound()
+    fades = learned.blocks[1]["gate"].fades()
+    assert torch.allclose(fades, torch.tensor([0.5 / 8, 0.5 * 4]))
+
+
+def test_attention_at_once_is_attention_chunk_by_chunk() -> None:
+    """With gradients to queries, keys, values and gates, at a length that no chunk divides."""
+    random = torch.Generator().manual_seed(3)
+    shapes = ((1, 47, 6, 8), (1, 47, 2, 8), (1, 47, 2, 8), (6, 47, 2))
+    q, k, v, gate = (torch.randn(x, generator=random, dtype=torch.float64) for x in shapes)
+    made = []
+    for form in (attend_gated, attend_at_once):
+        given = [x.clone().requires_grad_() for x in (q, k, v, gate)]
+        out = form(*given, 9)
+        made.append((out, *torch.autograd.grad(out.sin().sum(), given)))
+    for one, other in zip(*made, strict=True):
+        assert torch.allclose(one, other, atol=1e-10) and one.abs().max() > 1e-6
+
+
 def test_attention_to_few_tokens_is_causal(given: tuple[LanguageModel, Tokenizer]) -> None:
     """Nothing is out of reach of tokens fewer than two chunks, whatever the gates are."""
     model = given[0].float()
@@ -316,7 +368,7 @@ def test_attention_to_few_tokens_is_causal(given: tuple[LanguageModel, Tokenizer
     for own in learned.blocks:
         own["gate"].bias.data.fill_(-40.0)
     with torch.no_grad():
-        student, _ = learned.read(full, tokens, chunk=5, sharpness=1.0, share=0.5, kept=0.5)
+        student, _ = learned.read(full, tokens, Sight(chunk=5, sharpness=1.0, share=0.5, kept=0.5))
         assert torch.allclose(student, full.hidden(tokens[None])[0][0], atol=1e-5)
 
 
