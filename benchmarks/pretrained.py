@@ -89,7 +89,7 @@ def variant(model: LanguageModel, name: str, n_tokens: int, seed: int, sample: l
         if name in ("window", "recent"):
             tensors[key] = torch.full_like(tensors[key], OPEN if key.endswith("bias") else 0.0)
         elif name == "random":
-            drawn = torch.randn(tensors[key].shape, generator=generator).to(tensors[key].dtype)
+            drawn = torch.randn(tensors[key].shape, generator=generator).to(tensors[key])
             tensors[key] = torch.zeros_like(drawn) if key.endswith("bias") else 100 * drawn
     if name == "window":
         chunk = (2 * config.chunk_len + config.n_slots) // 2
@@ -251,12 +251,14 @@ def decoding(
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
+    device = model.embedding.weight.device
+    theirs = theirs.to(device)
     random = np.random.default_rng(0)
     for context in contexts:
         ids = random.integers(0, model.config.vocab_size, context)
         with torch.inference_mode():
             logits, state = read_row(model, ids)
-            cache = theirs(torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=1).cache
+            cache = theirs(torch.from_numpy(ids)[None].to(device), use_cache=True, logits_to_keep=1).cache
             seconds: dict[str, list[float]] = {"rmat": [], "transformers": []}
             for _ in range(rounds):
                 token, begun = logits.argmax().view(1, 1), time.perf_counter()
@@ -296,14 +298,15 @@ def main() -> None:
     )
     parser.add_argument("--facts", type=int, nargs="*", default=[], metavar="TOKENS", help="lengths")
     parser.add_argument("--decode", type=int, nargs="*", default=[], metavar="TOKENS", help="contexts")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    model, tokenizer = load(args.model)
+    model, tokenizer = load(args.model, args.device)
     assert isinstance(tokenizer, Tokenizer)
     result: dict[str, Any] = {
-        "environment": describe_environment("cpu"),
+        "environment": describe_environment(args.device),
         "settings": {**vars(args), "out": None},
         "config": model.config.to_dict(),
         "state_bytes": model.initial_state(1).nbytes,

@@ -47,7 +47,9 @@ def fifo_windows(entered_BNW: Tensor, n_slots: int) -> Tensor:
     return order.gather(1, window_BNM.flatten(1)).view(window_BNM.shape)
 
 
-def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor, n_newest: int = 0) -> Tensor:
+def strongest_windows(
+    strength_BNW: Tensor, held: Tensor, fresh: Tensor, n_newest: int = 0, at_once: int | None = None
+) -> Tensor:
     """Where every slot of every bank of a call comes from, if the oldest of the weakest leaves first.
 
     Args:
@@ -56,31 +58,55 @@ def strongest_windows(strength_BNW: Tensor, held: Tensor, fresh: Tensor, n_newes
         fresh: (B, N) bool; segment n belongs to another document than the one before it, or the call's
             start: nothing held counts.
         n_newest: so many of the newest are held, however weak.
+        at_once: segments whose banks are chosen side by side. None: one on a CPU, where fewer candidates are
+            less work; on a GPU, which is slow at many small calls, as many as offer what a bank holds.
 
     Returns: (B, N + 1, M) int64, as `fifo_windows` does. What counts stands oldest first at the end.
     """
     n_rows, n_segments, n_candidates = strength_BNW.shape
-    n_slots = held.shape[1]
-    places = torch.arange(n_slots + n_candidates, device=held.device)
-    index = places[:n_slots].expand(n_rows, -1)
-    windows = [index]
-    for n in range(n_segments):
-        held = torch.where(fresh[:, n, None], ABSENT, held)
-        new = places[n_slots:] + n * n_candidates
+    n_slots, device = held.shape[1], held.device
+    if at_once is None:
+        at_once = max(n_slots // n_candidates, 1) if device.type == "cuda" else 1
+    index = torch.arange(n_slots, device=device).expand(n_rows, -1)
+    windows = [index[:, None]]
+    for first in range(0, n_segments, at_once):
+        strength_BGW, fresh_BG = (x[:, first : first + at_once] for x in (strength_BNW, fresh))
+        n_offered = strength_BGW[0].numel()
+        new = torch.arange(n_offered, device=device) + n_slots + first * n_candidates
         joined = torch.cat([index, new.expand(n_rows, -1)], dim=1)
-        strength = torch.cat([held, strength_BNW[:, n]], dim=1)
-        # What does not enter is weaker than an empty slot, so that banks stay filled from their end.
-        refused = (strength == ABSENT) & (places >= n_slots)
-        order = torch.where(refused, 2 * ABSENT, strength)
-        if n_newest:
-            entered = strength != ABSENT
-            newer = entered.flip(1).cumsum(1).flip(1)  # of those that entered, itself among them
-            order = torch.where(entered & (newer <= n_newest), _SAFE, order)
-        order = order * 2**24 + places
-        kept = order.topk(n_slots, dim=1, sorted=False).indices.sort(dim=1).values
-        index, held = joined.gather(1, kept), strength.gather(1, kept)
-        windows.append(index)
-    return torch.stack(windows, dim=1)
+        order_BGP, strength_BGP = _orders(held, strength_BGW, fresh_BG, n_newest)
+        # Who has left is weaker than as many as there is room for, and stays so: the banks of a group can be
+        # chosen from all of its candidates.
+        kept_BGM = order_BGP.topk(n_slots, dim=2, sorted=False).indices.sort(dim=2).values
+        found = joined[:, None].expand_as(order_BGP).gather(2, kept_BGM)
+        windows.append(found)
+        index, held = found[:, -1], strength_BGP[:, -1].gather(1, kept_BGM[:, -1])
+    return torch.cat(windows, dim=1)
+
+
+def _orders(held: Tensor, strength_BGW: Tensor, fresh_BG: Tensor, n_newest: int) -> tuple[Tensor, Tensor]:
+    """How the M held and the G * W offered vectors rank when each of G segments closes, and their strengths
+    then, (B, G, M + G * W): what a later document made stale is `ABSENT`."""
+    n_rows, n_segments, n_candidates = strength_BGW.shape
+    n_slots = held.shape[1]
+    segment = torch.arange(n_segments, device=held.device)
+    source = torch.cat([segment.new_full((n_slots,), -1), segment.repeat_interleave(n_candidates)])
+    document_BG = fresh_BG.long().cumsum(1)
+    document_BP = torch.cat(
+        [document_BG.new_zeros(n_rows, n_slots), document_BG.repeat_interleave(n_candidates, 1)], dim=1
+    )
+    stale_BGP = document_BP[:, None] != document_BG[..., None]
+    strength_BGP = torch.cat([held, strength_BGW.flatten(1)], dim=1)[:, None]
+    offered = (source >= 0) & (source <= segment[:, None])
+    # What does not enter, or not yet, is weaker than an empty slot, so that banks stay filled from their end.
+    out_BGP = (source >= 0) & ((strength_BGP == ABSENT) | ~offered)
+    strength_BGP = torch.where(stale_BGP, ABSENT, strength_BGP)
+    order_BGP = torch.where(out_BGP, 2 * ABSENT, strength_BGP)
+    if n_newest:
+        entered_BGP = ~out_BGP & (strength_BGP != ABSENT)
+        newer_BGP = entered_BGP.flip(2).cumsum(2).flip(2)  # of those that entered, itself among them
+        order_BGP = torch.where(entered_BGP & (newer_BGP <= n_newest), _SAFE, order_BGP)
+    return order_BGP * 2**24 + torch.arange(len(source), device=held.device), strength_BGP
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:

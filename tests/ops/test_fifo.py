@@ -48,11 +48,14 @@ def test_windows_of_the_strongest_equal_pushing_one_by_one(data: st.DataObject) 
         st.lists(st.integers(-9, 6), min_size=n_segments * n_writes, max_size=n_segments * n_writes)
     )
     fresh = data.draw(st.lists(st.booleans(), min_size=n_segments, max_size=n_segments))
+    n_newest = data.draw(st.integers(0, n_slots))
     scores_1NW = torch.tensor(scores).view(1, n_segments, n_writes)
     windows = strongest_windows(
         torch.where(scores_1NW > -9, scores_1NW, ABSENT),
         torch.full((1, n_slots), ABSENT),
         torch.tensor([fresh]),
+        n_newest=n_newest,
+        at_once=data.draw(st.integers(1, 6)),
     )
     bank: list[ref.Slot] = []
     for n in range(n_segments + 1):
@@ -63,17 +66,17 @@ def test_windows_of_the_strongest_equal_pushing_one_by_one(data: st.DataObject) 
         for w in range(n_writes if n < n_segments else 0):
             if (score := scores[n * n_writes + w]) > -9:
                 new = slot(n_slots + n * n_writes + w, score + 0.001)
-                bank = ref.push(bank, new, n_slots, weakest=True)
+                bank = ref.push(bank, new, n_slots, weakest=True, n_newest=n_newest)
 
 
 def test_nothing_enters_nothing_moves() -> None:
     windows = fifo_windows(torch.zeros(2, 3, 2, dtype=torch.bool), 4)
     assert bool((windows == torch.arange(4)).all())
     nothing = torch.full((2, 3, 2), ABSENT)
-    windows = strongest_windows(
-        nothing, torch.tensor([[ABSENT, 3, 1, 3]] * 2), torch.zeros(2, 3, dtype=torch.bool)
-    )
-    assert bool((windows == torch.arange(4)).all())
+    held = torch.tensor([[ABSENT, 3, 1, 3]] * 2)
+    for at_once in (1, 2, 3):
+        windows = strongest_windows(nothing, held, torch.zeros(2, 3, dtype=torch.bool), at_once=at_once)
+        assert bool((windows == torch.arange(4)).all())
 
 
 def test_take_rows_reads_each_rows_own_places_and_gradients_return_there() -> None:
