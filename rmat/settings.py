@@ -15,13 +15,28 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
+
+
+if TYPE_CHECKING:
+    once = functools.cached_property
+else:
+
+    class once(functools.cached_property):
+        """`functools.cached_property` without the lock that it takes in Python 3.11, where torch.compile
+        would end a graph. For what a compiled block asks its settings."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> Any:
+            if instance is None:
+                return self
+            value = instance.__dict__[self.attrname] = self.func(instance)
+            return value
 
 
 def refuse(name: str, value: object, remedy: str) -> NoReturn:

@@ -133,7 +133,8 @@ def add(commands: Any) -> None:
         "--length",
         type=int,
         metavar="N",
-        help="tokens of a passage, within the trained context (default: 2048 of prose, 1280 of one that asks)",
+        help="tokens of a passage, within the trained context (default: 2048 of prose, 1280 of one that "
+        "asks)",
     )
     add("--seed", type=int, default=0, metavar="N", help="seed of the passages (default: 0)")
     add("--method", choices=("fit", "distil"), default="fit", help="how gates learn (default: fit)")
@@ -240,6 +241,11 @@ def run_gates(args: argparse.Namespace) -> int:
         raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
     # What a bank is asked for is neither in local reach nor among its newest.
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback) + model.config.n_newest
+    if args.prose and (args.length or PROSE_TOKENS) <= reach:
+        raise ValueError(
+            f"in passages of {args.length or PROSE_TOKENS} tokens nothing is further back than the {reach} that "
+            f"are in local reach or the bank's newest: give --length {2 * reach}, or --prose 0"
+        )
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
     total = args.prose * (args.length or PROSE_TOKENS) + args.asking * (args.length or ASKING_TOKENS)
     with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from rmat.settings import check, choice, field_types, known_keywords, nearest, number, refuse, whole
+from rmat.settings import check, choice, field_types, known_keywords, nearest, number, once, refuse, whole
 
 Stream = Literal["full", "chunked", "memory"]
 Eviction = Literal["oldest", "weakest"]
@@ -297,22 +297,22 @@ class ModelConfig:
     def _refuse(self, name: str, remedy: str) -> NoReturn:
         refuse(f"ModelConfig.{name}", getattr(self, name), remedy)
 
-    @functools.cached_property
+    @once
     def head_dim(self) -> int:
         """Width D of one head."""
         return self.head_width or self.d_model // self.n_heads
 
-    @functools.cached_property
+    @once
     def epsilon(self) -> float:
         """What normalisations add to the mean square."""
         return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
 
-    @functools.cached_property
+    @once
     def local_streams(self) -> tuple[Stream, ...]:
         """The streams that read tokens, in the order full, chunked."""
         return tuple(s for s in get_args(Stream)[:2] if s in self.streams)
 
-    @functools.cached_property
+    @once
     def has_memory(self) -> bool:
         """Whether the blocks have a memory bank."""
         return "memory" in self.streams
@@ -323,51 +323,49 @@ class ModelConfig:
             return self
         return dataclasses.replace(self, streams=self.local_streams, memory_layers=None)
 
-    @functools.cached_property
+    @once
     def held(self) -> dict[str, int]:
         """Tokens whose keys and values a state keeps, for every set of local projections."""
         reach = {"full": self.segment_len, "chunked": self.chunk_len * (1 + self.chunk_lookback)}
         local = self.local_streams
         if self.memory_projections == "local":
             # Tokens wait here until they are offered to the bank.
-            reach = {
-                stream: max(length, self.segment_len + self.write_lag) for stream, length in reach.items()
-            }
+            reach = {name: max(length, self.segment_len + self.write_lag) for name, length in reach.items()}
         if len(local) == 2 and self.projections == "shared":
             return {"shared": max(reach.values())}
         return {stream: reach[stream] for stream in local}
 
-    @functools.cached_property
+    @once
     def lookback(self) -> int:
         """Tokens before its segment that a segment's first token sees in local attention."""
         return self.chunk_len * self.chunk_lookback if "chunked" in self.streams else 0
 
-    @functools.cached_property
+    @once
     def write_lag(self) -> int:
         """Tokens between the last one offered to the bank and the end of the segment that closes."""
         return self.lookback if self.write_when == "unseen" else 0
 
-    @functools.cached_property
+    @once
     def slot_groups(self) -> int:
         """Banks of a layer: 1, or one for each key head."""
         return self.n_kv_heads if self.slots_per == "key_head" else 1
 
-    @functools.cached_property
+    @once
     def n_newest(self) -> int:
         """Slots of a bank that are the newest's, however weak, where the weakest leave."""
         return math.floor(self.newest_share * self.n_slots)
 
-    @functools.cached_property
+    @once
     def scores_writes(self) -> bool:
         """Whether a learned score decides on writes (and its log-gate biases reads)."""
         return self.has_memory and (self.writer == "select" or self.gate in ("push", "both"))
 
-    @functools.cached_property
+    @once
     def refuses_writes(self) -> bool:
         """Whether the gate may refuse a write."""
         return self.has_memory and self.gate in ("push", "both")
 
-    @functools.cached_property
+    @once
     def recurrent_gate(self) -> bool:
         """Whether candidates pass the GRU gate."""
         return self.has_memory and self.gate in ("gru", "both")
@@ -407,7 +405,7 @@ class ModelConfig:
         left out."""
         return self._fingerprint
 
-    @functools.cached_property  # every call of a model asks
+    @once  # every call of a model asks
     def _fingerprint(self) -> str:
         plain = {k: v for k, v in self.to_dict().items() if k not in TRAINING_ONLY}
         values = {k: v for k, v in plain.items() if k not in _LATER or v != _LATER[k]}

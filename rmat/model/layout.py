@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor
 from rmat.model.config import ModelConfig
 from rmat.ops.append import append, newest
 from rmat.ops.fifo import take_rows
+from rmat.settings import once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class Layout:
             host=host,
         )
 
-    @cached_property
+    @once
     def at(self) -> Places:
         """The places, on the device of the call."""
         return self.places()
@@ -150,7 +151,7 @@ class Layout:
         """Whether the call brings one token to each row, at one place: a step of decoding."""
         return self.streaming and self.start is not None and self.n_tokens == 1
 
-    @cached_property
+    @once
     def end(self) -> Tensor:
         """(B,) position of each row after the call, on the CPU."""
         if self.host is not None:
@@ -163,28 +164,28 @@ class Layout:
         places = lambda: self.at.map(lambda x: x.repeat_interleave(times, 0))  # noqa: E731
         return replace(self, n_rows=self.n_rows * times, places=places)
 
-    @cached_property  # all layers ask
+    @once  # all layers ask
     def base(self) -> Tensor:
         """(B, N) flat coordinate of each segment's start."""
         return self.at.first - self.at.offset
 
-    @cached_property
+    @once
     def closed(self) -> Tensor:
         """(B, N) whether the call completes the segment."""
         return self.at.offset + self.at.count == self.segment_len
 
-    @cached_property
+    @once
     def open_base(self) -> Tensor:
         """(B,) flat coordinate of the start of the segment that is open after the call."""
         return self.at.length - self.at.end % self.segment_len
 
-    @cached_property
+    @once
     def cell_offset_BNS(self) -> Tensor:
         """Offset in its segment of every cell, broadcastable to (B, N, S)."""
         cells = torch.arange(self.n_cells, device=self.device)
         return self.at.offset[..., None] + cells if self.streaming else cells.view(1, 1, -1)
 
-    @cached_property
+    @once
     def live_BNS(self) -> Tensor:
         """Whether a cell holds a token of this call."""
         offset_BN1 = self.at.offset[..., None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from rmat.model.rotary import Angles, Rotary
 from rmat.model.state import KeyValues, Window
 from rmat.ops.append import append
 from rmat.ops.attention import additive, at_least_float32, attend, attend_slots, fold_chunks, rotate
+from rmat.settings import once
 
 
 def visible(config: ModelConfig, streams: Sequence[str], query: Tensor, key: Tensor, least: Tensor) -> Tensor:
@@ -101,12 +102,12 @@ class KeyRange:
         offsets = partial(_offsets, first, before, stop, layout.device)
         return KeyRange(config, layout, n_held, before, *angles, offsets)
 
-    @cached_property
+    @once
     def offsets(self) -> tuple[Tensor, Tensor]:
         """Offsets of the queries and of the keys in the segment, broadcastable to (R, S) and to (R, J)."""
         return self.make_offsets()
 
-    @cached_property
+    @once
     def least(self) -> Tensor:
         """(R, 1) smallest offset that is still of the same document."""
         return -self.layout.at.prior.flatten()[:, None]

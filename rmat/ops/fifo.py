@@ -70,11 +70,11 @@ def strongest_windows(
     index = torch.arange(n_slots, device=device).expand(n_rows, -1)
     windows = [index[:, None]]
     for first in range(0, n_segments, at_once):
-        strength_BGW, fresh_BG = (x[:, first : first + at_once] for x in (strength_BNW, fresh))
+        strength_BGW, begun = (x[:, first : first + at_once] for x in (strength_BNW, fresh))
         n_offered = strength_BGW[0].numel()
         new = torch.arange(n_offered, device=device) + n_slots + first * n_candidates
         joined = torch.cat([index, new.expand(n_rows, -1)], dim=1)
-        order_BGP, strength_BGP = _orders(held, strength_BGW, fresh_BG, n_newest)
+        order_BGP, strength_BGP = _orders(held, strength_BGW, begun, n_newest)
         # Who has left is weaker than as many as there is room for, and stays so: the banks of a group can be
         # chosen from all of its candidates.
         kept_BGM = order_BGP.topk(n_slots, dim=2, sorted=False).indices.sort(dim=2).values
@@ -84,18 +84,18 @@ def strongest_windows(
     return torch.cat(windows, dim=1)
 
 
-def _orders(held: Tensor, strength_BGW: Tensor, fresh_BG: Tensor, n_newest: int) -> tuple[Tensor, Tensor]:
+def _orders(held: Tensor, strength_BGW: Tensor, begun: Tensor, n_newest: int) -> tuple[Tensor, Tensor]:
     """How the M held and the G * W offered vectors rank when each of G segments closes, and their strengths
     then, (B, G, M + G * W): what a later document made stale is `ABSENT`."""
     n_rows, n_segments, n_candidates = strength_BGW.shape
     n_slots = held.shape[1]
     segment = torch.arange(n_segments, device=held.device)
     source = torch.cat([segment.new_full((n_slots,), -1), segment.repeat_interleave(n_candidates)])
-    document_BG = fresh_BG.long().cumsum(1)
-    document_BP = torch.cat(
-        [document_BG.new_zeros(n_rows, n_slots), document_BG.repeat_interleave(n_candidates, 1)], dim=1
+    document = begun.long().cumsum(1)
+    source_document = torch.cat(
+        [document.new_zeros(n_rows, n_slots), document.repeat_interleave(n_candidates, 1)], dim=1
     )
-    stale_BGP = document_BP[:, None] != document_BG[..., None]
+    stale_BGP = source_document[:, None] != document[..., None]
     strength_BGP = torch.cat([held, strength_BGW.flatten(1)], dim=1)[:, None]
     offered = (source >= 0) & (source <= segment[:, None])
     # What does not enter, or not yet, is weaker than an empty slot, so that banks stay filled from their end.

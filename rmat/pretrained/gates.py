@@ -66,10 +66,6 @@ PROSE_TOKENS, ASKING_TOKENS = 2048, 1280
 ASKING_AT_ONCE = 256
 """Queries whose attention is in memory at once: larger pieces cost more in allocation than in arithmetic."""
 
-QUESTION_TOKENS = 192
-"""Room for questions and answers, their turns and what stands before the text, in a passage of a given
-length."""
-
 FACTS = 3
 """Facts that are stated in a passage and asked for behind it."""
 
@@ -105,10 +101,17 @@ def prose(
 
 
 def asking(
-    spec: str, tokenizer: Tokenizer, *, length: int, seed: int, split: Split = "train"
+    spec: str,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    seed: int,
+    split: Split = "train",
+    in_all: bool = False,
 ) -> Iterator[Passage]:
-    """Passages of about `length` tokens, without end, in which facts are stated in the SPEC's text and asked
-    for in the model's chat format. Questions and answers ask; tokens before them are keys.
+    """Passages without end, in which facts are stated in about `length` tokens of the SPEC's text (`in_all`:
+    all that stands around it counts too) and asked for in the model's chat format. Questions and answers ask;
+    tokens before them are keys.
 
     Raises ValueError for a model without a chat template.
     """
@@ -128,16 +131,11 @@ def asking(
         ]
         places = np.sort(random.random(FACTS)).tolist()
         sentences = without(values, load_filler(spec, split).sentences(random))
-        hidden = hide(list(zip(places, map(" {}".format, stated), strict=True)), sentences, length, tokenizer)
+        lead, turns = encode_lead(tokenizer, "nothing"), encode_turns(tokenizer, asked, "text")
+        budget = max(length - len(lead) - len(turns), 1) if in_all else length
+        hidden = hide(list(zip(places, map(" {}".format, stated), strict=True)), sentences, budget, tokenizer)
         text = "".join(text for _, text in hidden).strip()
-        ids = np.array(
-            [
-                *encode_lead(tokenizer, "nothing"),
-                *tokenizer.encode(text),
-                *encode_turns(tokenizer, asked, "text"),
-            ],
-            dtype=np.int64,
-        )
+        ids = np.array([*lead, *tokenizer.encode(text), *turns], dtype=np.int64)
         ends = np.cumsum(tokenizer.byte_counts(ids))
         spelled = tokenizer.decode_bytes(ids.tolist())
         question = spelled.index(asked[0][1].encode(), spelled.index(stated[-1].encode()))
@@ -366,10 +364,10 @@ def mixed(
     """
     if isinstance(specs, str):
         raise TypeError(f"specs={specs!r} is one SPEC: give a list, [{specs!r}]")
-    read, stated = PROSE_TOKENS, ASKING_TOKENS
-    if length is not None:
-        read, stated = length, max(length - QUESTION_TOKENS, 1)
+    read, stated = (PROSE_TOKENS, ASKING_TOKENS) if length is None else (length, length)
     plain = [prose(spec, tokenizer, length=read, reach=reach, seed=seed) for spec in specs]
-    asked = [asking(spec, tokenizer, length=stated, seed=seed + 1) for spec in specs]
+    asked = [
+        asking(spec, tokenizer, length=stated, seed=seed + 1, in_all=length is not None) for spec in specs
+    ]
     for sources, count in ((plain, n_prose), (asked, n_asking)):
         yield from (next(sources[k % len(sources)]) for k in range(count))

@@ -173,9 +173,21 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "fade=1.0 is not possible" in capsys.readouterr().err
     assert main(["gates", str(folder), *few, "--newest", "1.5"]) == 2
     assert "newest_share=1.5 is not possible" in capsys.readouterr().err
+    assert main(["gates", str(folder), *few, "--length", "60"]) == 2  # local reach and the newest: 32 + 28
+    assert "nothing is further back than the 60 that" in capsys.readouterr().err
+    assert main(["gates", str(folder), *few, "--length", "0"]) == 2
+    assert "--length=0 is not possible" in capsys.readouterr().err
     assert main(["gates", str(folder), "--prose", "0", "--asking", "0"]) == 2
     assert "leave nothing to fit on" in capsys.readouterr().err
     assert main(["gates", "starter", *few]) == 2
     assert "starter is a name and no folder to write to" in capsys.readouterr().err
     assert main(["gates", "starter", "--out", str(tmp_path / "starter"), *few]) == 2
     assert "was not imported" in capsys.readouterr().err
+
+
+def test_passages_of_a_given_length(given: tuple[LanguageModel, Tokenizer]) -> None:
+    """Questions and answers included."""
+    made = list(mixed([TEXT], given[1], n_prose=2, n_asking=2, reach=0, length=700))
+    lengths = [len(passage.ids) for passage in made]
+    assert all(650 < each <= 700 for each in lengths[:2])
+    assert all(650 < each <= 700 for each in lengths[2:]) and all(passage.asks.any() for passage in made)
