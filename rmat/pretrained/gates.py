@@ -110,7 +110,7 @@ def asking(
     in_all: bool = False,
 ) -> Iterator[Passage]:
     """Passages without end, in which facts are stated in about `length` tokens of the SPEC's text (`in_all`:
-    all that stands around it counts too) and asked for in the model's chat format. Questions and answers ask;
+    all else counts too) and asked for in the model's chat format. Questions and answers ask;
     tokens before them are keys.
 
     Raises ValueError for a model without a chat template.
@@ -132,8 +132,10 @@ def asking(
         places = np.sort(random.random(FACTS)).tolist()
         sentences = without(values, load_filler(spec, split).sentences(random))
         lead, turns = encode_lead(tokenizer, "nothing"), encode_turns(tokenizer, asked, "text")
-        budget = max(length - len(lead) - len(turns), 1) if in_all else length
-        hidden = hide(list(zip(places, map(" {}".format, stated), strict=True)), sentences, budget, tokenizer)
+        facts = [f" {statement}" for statement in stated]
+        beside = len(lead) + len(turns) + sum(len(tokenizer.encode(fact)) for fact in facts)
+        budget = max(length - beside, 1) if in_all else length
+        hidden = hide(list(zip(places, facts, strict=True)), sentences, budget, tokenizer)
         text = "".join(text for _, text in hidden).strip()
         ids = np.array([*lead, *tokenizer.encode(text), *turns], dtype=np.int64)
         ends = np.cumsum(tokenizer.byte_counts(ids))
