@@ -160,6 +160,15 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
         raise ValueError(
             f"train.parallel is 'none' but {count} processes were started: give auto, ddp or fsdp"
         )
+    if (
+        config.parallel == "fsdp"
+        and count > 1
+        and not hasattr(FSDPModule, "set_reduce_scatter_unused_params")
+    ):
+        raise ValueError(
+            f"train.parallel is 'fsdp' with {count} processes, and torch {torch.__version__} cannot sum gradients "
+            "of weights that some processes do not use: take a newer torch (2.13 can), or train.parallel=ddp"
+        )
     context = config.context_parallel
     if count % context:
         raise ValueError(

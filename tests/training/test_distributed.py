@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from rmat import api
 from rmat.data.config import DataConfig
 from rmat.storage import load_model
 from rmat.training.checkpoint import read_checkpoint
-from rmat.training.config import RunConfig
-from rmat.training.distributed import Processes, refuse_sharing, restarted
+from rmat.training.config import RunConfig, TrainConfig
+from rmat.training.distributed import Processes, joined, refuse_sharing, restarted
 from rmat.training.loop import train
 from rmat.training.progress import Silent
 from tests.makers.runs import assert_same_tensors, last_checkpoint, metrics
@@ -306,6 +307,17 @@ def test_as_many_processes_go_on_bit_for_bit(config: MakeConfig, parallel: str) 
             together(2, trained, wanted.to_dict(), resume, timeout=300)
         ends.append(last_checkpoint(Path(str(wanted.out))))
     assert_same_tensors(*ends)
+
+
+def test_several_processes_of_fsdp_need_a_newer_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.11 has no sum over processes of which only some use a weight; one process does without."""
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    started = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    refused = pytest.raises(ValueError, match=r"'fsdp' with 2 processes, and torch .* take a newer torch")
+    with refused, joined(TrainConfig(parallel="fsdp")):
+        pass
 
 
 def test_a_process_without_rows_is_refused(config: MakeConfig) -> None:
