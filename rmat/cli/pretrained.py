@@ -243,8 +243,8 @@ def run_gates(args: argparse.Namespace) -> int:
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback) + model.config.n_newest
     if args.prose and (args.length or PROSE_TOKENS) <= reach:
         raise ValueError(
-            f"in passages of {args.length or PROSE_TOKENS} tokens nothing is further back than the {reach} that "
-            f"are in local reach or the bank's newest: give --length {2 * reach}, or --prose 0"
+            f"in passages of {args.length or PROSE_TOKENS} tokens nothing is further back than the {reach} "
+            f"that are in local reach or the bank's newest: give --length {2 * reach}, or --prose 0"
         )
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
     total = args.prose * (args.length or PROSE_TOKENS) + args.asking * (args.length or ASKING_TOKENS)

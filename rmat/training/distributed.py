@@ -166,8 +166,9 @@ def joined(config: TrainConfig) -> Iterator[Processes]:
         and not hasattr(FSDPModule, "set_reduce_scatter_unused_params")
     ):
         raise ValueError(
-            f"train.parallel is 'fsdp' with {count} processes, and torch {torch.__version__} cannot sum gradients "
-            "of weights that some processes do not use: take a newer torch (2.13 can), or train.parallel=ddp"
+            f"train.parallel is 'fsdp' with {count} processes, and torch {torch.__version__} cannot sum "
+            "gradients of weights that some processes do not use: take a newer torch (2.13 can), or "
+            "train.parallel=ddp"
         )
     context = config.context_parallel
     if count % context:
