@@ -3,8 +3,8 @@
     python scripts/gpu_check.py [--out gpu_check.json]          on a machine with a CUDA device
     python scripts/gpu_check.py --device cpu --quick            the same parts at toy scale, without one
 
-It needs torch, numpy, safetensors, tokenizers and rich; nothing has to be installed, the package is taken
-from beside this script. Every part runs in a process of its own with a time limit: a part that fails, crashes
+It needs what the package needs (`dependencies` in pyproject.toml); the package itself is taken from beside
+this script. Every part runs in a process of its own with a time limit: a part that fails, crashes
 the device or hangs is recorded and the rest still runs. The report is written to `--out`; the last line
 printed is the same as one JSON object. Exit status: 0 all parts passed, 1 a part failed, 2 wrong arguments or
 no CUDA device.

@@ -329,5 +329,5 @@ PARTS: dict[str, Part] = {
     "training_speed": Part(run=training_speed, limit=60),
     "training": Part(run=training, limit=200),
     "compile": Part(run=compiled, limit=180),
-    "sharded": Part(run=sharded, limit=180),
+    "sharded": Part(run=sharded, limit=240),
 }
