@@ -297,10 +297,15 @@ def sharded(device: str, quick: bool) -> dict[str, Any]:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
         command += ["-m", "rmat", "train", "--preset", size, "--data", text, "--out", str(run)]
-        command += [f"data.cache_dir={folder}/cache", *(f"{name}={value}" for name, value in settings.items())]
+        command += [
+            f"data.cache_dir={folder}/cache",
+            *(f"{name}={value}" for name, value in settings.items()),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"rmat train ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[:1500]}")
+            raise RuntimeError(
+                f"rmat train ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[:1500]}"
+            )
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         config = rmat.load(run)[0].config
     rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]

@@ -199,6 +199,8 @@ def distil(
     require_gates(model.config)
     if not any(x.any() for name, x in model.state_dict().items() if name.endswith("score.weight")):
         raise ValueError("the gates of this model are all open: fit them first (rmat gates MODEL)")
+    if config.length is not None and tokenizer.chat is not None:
+        whole("distil.length", config.length, 1, tokenizer.chat.context)
     device, _ = pick_device(config.device)
     scaling = list(islice(passages(config, tokenizer), SCALING_PASSAGES))
     folder = Path(out) / RUN_FOLDER

@@ -386,6 +386,8 @@ def test_what_cannot_be_distilled_is_refused(
     assert DistilConfig(data="one").data == ("one",)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="leave nothing to read"):
         DistilConfig(n_prose=0, n_asking=0)
+    with pytest.raises(ValueError, match=r"distil\.length=4097 is not possible: .* from 1 to"):
+        distil(*given, dataclasses.replace(FEW, length=4097), tmp_path)
     with pytest.raises((ValueError, OSError), match="nowhere"):
         distil(*given, dataclasses.replace(FEW, data=(str(tmp_path / "nowhere"),)), tmp_path)
     assert not list(tmp_path.iterdir())
