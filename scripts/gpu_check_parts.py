@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from gpu_check_parity import parity_bfloat16, parity_float32, relative_error
 
 import rmat
-from benchmarks import speed
+from benchmarks import processes, speed
 from rmat.accounting import account
 from rmat.machine import describe_environment
 from rmat.model import LanguageModel, ModelConfig, StreamState
@@ -274,7 +274,7 @@ def decoding(device: str, quick: bool) -> dict[str, Any]:
 
 def sharded(device: str, quick: bool) -> dict[str, Any]:
     """`rmat train` in one process of torchrun with FSDP2, compiled: tokens per second and share of the peak."""
-    size, steps, every = ("tiny", 6, 2) if quick else ("base", 24, 2)
+    size, steps = ("tiny", 9) if quick else ("base", 24)
     dtype = "float32" if quick else "bfloat16"
     settings: dict[str, str | int] = {
         "data.tokenizer": "bytes",
@@ -286,31 +286,17 @@ def sharded(device: str, quick: bool) -> dict[str, Any]:
         "train.steps": steps,
         "train.batch_size": 2 if quick else 16,
         "train.window": 256 if quick else 4096,
-        "train.log_every": every,
-        "train.eval_every": 0,
-        "train.eval_bytes": 1000,
-        "train.sample_every": 0,
-        "train.checkpoint_every": 1_000_000,
+        "train.log_every": 2,
     }
     text = str(Path(rmat.__file__).parent / "model") if quick else "python-stdlib"
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-        command += ["-m", "rmat", "train", "--preset", size, "--data", text, "--out", str(run)]
-        command += [
-            f"data.cache_dir={folder}/cache",
-            *(f"{name}={value}" for name, value in settings.items()),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                f"rmat train ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[:1500]}"
-            )
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        command += ["-m", "rmat", "train", "--preset", size, "--data", text, *processes.QUIET]
+        command += [f"data.cache_dir={folder}/cache", *(f"{name}={x}" for name, x in settings.items())]
+        rates = processes.rates_of(command, run, torch.get_num_threads())  # without the updates that compile
         config = rmat.load(run)[0].config
-    rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
-    rates = sorted(rates[len(rates) // 3 :])  # before that blocks are compiled
-    rate, peak_rate = rates[len(rates) // 2], speed.matmul_rate(device, dtype, size=256 if quick else None)
+    rate, peak_rate = median(rates), speed.matmul_rate(device, dtype, size=256 if quick else None)
     used = rate * account(config).flops_per_token_train / peak_rate
     summary = f"{size}, {settings['train.batch_size']} x {settings['train.window']}, {dtype}: {rate:,.0f} tokens/s, {used:.0%} used"
     return {
@@ -320,7 +306,7 @@ def sharded(device: str, quick: bool) -> dict[str, Any]:
         "model": config.to_dict(),
         "parameters": account(config).parameters,
         "tokens_per_second": rate,
-        "tokens_per_second_range": [rates[0], rates[-1]],
+        "tokens_per_second_range": [min(rates), max(rates)],
         "utilisation": used,
     }
 

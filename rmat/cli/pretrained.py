@@ -208,7 +208,7 @@ def run_gates(args: argparse.Namespace) -> int:
     from rmat.api import load
     from rmat.data.progress import Progress
     from rmat.machine import is_first_process, pick_device, team
-    from rmat.pretrained.gates import ASKING_TOKENS, PROSE_TOKENS, fit, mixed
+    from rmat.pretrained.gates import fit, mixed, passage_lengths
     from rmat.settings import whole
     from rmat.storage import model_folder
 
@@ -241,13 +241,14 @@ def run_gates(args: argparse.Namespace) -> int:
         raise ValueError(f"--{given[0]} is for --method distil: add that, or leave it out")
     # What a bank is asked for is neither in local reach nor among its newest.
     reach = model.config.chunk_len * (1 + model.config.chunk_lookback) + model.config.n_newest
-    if args.prose and (args.length or PROSE_TOKENS) <= reach:
+    prose, asking = passage_lengths(args.length)
+    if args.prose and prose <= reach:
         raise ValueError(
-            f"in passages of {args.length or PROSE_TOKENS} tokens nothing is further back than the {reach} "
+            f"in passages of {prose} tokens nothing is further back than the {reach} "
             f"that are in local reach or the bank's newest: give --length {2 * reach}, or --prose 0"
         )
     passages = mixed(args.data, tokenizer, reach=reach, **chosen)
-    total = args.prose * (args.length or PROSE_TOKENS) + args.asking * (args.length or ASKING_TOKENS)
+    total = args.prose * prose + args.asking * asking
     with Progress(True) as bars, bars.task("fitting gates (tokens)", total) as advance:
         model = fit(model.to(device), passages, share=share, advance=advance).to("cpu")
     if is_first_process():

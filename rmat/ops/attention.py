@@ -52,9 +52,14 @@ def attend(
         mask = mask if coordinates else bias_BHTJ
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q_BTHD.dtype)
-    if q_BTHD.device.type == "cuda" and q_BTHD.dtype.itemsize > 2 and not torch.is_autocast_enabled("cuda"):
-        # There the fused kernels share key heads in 16 bits only, and what serves else keeps all logits.
-        k_BJKD, v_BJKD = (x.repeat_interleave(q_BTHD.shape[2] // x.shape[2], 2) for x in (k_BJKD, v_BJKD))
+    groups = q_BTHD.shape[2] // k_BJKD.shape[2]
+    if groups > 1 and q_BTHD.device.type == "cuda":
+        wide = q_BTHD.dtype.itemsize > 2 and not torch.is_autocast_enabled("cuda")
+        if wide or (mask is not None and mask.requires_grad):
+            # Its fused kernels share key heads in 16 bits only, and without a gradient of the mask; what serves
+            # else keeps all logits.
+            k_BJKD, v_BJKD = (x.repeat_interleave(groups, 2) for x in (k_BJKD, v_BJKD))
+            groups = 1
     out_BHTD = F.scaled_dot_product_attention(
         q_BTHD.transpose(1, 2),
         k_BJKD.transpose(1, 2),
@@ -62,7 +67,7 @@ def attend(
         attn_mask=mask,
         is_causal=causal,
         scale=width**-0.5,
-        enable_gqa=q_BTHD.shape[2] != k_BJKD.shape[2],
+        enable_gqa=groups > 1,
     )
     return out_BHTD.transpose(1, 2)[..., :width]
 

@@ -67,46 +67,37 @@ def strongest_windows(
     n_slots, device = held.shape[1], held.device
     if at_once is None:
         at_once = max(n_slots // n_candidates, 1) if device.type == "cuda" else 1
-    index = torch.arange(n_slots, device=device).expand(n_rows, -1)
+    at_once = min(at_once, n_segments)
+    places = torch.arange(n_slots + at_once * n_candidates, device=device)
+    segment = (places - n_slots).div(n_candidates, rounding_mode="floor").clamp(min=-1)
+    # What does not enter, or not yet, is weaker than an empty slot, so that banks stay filled from their end.
+    absent = torch.where(segment < 0, ABSENT, 2 * ABSENT)
+    document = fresh.long().cumsum(1)
+    index, last = places[:n_slots].expand(n_rows, -1), torch.zeros_like(document[:, :1])
     windows = [index[:, None]]
     for first in range(0, n_segments, at_once):
-        strength_BGW, begun = (x[:, first : first + at_once] for x in (strength_BNW, fresh))
-        n_offered = strength_BGW[0].numel()
-        new = torch.arange(n_offered, device=device) + n_slots + first * n_candidates
+        begun = document[:, first : first + at_once]
+        n_found, n_joined = begun.shape[1], n_slots + begun.shape[1] * n_candidates
+        new = places[n_slots:n_joined] + first * n_candidates
         joined = torch.cat([index, new.expand(n_rows, -1)], dim=1)
-        order_BGP, strength_BGP = _orders(held, strength_BGW, begun, n_newest)
+        strength = torch.cat([held, strength_BNW[:, first : first + at_once].flatten(1)], dim=1)
+        source = torch.cat([last.expand(-1, n_slots), begun.repeat_interleave(n_candidates, 1)], dim=1)
+        # When each segment closes: what was offered by then, and by the same document.
+        there_BGP = (segment[:n_joined] <= places[:n_found, None]) & (source[:, None] == begun[..., None])
+        there_BGP &= (strength != ABSENT)[:, None]
+        order_BGP = torch.where(there_BGP, strength[:, None], absent[:n_joined])
+        if n_newest:
+            newer_BGP = there_BGP.flip(2).cumsum(2).flip(2)  # of those that are there, itself among them
+            order_BGP = torch.where(there_BGP & (newer_BGP <= n_newest), _SAFE, order_BGP)
+        order_BGP = order_BGP * 2**24 + places[:n_joined]
         # Who has left is weaker than as many as there is room for, and stays so: the banks of a group can be
         # chosen from all of its candidates.
         kept_BGM = order_BGP.topk(n_slots, dim=2, sorted=False).indices.sort(dim=2).values
-        found = joined[:, None].expand_as(order_BGP).gather(2, kept_BGM)
-        windows.append(found)
-        index, held = found[:, -1], strength_BGP[:, -1].gather(1, kept_BGM[:, -1])
+        windows.append(joined[:, None].expand(-1, n_found, -1).gather(2, kept_BGM))
+        index = windows[-1][:, -1]
+        held = torch.where(there_BGP[:, -1], strength, ABSENT).gather(1, kept_BGM[:, -1])
+        last = begun[:, -1:]
     return torch.cat(windows, dim=1)
-
-
-def _orders(held: Tensor, strength_BGW: Tensor, begun: Tensor, n_newest: int) -> tuple[Tensor, Tensor]:
-    """How the M held and the G * W offered vectors rank when each of G segments closes, and their strengths
-    then, (B, G, M + G * W): what a later document made stale is `ABSENT`."""
-    n_rows, n_segments, n_candidates = strength_BGW.shape
-    n_slots = held.shape[1]
-    segment = torch.arange(n_segments, device=held.device)
-    source = torch.cat([segment.new_full((n_slots,), -1), segment.repeat_interleave(n_candidates)])
-    document = begun.long().cumsum(1)
-    source_document = torch.cat(
-        [document.new_zeros(n_rows, n_slots), document.repeat_interleave(n_candidates, 1)], dim=1
-    )
-    stale_BGP = source_document[:, None] != document[..., None]
-    strength_BGP = torch.cat([held, strength_BGW.flatten(1)], dim=1)[:, None]
-    offered = (source >= 0) & (source <= segment[:, None])
-    # What does not enter, or not yet, is weaker than an empty slot, so that banks stay filled from their end.
-    out_BGP = (source >= 0) & ((strength_BGP == ABSENT) | ~offered)
-    strength_BGP = torch.where(stale_BGP, ABSENT, strength_BGP)
-    order_BGP = torch.where(out_BGP, 2 * ABSENT, strength_BGP)
-    if n_newest:
-        entered_BGP = ~out_BGP & (strength_BGP != ABSENT)
-        newer_BGP = entered_BGP.flip(2).cumsum(2).flip(2)  # of those that entered, itself among them
-        order_BGP = torch.where(entered_BGP & (newer_BGP <= n_newest), _SAFE, order_BGP)
-    return order_BGP * 2**24 + torch.arange(len(source), device=held.device), strength_BGP
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -440,9 +440,7 @@ def attend_at_once(
     log_gate_KTT = log_gate_NTK.movedim(2, 0).repeat_interleave(chunk, dim=1)[:, :n_tokens]
     bias_KTT = torch.where(far_TT, log_gate_KTT, near_TT).to(q_BTHD.dtype)
     groups = q_BTHD.shape[2] // k_BTKD.shape[2]
-    # Each query head has keys of its own: kernels that share them have no gradient of a mask.
-    k_BTHD, v_BTHD = (x.repeat_interleave(groups, 2) for x in (k_BTKD, v_BTKD))
-    return attend(q_BTHD, k_BTHD, v_BTHD, mask=bias_KTT.repeat_interleave(groups, 0)[None])
+    return attend(q_BTHD, k_BTKD, v_BTKD, mask=bias_KTT.repeat_interleave(groups, 0)[None])
 
 
 def divergence(model: LanguageModel, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:

@@ -349,6 +349,11 @@ def _targets(local: Local, passage: Passage) -> Tensor:
     return most.clamp(min=LEAST_WEIGHT).log()
 
 
+def passage_lengths(length: int | None) -> tuple[int, int]:
+    """Tokens of a passage of prose, and of the text of one that asks, where `length` was given or not."""
+    return (PROSE_TOKENS, ASKING_TOKENS) if length is None else (length, length)
+
+
 def mixed(
     specs: Sequence[str],
     tokenizer: Tokenizer,
@@ -366,7 +371,7 @@ def mixed(
     """
     if isinstance(specs, str):
         raise TypeError(f"specs={specs!r} is one SPEC: give a list, [{specs!r}]")
-    read, stated = (PROSE_TOKENS, ASKING_TOKENS) if length is None else (length, length)
+    read, stated = passage_lengths(length)
     plain = [prose(spec, tokenizer, length=read, reach=reach, seed=seed) for spec in specs]
     asked = [
         asking(spec, tokenizer, length=stated, seed=seed + 1, in_all=length is not None) for spec in specs
