@@ -56,8 +56,8 @@ def attend(
     if groups > 1 and q_BTHD.device.type == "cuda":
         wide = q_BTHD.dtype.itemsize > 2 and not torch.is_autocast_enabled("cuda")
         if wide or (mask is not None and mask.requires_grad):
-            # Its fused kernels share key heads in 16 bits only, and without a gradient of the mask; what serves
-            # else keeps all logits.
+            # Its fused kernels share key heads in 16 bits only, and without a gradient of the mask; what
+            # serves else keeps all logits.
             k_BJKD, v_BJKD = (x.repeat_interleave(groups, 2) for x in (k_BJKD, v_BJKD))
             groups = 1
     out_BHTD = F.scaled_dot_product_attention(
