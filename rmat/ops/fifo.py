@@ -69,34 +69,36 @@ def strongest_windows(
         at_once = max(n_slots // n_candidates, 1) if device.type == "cuda" else 1
     at_once = min(at_once, n_segments)
     places = torch.arange(n_slots + at_once * n_candidates, device=device)
-    segment = (places - n_slots).div(n_candidates, rounding_mode="floor").clamp(min=-1)
+    segment = (places - n_slots).div(n_candidates, rounding_mode="floor")
+    offered = segment <= places[:at_once, None]
     # What does not enter, or not yet, is weaker than an empty slot, so that banks stay filled from their end.
-    absent = torch.where(segment < 0, ABSENT, 2 * ABSENT)
+    strengths = torch.where(strength_BNW == ABSENT, 2 * ABSENT, strength_BNW).flatten(1) * 2**24
+    empty = torch.where(segment < 0, ABSENT, 2 * ABSENT) * 2**24
     document = fresh.long().cumsum(1)
-    index, last = places[:n_slots].expand(n_rows, -1), torch.zeros_like(document[:, :1])
+    source_document = document.repeat_interleave(n_candidates, 1)
+    index, held, last = places[:n_slots].expand(n_rows, -1), held * 2**24, torch.zeros_like(document[:, :1])
     windows = [index[:, None]]
     for first in range(0, n_segments, at_once):
         begun = document[:, first : first + at_once]
-        n_found, n_joined = begun.shape[1], n_slots + begun.shape[1] * n_candidates
-        new = places[n_slots:n_joined] + first * n_candidates
-        joined = torch.cat([index, new.expand(n_rows, -1)], dim=1)
-        strength = torch.cat([held, strength_BNW[:, first : first + at_once].flatten(1)], dim=1)
-        source = torch.cat([last.expand(-1, n_slots), begun.repeat_interleave(n_candidates, 1)], dim=1)
+        begin, end = first * n_candidates, (first + begun.shape[1]) * n_candidates
+        size = n_slots + end - begin
+        joined = torch.cat([index, (places[n_slots:size] + begin).expand(n_rows, -1)], dim=1)
+        strength = torch.cat([held, strengths[:, begin:end]], dim=1)
+        source = torch.cat([last.expand(-1, n_slots), source_document[:, begin:end]], dim=1)
         # When each segment closes: what was offered by then, and by the same document.
-        there_BGP = (segment[:n_joined] <= places[:n_found, None]) & (source[:, None] == begun[..., None])
-        there_BGP &= (strength != ABSENT)[:, None]
-        order_BGP = torch.where(there_BGP, strength[:, None], absent[:n_joined])
+        there_BGP = offered[: begun.shape[1], :size] & (source[:, None] == begun[..., None])
+        order_BGP = torch.where(there_BGP, strength[:, None], empty[:size])
         if n_newest:
-            newer_BGP = there_BGP.flip(2).cumsum(2).flip(2)  # of those that are there, itself among them
-            order_BGP = torch.where(there_BGP & (newer_BGP <= n_newest), _SAFE, order_BGP)
-        order_BGP = order_BGP * 2**24 + places[:n_joined]
+            entered_BGP = there_BGP & (strength > ABSENT * 2**24)[:, None]
+            newer_BGP = entered_BGP.flip(2).cumsum(2).flip(2)  # of those that entered, itself among them
+            order_BGP = torch.where(entered_BGP & (newer_BGP <= n_newest), _SAFE * 2**24, order_BGP)
+        order_BGP = order_BGP + places[:size]
         # Who has left is weaker than as many as there is room for, and stays so: the banks of a group can be
         # chosen from all of its candidates.
         kept_BGM = order_BGP.topk(n_slots, dim=2, sorted=False).indices.sort(dim=2).values
-        windows.append(joined[:, None].expand(-1, n_found, -1).gather(2, kept_BGM))
-        index = windows[-1][:, -1]
-        held = torch.where(there_BGP[:, -1], strength, ABSENT).gather(1, kept_BGM[:, -1])
-        last = begun[:, -1:]
+        windows.append(joined[:, None].expand(-1, begun.shape[1], -1).gather(2, kept_BGM))
+        index, last = windows[-1][:, -1], begun[:, -1:]
+        held = torch.where(there_BGP[:, -1], strength, ABSENT * 2**24).gather(1, kept_BGM[:, -1])
     return torch.cat(windows, dim=1)
 
 
